@@ -1,0 +1,120 @@
+"""Meta-Vote Pruning, its baselines and controls: a pre-trained model pruned for new few-shot tasks.
+
+    python -m mvp_jax.main --config=configs/mvp.py --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp.py:model=vit --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp.py:runlocal --workdir=DIR
+
+The argument is a comma-separated list of `data=digits|npz`, `model=resnet|vit|NAME` and `runlocal`; every field below can
+be overridden as `--config.field=value`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def _parse(arg: str | None) -> dict[str, str]:
+    allowed = ("data", "model", "runlocal")
+    given = {}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if key not in allowed or (key == "runlocal") == bool(value):
+            raise ValueError(f"unknown config argument {part!r}; allowed are data=NAME, model=NAME and runlocal")
+        given[key] = value or "yes"
+    return given
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = _parse(arg)
+    data, model = given.get("data", "digits"), given.get("model", "resnet")
+    vit = model.startswith("vit")
+
+    config = ConfigDict()
+    config.seed = 0
+    config.mapping = "vmap"  # members at once; "loop" where one member fills the machine
+    config.chunk = 20  # members (bank tasks, targets x seeds) at a time
+
+    config.data = ConfigDict()
+    config.data.name = data
+    config.data.path = ""
+    config.data.upsample = 1
+    config.data.mean = config_dict.placeholder(tuple)
+    config.data.std = config_dict.placeholder(tuple)
+    config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
+    config.data.unseen_classes = 2  # neither pre-training nor the bank sees them
+
+    config.model = ConfigDict()
+    config.model.name = {"resnet": "resnet8", "vit": "vit_micro"}.get(model, model)
+    config.model.options = ConfigDict() if vit else ConfigDict({"width": 16})
+    config.model.conv = "auto"
+    config.model.classes = 0  # of the pre-trained head; 0: the pre-training classes
+    config.model.checkpoint = ""  # safetensors with PyTorch's names; empty: pre-train here
+
+    config.pretrain = ConfigDict()
+    config.pretrain.classes = 6
+    config.pretrain.steps = 600
+    config.pretrain.learning_rate = 1e-3 if vit else 0.05
+    config.pretrain.optimizer = "adamw" if vit else "sgd"
+    config.pretrain.weight_decay = 1e-4
+    config.pretrain.batch = 64
+    config.pretrain.augment = "shift"
+    config.pretrain.save_every = 200
+
+    config.tasks = ConfigDict()
+    config.tasks.classes_per_task = 3
+    config.tasks.source_images = config_dict.placeholder(int)  # a class; none: all there are
+    config.tasks.shots = 5
+    # As many to validate as to test: one compiled evaluation serves both.
+    config.tasks.valid = 36
+    config.tasks.test = 36
+
+    config.prune = ConfigDict()
+    config.prune.ratio = 0.75
+    config.prune.kinds = ("head", "qk", "value", "neuron") if vit else ("filter",)
+    config.prune.min_units = 1
+
+    config.bank = ConfigDict()
+    config.bank.tasks = 40
+    config.bank.similarity = "leep"
+    config.bank.rounds = 2
+    config.bank.steps_per_round = 40
+    config.bank.final_steps = 60
+    config.bank.schedule = "geometric"
+    config.bank.score = "fisher"
+    config.bank.learning_rate = 1e-3 if vit else 0.02
+    config.bank.batch = 64
+
+    config.tune = ConfigDict()
+    config.tune.learning_rate = 3e-4 if vit else 0.02
+    config.tune.optimizer = "adamw" if vit else "sgd"
+    config.tune.weight_decay = 0.0
+    config.tune.batch = 32
+    config.tune.probe_l2 = 1e-2
+    config.tune.probe_examples = 1024
+    config.tune.norm_examples = 512
+    config.tune.augment = "none"
+
+    config.vote = ConfigDict()
+    config.vote.k = 5
+    config.vote.temperature = 0.0
+    config.vote.ballots = "uniform"
+    config.vote.similarity_temperature = 0.1
+    config.vote.weights = "neighbours"
+    config.vote.outside = "pretrained"
+    config.vote.doubt = 0.25
+
+    config.targets = ConfigDict()
+    config.targets.count = 6
+    config.targets.seeds = 3
+    config.targets.unseen_at_least = 2
+    config.steps = (0, 10, 25, 50)  # fine-tuning steps after which to look
+    config.methods = ()  # empty: all
+
+    if "runlocal" in given:
+        config.pretrain.steps = 20
+        config.bank.tasks = 4
+        config.bank.rounds, config.bank.steps_per_round, config.bank.final_steps = 2, 2, 2
+        config.targets.count, config.targets.seeds = 2, 1
+        config.steps = (0, 2)
+        config.vote.k = 2
+        if not vit:
+            config.model.name, config.model.options.width = "resnet8", 4
+    return config

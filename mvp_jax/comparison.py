@@ -1,0 +1,226 @@
+"""Every method on every target under one protocol: the rows of the results table.
+
+A member is one (target, seed). All members of a chunk run at once, method after method; since every method ends in the
+same slim shapes, the programs are compiled for the first and found again by the rest. Each (method, chunk) is written
+when it is done, so that a killed comparison goes on where it stopped.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax import population, train
+from mvp_jax.methods import api, ifp, mvp, oneshot
+from mvp_jax.types import Array, Batch, Key, Variables
+
+
+class Members(NamedTuple):
+    """Targets × seeds, stacked; every leaf leads with `M`.
+
+    Attributes:
+        train, valid, test: `{"x": [M, n, ...], "y": int32[M, n]}`; methods see `train` only.
+        similarity: `[M, T]` of the target to every bank entry, from `train`.
+        key: one a member.
+    """
+
+    train: Batch
+    valid: Batch
+    test: Batch
+    similarity: Array
+    key: Key
+
+
+Voters = Literal["none", "nearest", "farthest", "random", "all"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One line of the table.
+
+    Attributes:
+        start: `(problem, settings, key) -> Start`, or `None` for IFP, whose budget includes its rounds.
+        settings: of the method.
+        voters: which bank entries it gets.
+        budget: multiple of the fine-tuning steps (IFP only).
+        dense: whether nothing is pruned.
+    """
+
+    start: Callable[..., api.Start] | None
+    settings: Any
+    voters: Voters = "none"
+    budget: int = 1
+    dense: bool = False
+
+
+def variants(
+    tuning: api.Tuning,
+    *,
+    search: ifp.Settings,
+    vote: mvp.Settings,
+    examples: int = 512,
+    batch_norm: bool = True,
+) -> dict[str, Variant]:
+    """MVP, every baseline and every control, by the names that the tables carry."""
+    vote = dataclasses.replace(vote, tuning=tuning)
+    plain = dataclasses.replace(vote, anchor=False)
+    search = dataclasses.replace(search, tuning=dataclasses.replace(tuning, steps=0))
+    table = {
+        "dense": Variant(start=oneshot.keep_all, settings=oneshot.Settings(tuning=tuning), dense=True),
+        "mvp": Variant(start=mvp.start, settings=plain, voters="nearest"),
+        "mvp_anchored": Variant(
+            start=mvp.start, settings=dataclasses.replace(vote, anchor=True, k=max(2, vote.k)), voters="nearest"
+        ),
+        "mvp_weighted": Variant(
+            start=mvp.start, settings=dataclasses.replace(plain, ballots="similarity"), voters="nearest"
+        ),
+        "ifp": Variant(start=None, settings=search),
+        "ifp_10x": Variant(start=None, settings=search, budget=10),
+    }
+    copy = dataclasses.replace(plain, k=1, outside="mean")
+    for where in ("nearest", "random", "farthest"):
+        table[f"copy_{where}"] = Variant(start=mvp.start, settings=copy, voters=where)  # type: ignore[arg-type]
+    table |= {
+        "vote_farthest": Variant(start=mvp.start, settings=plain, voters="farthest"),
+        "vote_universal": Variant(start=mvp.start, settings=dataclasses.replace(plain, k=10**9), voters="all"),
+        "vote_pretrained_weights": Variant(
+            start=mvp.start, settings=dataclasses.replace(plain, weights="pretrained"), voters="nearest"
+        ),
+        "own_mask_mean_weights": Variant(
+            start=mvp.start, settings=dataclasses.replace(plain, mask="own"), voters="nearest"
+        ),
+        "mean_weights_no_vote": Variant(
+            start=mvp.start, settings=dataclasses.replace(plain, mask="mean"), voters="nearest"
+        ),
+    }
+    for score in oneshot.SCORES:
+        if score == "batch_norm_scale" and not batch_norm:
+            continue
+        name = "random_units" if score == "random" else f"oneshot_{score}"
+        table[name] = Variant(
+            start=oneshot.start, settings=oneshot.Settings(score=score, examples=examples, tuning=tuning)
+        )
+    return table
+
+
+def voters(which: Voters, similarity: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Bank entries by index for each member: `[M, T] -> int[M, k]`, most similar first."""
+    entries = similarity.shape[1]
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    k = min(k, entries)
+    if which == "all":
+        return order
+    if which == "farthest":
+        return order[:, ::-1][:, :k].copy()
+    if which == "random":
+        return np.stack([rng.choice(entries, k, replace=False) for _ in similarity])
+    return order[:, :k]
+
+
+@jax.jit
+def pick(bank: api.Neighbours, index: Array, similarity: Array) -> api.Neighbours:
+    """The entries at `index [k]` of a stacked bank, with one target's similarity to them."""
+    chosen = jax.tree.map(lambda leaf: leaf[index], bank._replace(similarity=similarity))
+    return chosen
+
+
+class Outcome(NamedTuple):
+    """What a variant gave for a chunk of members: accuracies by step, and the final slim variables and units."""
+
+    accuracy: dict[tuple[int, str], np.ndarray]
+    variables: Variables
+    units: Mapping[str, Array]
+
+
+def run_variant(
+    variant: Variant,
+    problem: api.Problem,
+    members: Members,
+    *,
+    steps: Sequence[int],
+    bank: api.Neighbours | None = None,
+    index: np.ndarray | None = None,
+    mapping: population.Mapping = "vmap",
+) -> Outcome:
+    """Runs one line of the table for all members of a chunk.
+
+    Args:
+        variant: what to run.
+        problem: the template; its `train` and `neighbours` are replaced member by member.
+        members: the chunk.
+        steps: fine-tuning steps after which to look, rising, from 0; validation accuracy at each, test accuracy at the
+            first and the last.
+        bank: all entries stacked, with `index [M, k]` the voters of each member.
+        index: see `bank`.
+        mapping: see `population.over`.
+
+    Returns:
+        Accuracies `[M]` by `(steps, split)`, and the slim variables `[M, ...]` after the last step.
+    """
+    tuning: api.Tuning = variant.settings.tuning
+    template = api.all_kept(problem) if variant.dense else problem
+    over = functools.partial(population.over, mapping=mapping)
+    chosen = jnp.zeros((members.similarity.shape[0], 0), jnp.int32) if index is None else jnp.asarray(index)
+
+    def own(data: Batch, index: Array, similarity: Array) -> api.Problem:
+        neighbours = None if bank is None or index.shape[0] == 0 else pick(bank, index, similarity[index])
+        return dataclasses.replace(template, train=data, neighbours=neighbours)
+
+    def judge(variables: Variables, split: str) -> np.ndarray:
+        data = getattr(members, split)
+        return over(lambda v, d: train.evaluate(template.slim, v, d)["accuracy"], variables, data)
+
+    accuracy: dict[tuple[int, str], Any] = {}
+
+    def look(variables: Variables, at: int) -> None:
+        accuracy[at, "valid"] = judge(variables, "valid")
+        if at in (steps[0], steps[-1]):
+            accuracy[at, "test"] = judge(variables, "test")
+
+    if variant.start is None:
+        for at in steps if variant.budget == 1 else steps[-1:]:
+            if at == 0:
+                continue
+            settings = ifp.with_budget(variant.settings, at * variant.budget)
+            found = over(
+                lambda d, k, s=settings: ifp.search(dataclasses.replace(template, train=d), s, k),
+                members.train,
+                members.key,
+            )
+            look(found.slim, at)
+        return Outcome(jax.tree.map(np.asarray, accuracy), found.slim, found.units)
+
+    start = over(
+        lambda d, i, s, k: variant.start(own(d, i, s), variant.settings, jax.random.fold_in(k, 0)),  # type: ignore[misc]
+        members.train,
+        chosen,
+        members.similarity,
+        members.key,
+    )
+
+    def first(data: Batch, start: api.Start, key: Key) -> train.TrainState:
+        problem = dataclasses.replace(template, train=data)
+        return api.begin(problem, api.prepare(problem, start, tuning), tuning, jax.random.fold_in(key, 1))
+
+    def further(data: Batch, state: train.TrainState, steps: int) -> tuple[train.TrainState, Variables]:
+        problem = dataclasses.replace(template, train=data)
+        state, _ = api.advance(template.slim, data, state, tuning, steps)
+        return state, api.settle(problem, state, tuning)
+
+    state = over(first, members.train, start, members.key)
+    variables, done = state.variables, 0
+    for at in steps:
+        if at > done:
+            state, variables = over(functools.partial(further, steps=at - done), members.train, state)
+            done = at
+        look(variables, at)
+    return Outcome(jax.tree.map(np.asarray, accuracy), variables, start.units)
+
+
+def examples_used(variant: Variant, at: int, examples: int, batch: int) -> int:
+    """Training examples that pass forward and backward for `at` fine-tuning steps of the table."""
+    return at * variant.budget * min(batch, examples)

@@ -1,0 +1,377 @@
+"""Tasks: some of a data set's classes, drawn by a seed, and the images each learns from.
+
+A task list is data: it is drawn once, saved as JSON and reloaded the same. Which images a task gets depends on the seed
+and on each class alone, so in tasks that share a class and a seed, an image that one trains on is never one another
+validates or tests on.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mvp_jax.data import sources
+from mvp_jax.data.sources import Arrays, Source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Some classes to tell apart.
+
+    Attributes:
+        name: unique in its list; names the bank entry.
+        classes: the labels in the data set; the task's own labels are the positions in this tuple.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError(f"task {self.name!r} is empty; a task needs at least one class")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"task {self.name!r} names a class twice: {self.classes}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+class TaskData(NamedTuple):
+    """A task's images with labels `0` to `Y - 1`; a split that was not asked for has no images."""
+
+    train: Arrays
+    valid: Arrays
+    test: Arrays
+
+
+def draw(
+    classes: int | Iterable[int],
+    tasks: int,
+    classes_per_task: int,
+    seed: int,
+    *,
+    must_include: Iterable[int] = (),
+    at_least: int | None = None,
+    exclude: Iterable[Task] = (),
+    prefix: str = "task",
+) -> tuple[Task, ...]:
+    """Draws tasks with distinct sets of classes, uniformly among all such sets.
+
+    A longer list drawn with the same seed begins with the shorter one, so a bank can grow.
+
+    Args:
+        classes: how many classes there are, or which may be used.
+        tasks: how many tasks.
+        classes_per_task: the size of each set.
+        seed: of the draw.
+        must_include: classes of which each task holds some.
+        at_least: how many of them each task holds at the least; all, without it.
+        exclude: tasks whose sets are not to be drawn (those of the bank, for targets).
+        prefix: the names are `prefix-0000`, `prefix-0001` and so on.
+
+    Returns:
+        The tasks, each with its classes in ascending order.
+
+    Raises:
+        ValueError: if more distinct tasks are asked for than exist, or for numbers that do not fit.
+
+    >>> sorted(t.classes for t in draw(4, 3, 2, seed=0, must_include=[3]))
+    [(0, 3), (1, 3), (2, 3)]
+    """
+    allowed = sorted(set(range(classes) if isinstance(classes, int) else (int(c) for c in classes)))
+    musts = sorted({int(c) for c in must_include})
+    others = [c for c in allowed if c not in set(musts)]
+    if set(musts) - set(allowed):
+        raise ValueError(f"must_include has {sorted(set(musts) - set(allowed))}, which are not among {_few(allowed)}")
+    if not 1 <= classes_per_task <= len(allowed):
+        raise ValueError(f"{classes_per_task} classes a task asked of {len(allowed)}; choose 1 to {len(allowed)}")
+    least = len(musts) if at_least is None else at_least
+    if not 0 <= least <= min(len(musts), classes_per_task):
+        raise ValueError(
+            f"each of the tasks of {classes_per_task} classes is to hold {least} of {len(musts)} classes; "
+            f"choose at most {min(len(musts), classes_per_task)}"
+        )
+    if tasks < 1:
+        raise ValueError(f"{tasks} tasks asked for; a list has at least one")
+    ways = {
+        j: math.comb(len(musts), j) * math.comb(len(others), classes_per_task - j)
+        for j in range(least, min(len(musts), classes_per_task) + 1)
+    }
+    fits = set(allowed)
+    barred = {
+        s
+        for s in (frozenset(t.classes) for t in exclude)
+        if len(s) == classes_per_task and s <= fits and len(s & set(musts)) >= least
+    }
+    total = sum(ways.values()) - len(barred)
+    if tasks > total:
+        raise ValueError(
+            f"{tasks} distinct tasks of {classes_per_task} classes asked for, but only {total} exist; "
+            "ask for fewer, or allow more classes"
+        )
+    rng = np.random.default_rng(seed)
+    share = np.array([w / sum(ways.values()) for w in ways.values()])
+    drawn: dict[frozenset[int], None] = {}
+    while len(drawn) < tasks:
+        j = list(ways)[int(rng.choice(len(ways), p=share / share.sum()))]
+        picked = [musts[i] for i in rng.choice(len(musts), j, replace=False)]
+        picked += [others[i] for i in rng.choice(len(others), classes_per_task - j, replace=False)]
+        if frozenset(picked) not in barred:
+            drawn[frozenset(picked)] = None
+    return tuple(Task(name=f"{prefix}-{i:04d}", classes=tuple(sorted(s))) for i, s in enumerate(drawn))
+
+
+def _few(values: Sequence[Any], most: int = 12) -> str:
+    return f"{list(values[:most])}"[:-1] + (", ...]" if len(values) > most else "]")
+
+
+def coarse_tasks(source: Source) -> tuple[Task, ...]:
+    """One task for each superclass, of its classes.
+
+    >>> source = sources.arrays("toy", (np.zeros((4, 1, 1), np.uint8), [0, 1, 2, 3]), coarse=(1, 0, 1, 0))
+    >>> [t.classes for t in coarse_tasks(source)]
+    [(1, 3), (0, 2)]
+    """
+    if not source.coarse:
+        raise ValueError(f"{source.name} has no superclasses; `draw` makes tasks of any source")
+    names = source.coarse_names or tuple(f"coarse-{i:04d}" for i in range(max(source.coarse) + 1))
+    members = {c: tuple(i for i, b in enumerate(source.coarse) if b == c) for c in sorted(set(source.coarse))}
+    return tuple(Task(name=names[c], classes=classes) for c, classes in members.items())
+
+
+def shared_classes(a: Task, b: Task) -> float:
+    """The overlap of two tasks' classes, `|A ∩ B| / |A ∪ B|`.
+
+    >>> shared_classes(Task(name="a", classes=(0, 1, 2)), Task(name="b", classes=(2, 3)))
+    0.25
+    """
+    left, right = set(a.classes), set(b.classes)
+    return len(left & right) / len(left | right)
+
+
+def save(tasks: Sequence[Task], path: str | os.PathLike[str]) -> None:
+    """Writes a task list as JSON, whole or not at all.
+
+    Raises:
+        ValueError: if two tasks share a name, or the file cannot be written.
+    """
+    _distinct(tasks)
+    path = pathlib.Path(path)
+    rows = ",\n".join("  " + json.dumps({"name": t.name, "classes": list(t.classes)}) for t in tasks)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            file.write(f'{{"format": "mvp_jax tasks", "version": 1, "tasks": [\n{rows}\n]}}\n')
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except OSError as error:
+        raise ValueError(f"cannot write the task list {path}: {error}; choose a folder that can be written") from error
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Task, ...]:
+    """Reads what `save` wrote.
+
+    Raises:
+        ValueError: for a missing file, or one that is not a task list.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"no task list {path}; make one by `tasks.save(tasks.draw(...), path)`")
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != "mvp_jax tasks" or content["version"] != 1:
+            raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
+        tasks = tuple(Task(name=str(t["name"]), classes=tuple(int(c) for c in t["classes"])) for t in content["tasks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a task list of version 1: {error}") from error
+    _distinct(tasks)
+    return tasks
+
+
+def _distinct(tasks: Sequence[Task]) -> None:
+    names = [t.name for t in tasks]
+    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) != len(names) else []
+    if twice:
+        raise ValueError(f"tasks share the names {_few(twice)}; give each its own")
+
+
+def split(
+    data: Arrays | Source,
+    *,
+    seed: int,
+    fractions: Sequence[float] | None = None,
+    counts: Sequence[int] | None = None,
+) -> tuple[Arrays, ...]:
+    """Cuts images into pools that share no picture, with the same share of every class.
+
+    Of images with exactly equal pixels only the first is used, so the pools are disjoint in content, not only in index.
+
+    Args:
+        data: images and labels, or a source, whose training split is cut.
+        seed: of the cut.
+        fractions: the share of each class that each pool gets, together at most 1 (rounded down, image by image).
+        counts: or how many images of each class each pool gets.
+
+    Returns:
+        The pools, images in their old order.
+
+    Raises:
+        ValueError: for shares over 1, or a class too small for its counts or its share.
+
+    >>> a, b = split(sources.digits(), seed=0, fractions=(0.75, 0.25))
+    >>> len(a.y) + len(b.y), sorted(set(b.y.tolist()))
+    (1797, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
+    pair = data.train if isinstance(data, Source) else data
+    if (fractions is None) == (counts is None):
+        raise ValueError("give either fractions or counts")
+    if fractions is not None and (not all(f > 0 for f in fractions) or math.fsum(fractions) > 1 + 1e-9):
+        raise ValueError(f"fractions {tuple(fractions)} of the pools; expected positive shares, together at most 1")
+    if counts is not None and not all(c > 0 for c in counts):
+        raise ValueError(f"counts {tuple(counts)} of the pools; expected positive numbers of images a class")
+    _, first = np.unique(sources.hashes(pair.x), return_index=True)
+    pools: list[list[np.ndarray]] = [[] for _ in (fractions or counts or ())]
+    for c in np.unique(pair.y):
+        own = _order(np.sort(first[pair.y[first] == c]), seed, int(c))
+        if counts is not None:
+            ends = np.cumsum([0, *counts])
+        else:
+            # Shares are added up before rounding, so that they lose at most one image together.
+            ends = np.floor(np.cumsum([0.0, *(fractions or ())]) * len(own) + 1e-6).astype(int)
+        if ends[-1] > len(own) or (np.diff(ends) == 0).any():
+            raise ValueError(
+                f"class {c} has {len(own)} distinct images, too few for pools of {np.diff(ends).tolist()}; "
+                "ask for fewer, or leave the class out"
+            )
+        for pool, (start, end) in zip(pools, itertools.pairwise(ends), strict=True):
+            pool.append(own[start:end])
+    return tuple(sources.take(pair, np.sort(np.concatenate(pool))) for pool in pools)
+
+
+def subset(pair: Arrays, classes: Sequence[int]) -> Arrays:
+    """All images of some classes, with labels `0` to `Y - 1` in the order of `classes`.
+
+    >>> subset(Arrays(np.zeros((4, 1, 1, 1), np.uint8), np.array([5, 2, 9, 2], np.int32)), (9, 2)).y.tolist()
+    [1, 0, 1]
+    """
+    task = Task(name="subset", classes=tuple(int(c) for c in classes))
+    missing = [c for c in task.classes if not (pair.y == c).any()]
+    if missing:
+        raise ValueError(f"no images of classes {missing}; there are images of {_few(np.unique(pair.y).tolist())}")
+    return _relabel(pair, np.flatnonzero(np.isin(pair.y, task.classes)), task)
+
+
+def materialise(
+    task: Task,
+    data: Arrays,
+    *,
+    shots: int | None = None,
+    valid: int | None = None,
+    test: int | None = None,
+    seed: int,
+    valid_from: Arrays | None = None,
+    test_from: Arrays | None = None,
+) -> TaskData:
+    """A task's images, exactly as many of each class as asked for.
+
+    Of each class, in the order that the seed gives it, the first images test, the next validate, the next train: other
+    `shots` leave the test set as it is, and more shots contain the fewer. The result's shapes depend on `data` and the
+    numbers but not on the task, so tasks of equally many classes stack. The classes take turns in every split.
+
+    Args:
+        task: its classes.
+        data: where the images come from; labels are the data set's.
+        shots: training images of each class; without it all that the scarcest class in `data` can give.
+        valid: validation images of each class; without it none, or of `valid_from` all that its scarcest class has.
+        test: test images of each class, likewise.
+        seed: of the choice of images.
+        valid_from: validate on these images instead.
+        test_from: test on these images instead.
+
+    Returns:
+        Train, validation and test images with labels `0` to `Y - 1`.
+
+    Raises:
+        ValueError: for a class without images, too few images, or nothing to train on.
+
+    >>> data = materialise(Task(name="t", classes=(3, 8)), sources.digits().train, shots=5, test=20, seed=0)
+    >>> data.train.y[:4].tolist(), data.train.x.shape, data.valid.x.shape, data.test.x.shape
+    ([0, 1, 0, 1], (10, 8, 8, 1), (0, 8, 8, 1), (40, 8, 8, 1))
+    """
+    for what, number in (("shots", shots), ("valid", valid), ("test", test)):
+        if number is not None and number < (1 if what == "shots" else 0):
+            raise ValueError(f"{what} is {number}; expected a number of images a class")
+
+    def cut(name: str, pair: Arrays, wants: Sequence[tuple[str, int | None]]) -> list[Arrays]:
+        scarcest = int(np.unique(pair.y, return_counts=True)[1].min(initial=len(pair.y)))
+        fixed = sum(n or 0 for _, n in wants)
+        numbers = [scarcest - fixed if n is None else n for _, n in wants]
+        if any(n < 0 or (n == 0 and w is None) for n, (_, w) in zip(numbers, wants, strict=True)):
+            raise ValueError(f"the scarcest class of {name} has {scarcest} images, all taken by {dict(wants)}")
+        ends = np.cumsum([0, *numbers])
+        columns = []
+        for c in task.classes:
+            own = _order(np.flatnonzero(pair.y == c), seed, c)
+            if len(own) < max(int(ends[-1]), 1):
+                asked = {what: n for (what, _), n in zip(wants, numbers, strict=True) if n}
+                raise ValueError(
+                    f"task {task.name!r}: class {c} has {len(own)} images in {name}, but {asked} are asked for; "
+                    "ask for fewer, or leave the class out"
+                )
+            columns.append(own[: ends[-1]])
+        rows = np.stack(columns, axis=1)  # [images of a class, class]: read row by row, the classes take turns
+        return [_relabel(pair, rows[a:b].ravel(), task) for a, b in itertools.pairwise(ends)]
+
+    own_wants: list[tuple[str, int | None]] = [
+        ("test", 0 if test_from is not None else test or 0),
+        ("valid", 0 if valid_from is not None else valid or 0),
+        ("shots", shots),
+    ]
+    tested, validated, trained = cut("the data", data, own_wants)
+    if valid_from is not None:
+        (validated,) = cut("valid_from", valid_from, [("valid", valid)])
+    if test_from is not None:
+        (tested,) = cut("test_from", test_from, [("test", test)])
+    return TaskData(train=trained, valid=validated, test=tested)
+
+
+def _order(indices: np.ndarray, seed: int, label: int) -> np.ndarray:
+    return np.random.default_rng([seed, label]).permutation(indices)
+
+
+def _relabel(pair: Arrays, which: np.ndarray, task: Task) -> Arrays:
+    new = np.zeros(max(task.classes) + 1, np.int32)
+    new[list(task.classes)] = np.arange(task.num_classes, dtype=np.int32)
+    return Arrays(pair.x[which], new[pair.y[which]])
+
+
+def stack(items: Sequence[TaskData]) -> TaskData:
+    """Tasks of equal shape as one, with a leading task axis on every array, for `vmap`.
+
+    >>> t = [materialise(Task(name="", classes=c), sources.digits().train, shots=2, seed=0) for c in ((0, 1), (2, 3))]
+    >>> stack(t).train.x.shape, stack(t).train.y.tolist()
+    ((2, 4, 8, 8, 1), [[0, 1, 0, 1], [0, 1, 0, 1]])
+    """
+    if not items:
+        raise ValueError("no tasks to stack; give at least one")
+    for split_name in TaskData._fields:
+        shapes = {getattr(t, split_name).x.shape for t in items}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{split_name} images differ in shape from task to task: {_few(sorted(shapes))}; give every task "
+                "equally many classes and the same numbers of images"
+            )
+
+    def joined(pairs: Sequence[Arrays]) -> Arrays:
+        return Arrays(np.stack([p.x for p in pairs]), np.stack([p.y for p in pairs]))
+
+    return TaskData(*(joined(pairs) for pairs in zip(*items, strict=True)))

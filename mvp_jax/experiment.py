@@ -1,0 +1,210 @@
+"""From a resolved config to files: data, pre-trained model, bank, targets, comparison, report, slim models.
+
+Each stage writes what it made and finds it again, so that a run that was killed goes on where it stopped. The only
+module besides `main` that knows about configs.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mvp_jax import comparison, models, prune, records, stages, train
+from mvp_jax.data import sources, tasks, transforms
+from mvp_jax.methods import api, ifp, mvp
+from mvp_jax.models import resnet
+from mvp_jax.models.api import Model
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The main job; returns the rows of the results table.
+
+    Args:
+        config: resolved, as from `configs/mvp.py`.
+        workdir: where everything goes; a run that was killed there is continued.
+
+    Raises:
+        ValueError: for anything wrong with config, data, checkpoint, bank or folder, before work starts.
+    """
+    work = Path(workdir)
+    plan = check(config)
+    claim(work, config)
+    tasks.save(plan.setting.bank_tasks, work / "bank_tasks.json")
+    tasks.save(plan.setting.targets, work / "targets.json")
+    variables = stages.pretrain(plan, work)
+    bank = stages.build_bank(plan, variables, work)
+    stages.study_overlap(plan, variables, bank, work)
+    rows = stages.compare(plan, variables, bank, work)
+    stages.report(plan, variables, rows, work)
+    return rows
+
+
+def check(config: ConfigDict) -> stages.Plan:
+    """Turns a config into a plan; everything that can be wrong with it is found here, before work starts."""
+    setting = load(config)
+    name = config.model.name
+    classes = config.model.classes or len(setting.pretrain_classes)
+    model = build_model(config, setting.image_shape, classes)
+    groups = tuple(g for g in model.groups if g.kind in config.prune.kinds)
+    if not groups:
+        raise ValueError(
+            f"prune.kinds={tuple(config.prune.kinds)} names no group of {config.model.name!r}; "
+            f"it has {sorted({g.kind for g in model.groups})}"
+        )
+    tuning = api.Tuning(
+        **{**config.tune.to_dict(), "augment": augmentation(config.tune.augment), "steps": config.steps[-1]}
+    )
+    search = ifp.Settings(
+        rounds=config.bank.rounds,
+        steps_per_round=config.bank.steps_per_round,
+        schedule=config.bank.schedule,
+        score=config.bank.score,
+        min_units=config.prune.min_units,
+        tuning=dataclasses.replace(
+            tuning,
+            steps=config.bank.final_steps,
+            learning_rate=config.bank.learning_rate,
+            batch=config.bank.batch,
+        ),
+    )
+    keep = prune.keep_counts({g.name: g.size for g in groups}, config.prune.ratio, min_units=config.prune.min_units)
+    steps = tuple(config.steps)
+    if list(steps) != sorted(set(steps)) or steps[0] != 0 or len(steps) < 2:
+        raise ValueError(f"steps must rise from 0, as (0, 25, 50), got {steps}")
+    if config.targets.seeds < 1:
+        raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
+    if config.bank.similarity not in stages.SIMILARITIES:
+        raise ValueError(f"unknown bank.similarity {config.bank.similarity!r}; choose one of {stages.SIMILARITIES}")
+    table = comparison.variants(
+        tuning, search=search, vote=mvp.Settings(**config.vote.to_dict()), batch_norm=name in resnet.PRESETS
+    )
+    unknown = sorted(set(config.methods) - set(table))
+    if unknown:
+        raise ValueError(f"unknown methods {unknown}; choose among {sorted(table)}, or leave methods empty for all")
+    return stages.Plan(
+        setting=setting,
+        model=model,
+        groups=groups,
+        keep=tuple(keep.items()),
+        ratio=config.prune.ratio,
+        steps=steps,
+        variants={m: table[m] for m in config.methods or table},
+        tuning=tuning,
+        search=search,
+        k=config.vote.k,
+        seed=config.seed,
+        seeds=config.targets.seeds,
+        mapping=config.mapping,
+        chunk=config.chunk,
+        checkpoint=config.model.checkpoint,
+        similarity=config.bank.similarity,
+        pretraining=stages.Pretraining(
+            **{
+                **{k: v for k, v in config.pretrain.to_dict().items() if k != "classes"},
+                "augment": augmentation(config.pretrain.augment),
+            }
+        ),
+        sizes=stages.Sizes(**config.tasks.to_dict()),
+    )
+
+
+def claim(work: Path, config: ConfigDict) -> None:
+    """Makes the folder this run's: writable, and of the same config if it is continued.
+
+    Raises:
+        ValueError: if it cannot be written, or holds a run of another config.
+    """
+    text = config.to_json_best_effort(indent=2, sort_keys=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to workdir {str(work)!r}: {error}; choose a folder of your own") from error
+    path = work / "config.json"
+    if path.exists() and path.read_text() != text:
+        old, new = json.loads(path.read_text()), json.loads(text)
+        differ = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+        raise ValueError(
+            f"workdir {str(work)!r} holds a run of another config (they differ in {differ}); "
+            "continue it with the same config, or choose an empty folder"
+        )
+    records.write_text(path, text)
+
+
+def load(config: ConfigDict) -> stages.Setting:
+    """Reads the data, cuts it into pools and draws the tasks."""
+    data = config.data
+    if data.name == "digits":
+        source = sources.digits(upsample=data.upsample)
+        if data.mean is not None:
+            source = sources.normalise(source, data.mean, data.std)
+        pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions))
+    elif data.name == "npz":
+        source, _ = sources.drop_duplicates(sources.npz(data.path))
+        if source.test is None:
+            raise ValueError(f"{data.path} has no test split; the report needs one")
+        source = sources.normalise(source, data.mean, data.std)
+        halves = tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
+        pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *halves)
+    else:
+        raise ValueError(f"unknown data {data.name!r}; choose 'digits' or 'npz' (with data.path)")
+    order = np.random.default_rng(config.seed).permutation(source.num_classes)
+    seen = sorted(int(c) for c in order[: source.num_classes - data.unseen_classes])
+    unseen = sorted(int(c) for c in order[source.num_classes - data.unseen_classes :])
+    pretrain_classes = tuple(sorted(int(c) for c in order[: config.pretrain.classes]))
+    bank_tasks = tasks.draw(seen, config.bank.tasks, config.tasks.classes_per_task, config.seed, prefix="source")
+    targets = tasks.draw(
+        source.num_classes,
+        config.targets.count,
+        config.tasks.classes_per_task,
+        config.seed + 1,
+        must_include=unseen,
+        at_least=min(config.targets.unseen_at_least, len(unseen)),
+        exclude=bank_tasks,
+        prefix="target",
+    )
+    return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
+
+
+def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
+    """The dense model that the config names."""
+    options = config.model.options.to_dict() | {
+        "image_size": image_shape[0],
+        "channels": image_shape[2],
+        "classes": classes,
+    }
+    name = config.model.name
+    if name not in models.PRESETS:
+        raise ValueError(f"unknown model {name!r}; choose one of {sorted(models.PRESETS)}")
+    if name in resnet.PRESETS:
+        # Convolutions in loops are slow in XLA's CPU back end unless written as matrix products.
+        options["conv"] = config.model.conv if config.model.conv != "auto" else _conv()
+    return models.create(name, **options)
+
+
+def _conv() -> str:
+    return "im2col" if jax.default_backend() == "cpu" else "native"
+
+
+@functools.lru_cache
+def augmentation(name: str) -> train.Augment | None:
+    """An augmentation by name; cached, so that compiled steps that close over it are reused."""
+    table = {
+        "none": None,
+        "shift": functools.partial(transforms.shift, amount=0.75),
+        "crop_flip": functools.partial(
+            transforms.batch, fns=(functools.partial(transforms.crop, padding=4), transforms.flip)
+        ),
+    }
+    if name not in table:
+        raise ValueError(f"unknown augmentation {name!r}; choose one of {sorted(table)}")
+    return table[name]

@@ -1,0 +1,37 @@
+"""`python -m mvp_jax.main --config=configs/mvp.py --workdir=DIR`: flags only, no logic."""
+
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, with an argument after a colon.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; a killed run there is continued.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.name=value")
+    # Orbax reports every write; what is worth a line here is the job's own progress.
+    logging.set_verbosity(logging.WARNING)
+    from mvp_jax import experiment
+
+    try:
+        experiment.run(_CONFIG.value, _WORKDIR.value)
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        raise SystemExit(f"error: {error}") from error
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether the library itself refused: its messages need no traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "/mvp_jax/" in trace.tb_frame.f_code.co_filename.replace("\\", "/")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,167 @@
+"""Building blocks shared by the model families."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mvp_jax.models.api import Hooks, Noise
+from mvp_jax.types import Array
+
+
+def im2col(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **ignored: Any,
+) -> Array:
+    """A 2-D convolution as shifted slices and one matrix product, in place of `lax.conv_general_dilated`.
+
+    XLA's convolutions are slow on CPU inside `lax.map`, `scan` and `vmap` (their weight gradients most of all), and
+    force all-gathers when members are sharded; a matrix product has neither trouble.
+
+    Args:
+        lhs: `[N, H, W, C]`.
+        rhs: `[kh, kw, C, O]`.
+        window_strides: two strides.
+        padding: two pairs, or `"SAME"` / `"VALID"`.
+        lhs_dilation, rhs_dilation, feature_group_count: must be trivial.
+        dimension_numbers: ignored, the layout is NHWC, HWIO, NHWC.
+        precision: of the product.
+        **ignored: what `nnx.Conv` passes besides.
+
+    Returns:
+        `[N, H', W', O]`.
+
+    Raises:
+        ValueError: for grouped or dilated convolutions.
+
+    >>> x, k = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+    >>> im2col(x, k, (1, 1), ((1, 1), (1, 1)))[0, :2, :2, 0].tolist()
+    [[8.0, 12.0], [12.0, 18.0]]
+    """
+    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    if feature_group_count != 1 or dilated:
+        raise ValueError(
+            f"im2col covers ungrouped, undilated convolutions, got feature_group_count={feature_group_count}, "
+            f"dilations {lhs_dilation} and {rhs_dilation}; use conv='native'"
+        )
+    kh, kw, c, o = rhs.shape
+    sh, sw = window_strides
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(lhs.shape[1:3], (kh, kw), (sh, sw), padding)
+    if any(p for pair in padding for p in pair):
+        lhs = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+    h = (lhs.shape[1] - kh) // sh + 1
+    w = (lhs.shape[2] - kw) // sw + 1
+    shifted = [
+        lhs[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw] for i in range(kh) for j in range(kw)
+    ]
+    columns = shifted[0] if len(shifted) == 1 else jnp.concatenate(shifted, axis=-1)
+    return jnp.matmul(columns, jnp.reshape(rhs, (kh * kw * c, o)), precision=precision)
+
+
+Convolution = Literal["native", "im2col"]
+
+
+class Conv(nnx.Module):
+    """A square 2-D convolution without bias and with PyTorch's padding: `size // 2` on every side.
+
+    Flax's `"SAME"` pads a strided 3×3 window (0, 1), PyTorch (1, 1), which shifts every output by a pixel.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        size: int,
+        *,
+        stride: int = 1,
+        how: Convolution = "native",
+        noise: Noise,
+    ):
+        deviation = math.sqrt(2.0 / (size * size * features))  # He et al., over the fan-out
+        self.kernel = nnx.Param(noise((size, size, features_in, features), deviation))
+        self.stride = stride
+        self.how = how
+
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel[...]
+        p = kernel.shape[0] // 2
+        convolve = im2col if self.how == "im2col" else jax.lax.conv_general_dilated
+        return convolve(
+            x, kernel, (self.stride, self.stride), ((p, p), (p, p)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, whose momentum the caller can set for one pass.
+
+    `running ← m·running + (1-m)·batch`, with the biased batch variance in both places; with `m = 0` one pass over a
+    batch replaces the running statistics by the batch's own.
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array, hooks: Hooks) -> Array:
+        mean, var = self.mean[...], self.var[...]
+        if hooks.train:
+            m = self.momentum if hooks.momentum is None else hooks.momentum
+            axes = tuple(range(x.ndim - 1))
+            old_mean, old_var = mean, var
+            mean = jnp.mean(x, axis=axes)
+            # One pass over the data; rounding may leave a variance a little below zero.
+            var = jnp.maximum(jnp.mean(jnp.square(x), axis=axes) - jnp.square(mean), 0.0)
+            self.mean[...] = jax.lax.stop_gradient(m * old_mean + (1.0 - m) * mean)
+            self.var[...] = jax.lax.stop_gradient(m * old_var + (1.0 - m) * var)
+        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+
+
+class Head(nnx.Module):
+    """A linear classifier whose kernel keeps the features' own axes, so that channels can be cut."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, *, noise: Noise):
+        self.kernel = nnx.Param(noise((*shape, classes), math.prod(shape) ** -0.5))
+        self.bias = nnx.Param(jnp.zeros(classes, jnp.float32))
+
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """`[N, *shape]` to logits `[N, classes]` and the flattened features."""
+        kernel = self.kernel[...]
+        features = jnp.reshape(x, (x.shape[0], -1))
+        return features @ jnp.reshape(kernel, (-1, kernel.shape[-1])) + self.bias[...], features
+
+
+def children(modules: Sequence[nnx.Module]) -> nnx.Dict:
+    """Modules under the names `"0"`, `"1"`, ...: `nnx.List` would put integers into the tree's paths."""
+    return nnx.Dict({str(i): m for i, m in enumerate(modules)})
+
+
+def ordered(modules: nnx.Dict) -> list[Any]:
+    """The inverse of `children`; a merged `nnx.Dict` lists "10" before "2"."""
+    return [modules[str(i)] for i in range(len(modules))]
+
+
+def max_pool(x: Array) -> Array:
+    """3×3, stride 2, one pixel of padding, as after the stem of the ImageNet ResNets."""
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def average_to(x: Array, grid: int) -> Array:
+    """Means over equal cells: `[N, H, W, C]` to `[N, grid, grid, C]`."""
+    n, h, w, c = x.shape
+    return jnp.mean(jnp.reshape(x, (n, grid, h // grid, grid, w // grid, c)), axis=(2, 4))

@@ -1,0 +1,305 @@
+"""Vision transformers (Dosovitskiy et al., 2021, arXiv:2010.11929) in the sizes of DeiT (arXiv:2012.12877).
+
+Attention kernels keep heads and head dimensions as axes of their own (`[D, H, d]`, `[H, d, D]`), so that both can be
+cut. The embedding width cannot: every LayerNorm averages over it, and a mean over fewer channels is another mean.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mvp_jax.models import api, layers
+from mvp_jax.types import Array
+from mvp_jax.units import Group, Slot
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Every size of a vision transformer, layer by layer, so that a pruned one is another instance.
+
+    Attributes:
+        dim: embedding width.
+        heads, qk_dim, v_dim, mlp: of each layer; query and key dimensions are the same in all heads of a layer.
+        attention_scale: what scores are multiplied by; the *dense* head size to the power -1/2, also when slim,
+            since masked dimensions leave the dense model's scale as it is.
+        image_size, patch, channels, classes: of the data; `patch` must divide `image_size`.
+        dropout: rate after the embedding, the attention and the MLP of each layer.
+        pool: the head reads the `cls` token or the `mean` of all others (then there is no class token).
+    """
+
+    dim: int
+    heads: tuple[int, ...]
+    qk_dim: tuple[int, ...]
+    v_dim: tuple[int, ...]
+    mlp: tuple[int, ...]
+    attention_scale: float
+    image_size: int = 224
+    patch: int = 16
+    channels: int = 3
+    classes: int = 1000
+    dropout: float = 0.0
+    pool: Literal["cls", "mean"] = "cls"
+
+    def __post_init__(self) -> None:
+        counts = {len(self.heads), len(self.qk_dim), len(self.v_dim), len(self.mlp)}
+        if len(counts) != 1 or not self.heads:
+            raise ValueError(f"heads, qk_dim, v_dim and mlp need one entry per layer each, got {self}")
+        sizes = [self.dim, *self.heads, *self.qk_dim, *self.v_dim, *self.mlp, self.channels, self.classes, self.patch]
+        if min(sizes) < 1:
+            raise ValueError(f"all sizes must be at least 1, got {self}")
+        if self.image_size % self.patch:
+            raise ValueError(f"patches of {self.patch} do not tile an image of {self.image_size} pixels")
+        if self.pool not in ("cls", "mean"):
+            raise ValueError(f"unknown pool={self.pool!r}; choose cls or mean")
+
+    @property
+    def tokens(self) -> int:
+        """Patches, and the class token if there is one."""
+        return (self.image_size // self.patch) ** 2 + (self.pool == "cls")
+
+
+class Projection(nnx.Module):
+    """A linear map from `shape_in` to `shape_out` whose kernel has all of these axes."""
+
+    def __init__(self, shape_in: tuple[int, ...], shape_out: tuple[int, ...], *, noise: api.Noise):
+        self.kernel = nnx.Param(noise((*shape_in, *shape_out), 0.02))
+        self.bias = nnx.Param(jnp.zeros(shape_out, jnp.float32))
+        self.contracted = len(shape_in)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.tensordot(x, self.kernel[...], axes=self.contracted) + self.bias[...]
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis; ε = 1e-6."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        centred = x - mean
+        var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(var + 1e-6) * self.scale[...] + self.bias[...]
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over `[N, T, D]`."""
+
+    def __init__(self, path: str, dim: int, heads: int, qk_dim: int, v_dim: int, scale: float, *, noise: api.Noise):
+        self.path = path
+        self.scale = scale
+        self.query = Projection((dim,), (heads, qk_dim), noise=noise)
+        self.key = Projection((dim,), (heads, qk_dim), noise=noise)
+        self.value = Projection((dim,), (heads, v_dim), noise=noise)
+        self.out = Projection((heads, v_dim), (dim,), noise=noise)
+
+    def __call__(self, x: Array, hooks: api.Hooks) -> Array:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        # Gating one factor of the product q·k gates the dimension; both are looked at.
+        q = hooks.unit(f"{self.path}/query", q)
+        hooks.tap(f"{self.path}/query", k)
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k) * self.scale, axis=-1)
+        y = jnp.einsum("nhqk,nkhd->nqhd", weights, v)
+        y = hooks.unit(f"{self.path}/value", y)
+        y = hooks.unit(self.path, y, axis=2)
+        return self.out(y)
+
+
+class Layer(nnx.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: ViTConfig, i: int, *, noise: api.Noise):
+        self.path = f"layers/{i}"
+        self.rate = config.dropout
+        self.norm1 = LayerNorm(config.dim)
+        self.attention = Attention(
+            f"{self.path}/attention",
+            config.dim,
+            config.heads[i],
+            config.qk_dim[i],
+            config.v_dim[i],
+            config.attention_scale,
+            noise=noise,
+        )
+        self.norm2 = LayerNorm(config.dim)
+        self.fc1 = Projection((config.dim,), (config.mlp[i],), noise=noise)
+        self.fc2 = Projection((config.mlp[i],), (config.dim,), noise=noise)
+
+    def __call__(self, x: Array, hooks: api.Hooks) -> Array:
+        x = x + hooks.dropout(self.attention(self.norm1(x), hooks), self.rate)
+        h = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
+        h = hooks.unit(f"{self.path}/fc1", h)
+        return x + hooks.dropout(self.fc2(h), self.rate)
+
+
+class ViT(nnx.Module):
+    """Patches, class token, positions, layers, norm, head."""
+
+    def __init__(self, config: ViTConfig, *, noise: api.Noise):
+        self.config = config
+        # A convolution whose windows do not overlap is a linear map of patches; its kernel stays [p, p, C, D].
+        self.patch = Projection((config.patch, config.patch, config.channels), (config.dim,), noise=noise)
+        if config.pool == "cls":
+            self.cls = nnx.Param(noise((1, 1, config.dim), 0.02))
+        self.position = nnx.Param(noise((1, config.tokens, config.dim), 0.02))
+        self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
+        self.norm = LayerNorm(config.dim)
+        self.head = layers.Head((config.dim,), config.classes, noise=noise)
+
+    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+        c = self.config
+        n, side = x.shape[0], c.image_size // c.patch
+        cells = jnp.reshape(x, (n, side, c.patch, side, c.patch, c.channels)).transpose((0, 1, 3, 2, 4, 5))
+        x = jnp.reshape(self.patch(cells), (n, side * side, c.dim))
+        if c.pool == "cls":
+            x = jnp.concatenate([jnp.broadcast_to(self.cls[...], (n, 1, c.dim)), x], axis=1)
+        x = hooks.dropout(x + self.position[...], c.dropout)
+        for layer in layers.ordered(self.layers):
+            x = layer(x, hooks)
+        x = self.norm(x)
+        return self.head(x[:, 0] if c.pool == "cls" else jnp.mean(x, axis=1))
+
+
+def _groups(config: ViTConfig) -> tuple[Group, ...]:
+    groups = []
+    for i in range(len(config.heads)):
+        a = f"layers/{i}/attention"
+
+        def made(names: tuple[str, ...], axis: int, a: str = a) -> tuple[Slot, ...]:
+            """Kernel `[D, H, d]` and bias `[H, d]` of the projections that make the units."""
+            return tuple(
+                slot
+                for name in names
+                for slot in (
+                    Slot(path=f"{a}/{name}/kernel", axis=axis, scored=True),
+                    Slot(path=f"{a}/{name}/bias", axis=axis - 1, scored=True),
+                )
+            )
+
+        out = f"{a}/out/kernel"
+        groups += [
+            Group(
+                name=a,
+                size=config.heads[i],
+                slots=(*made(("query", "key", "value"), 1), Slot(path=out, axis=0)),
+                kind="head",
+            ),
+            Group(name=f"{a}/query", size=config.qk_dim[i], slots=made(("query", "key"), 2), kind="qk"),
+            Group(
+                name=f"{a}/value",
+                size=config.v_dim[i],
+                slots=(*made(("value",), 2), Slot(path=out, axis=1)),
+                kind="value",
+            ),
+            Group(
+                name=f"layers/{i}/fc1",
+                size=config.mlp[i],
+                slots=(
+                    Slot(path=f"layers/{i}/fc1/kernel", axis=1, scored=True),
+                    Slot(path=f"layers/{i}/fc1/bias", axis=0, scored=True),
+                    Slot(path=f"layers/{i}/fc2/kernel", axis=0),
+                ),
+                kind="neuron",
+            ),
+        ]
+    return tuple(groups)
+
+
+def _resized(config: ViTConfig, sizes: Mapping[str, int]) -> ViTConfig:
+    def of(old: tuple[int, ...], name: str) -> tuple[int, ...]:
+        return tuple(int(sizes.get(name.format(i), n)) for i, n in enumerate(old))
+
+    return dataclasses.replace(
+        config,
+        heads=of(config.heads, "layers/{}/attention"),
+        qk_dim=of(config.qk_dim, "layers/{}/attention/query"),
+        v_dim=of(config.v_dim, "layers/{}/attention/value"),
+        mlp=of(config.mlp, "layers/{}/fc1"),
+    )
+
+
+@functools.cache
+def build(config: ViTConfig) -> api.Model:
+    """The model of a configuration; equal configurations give the same object.
+
+    Four groups a layer: heads (`layers/0/attention`, scored by the query, key and value projections that make them),
+    query/key dimensions, the same in every head (`layers/0/attention/query`), value dimensions
+    (`layers/0/attention/value`) and MLP neurons (`layers/0/fc1`).
+
+    >>> model = build(micro(layers=1, dim=8, heads=2, mlp=16))
+    >>> [(g.name, g.size) for g in model.groups]
+    [('layers/0/attention', 2), ('layers/0/attention/query', 4), ('layers/0/attention/value', 4), ('layers/0/fc1', 16)]
+    """
+    groups = _groups(config)
+
+    def resize(sizes: Mapping[str, int]) -> api.Model:
+        api.check_sizes(sizes, groups)
+        return build(_resized(config, sizes))
+
+    return api.from_module(
+        lambda noise: ViT(config, noise=noise),
+        config=config,
+        groups=groups,
+        prunable=(r"layers/\d+/(attention/(query|key|value|out)|fc1|fc2)/kernel",),
+        resize=resize,
+        with_classes=lambda n: build(dataclasses.replace(config, classes=n)),
+        input_shape=(config.image_size, config.image_size, config.channels),
+        num_classes=config.classes,
+        dropout=config.dropout,
+    )
+
+
+def uniform(dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, **options: object) -> ViTConfig:
+    """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given."""
+    if dim % heads:
+        raise ValueError(f"{heads} heads do not divide an embedding of {dim}")
+    d = dim // heads
+    given = {
+        "dim": dim,
+        "heads": (heads,) * layers,
+        "qk_dim": (d,) * layers,
+        "v_dim": (d,) * layers,
+        "mlp": (4 * dim if mlp is None else mlp,) * layers,
+        "attention_scale": d**-0.5,
+    }
+    return ViTConfig(**(given | options))
+
+
+def micro(
+    image_size: int = 8,
+    *,
+    patch: int | None = None,
+    channels: int = 1,
+    dim: int = 48,
+    heads: int = 4,
+    layers: int = 3,
+    mlp: int | None = None,
+    classes: int = 10,
+    **options: object,
+) -> ViTConfig:
+    """A small one for images of 8 to 32 pixels: 4×4 patches for up to 16 pixels, else 8×8."""
+    if patch is None:
+        patch = max(1, image_size // (4 if image_size <= 16 else 8))
+    shared = {"image_size": image_size, "patch": patch, "channels": channels, "classes": classes}
+    width = 2 * dim if mlp is None else mlp
+    return uniform(dim, heads=heads, layers=layers, mlp=width, **(shared | options))
+
+
+tiny = functools.partial(uniform, 192, heads=3)
+small = functools.partial(uniform, 384, heads=6)
+base = functools.partial(uniform, 768, heads=12)
+
+PRESETS: dict[str, Callable[..., ViTConfig]] = {
+    "vit_micro": micro,
+    "vit_tiny": tiny,
+    "vit_small": small,
+    "vit_base": base,
+}
+"""Configurations by name; each takes any field as a keyword."""

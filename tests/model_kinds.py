@@ -1,0 +1,94 @@
+"""Small instances of every kind of model, with weights that hide nothing: random norms, biases and statistics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax import models, trees
+from mvp_jax.models import resnet, vit
+from mvp_jax.types import Variables
+
+_BASIC = resnet.ResNetConfig(
+    stem_width=5,
+    stage_widths=(5, 7),
+    inner_widths=(((4,), (6,)), ((5,),)),
+    strides=(1, 2),
+    projections=(False, True),
+    stem="large",
+    image_size=12,
+    channels=2,
+    classes=3,
+)
+_BOTTLENECK = resnet.ResNetConfig(
+    stem_width=5,
+    stage_widths=(8,),
+    inner_widths=(((3, 4), (5, 3)),),
+    strides=(2,),
+    projections=(True,),
+    image_size=6,
+    channels=2,
+    classes=3,
+)
+
+_DISTILLER = resnet.ResNetConfig(
+    stem_width=6,
+    stage_widths=(4, 5),
+    inner_widths=(((3,), (4,)), ((4,),)),
+    strides=(1, 2),
+    projections=(True, True),
+    relu="stage",
+    pool=2,
+    image_size=8,
+    channels=2,
+    classes=3,
+)
+_LAYER = vit.micro(layers=1, dim=12, heads=3, mlp=10, classes=3, pool="mean")
+
+KINDS = {
+    "option_a": resnet.resnet8(width=4, image_size=8, channels=2, classes=3),
+    "distiller": _DISTILLER,
+    "basic": _BASIC,
+    "bottleneck": _BOTTLENECK,
+    "vit_cls": vit.micro(layers=2, dim=12, heads=3, mlp=10, classes=3),
+    "vit_mean": _LAYER,
+}
+
+
+@functools.cache
+def made(kind: str) -> tuple[models.Model, Variables]:
+    """The model and its variables."""
+    model = models.build(KINDS[kind])
+    return model, randomise(jax.eval_shape(model.init, jax.random.key(0)), 0)
+
+
+def randomise(like: Variables, seed: int) -> Variables:
+    """Values as a trained network might have them, none of them an initial one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, leaf: jax.Array) -> jax.Array:
+        name = path.split("/")[-1]
+        if name in ("scale", "var"):
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        elif name == "kernel":
+            values = rng.normal(0.0, (2.0 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        else:
+            values = rng.normal(0.0, 0.3, leaf.shape)
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map(draw, trees.paths(like), like)
+
+
+def batch(model: models.Model, n: int = 4, seed: int = 1) -> jax.Array:
+    """Random images."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, *model.input_shape)), jnp.float32)
+
+
+def random_units(model: models.Model, seed: int, share: float = 0.5) -> dict[str, jax.Array]:
+    """About `share` of every group kept, at least one unit and not all; the counts do not depend on the seed."""
+    rng = np.random.default_rng(seed)
+    return {
+        g.name: jnp.asarray(rng.permutation(g.size) < min(max(1, round(share * g.size)), max(1, g.size - 1)))
+        for g in model.groups
+    }
