@@ -37,12 +37,12 @@ def weights(millions: float, leaves: int, decimals: int | None, seed: int) -> di
 
 
 @jax.jit
-def magnitude(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(jnp.abs, tree)
+def select(tree: dict[str, jax.Array], keep: jax.Array) -> dict[str, jax.Array]:
+    return prune.across_tree(jax.tree.map(jnp.abs, tree), keep)
 
 
 def with_jax(tree: dict[str, jax.Array], keep: int) -> dict[str, jax.Array]:
-    return jax.block_until_ready(prune.across_tree(magnitude(tree), keep))
+    return jax.block_until_ready(select(tree, keep))
 
 
 def with_torch(tree: dict[str, np.ndarray], removed: int) -> tuple[float, dict[str, np.ndarray]]:

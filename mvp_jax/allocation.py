@@ -1,4 +1,7 @@
-"""How many entries to keep, decided on the host: counts for the selectors of `prune`, which re-exports all of this."""
+"""What is asked of a selection: how many entries to keep, decided on the host, and of which arrays.
+
+Counts are for the selectors of `prune`, which re-exports their functions.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,9 +10,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mvp_jax import trees
-from mvp_jax.types import PyTree
+from mvp_jax.types import Array, Masks, PyTree, Scores
 
 
 class _Sized(Protocol):
@@ -152,3 +156,73 @@ def check_count(keep: Any, eligible: Any, where: str = "") -> None:
             raise ValueError(
                 f"keep is {k.tolist()}{where}, but {n.tolist()} entries are eligible; ask for 0 up to that many"
             )
+
+
+class Entries:
+    """The checked arrays of one selection: those that take part, and how their masks go back into the tree."""
+
+    def __init__(self, scores: Scores, within: Masks | None, tie_break: Scores | None):
+        pairs = jax.tree_util.tree_leaves_with_path(scores)
+        self.names = [trees.path_of(k) for k, _ in pairs]
+        self.structure = jax.tree.structure(scores)
+        self.shapes = [jnp.shape(x) for _, x in pairs]
+        self.scores = [self._number(n, x) for n, (_, x) in zip(self.names, pairs, strict=True)]
+        self.within: list[Any] = [None] * len(pairs)
+        self.ties: list[Any] | None = None
+        if within is not None:
+            trees.check_same_structure(scores, within, "scores", "within")
+            self.within = [self._mask(i, w) for i, w in enumerate(jax.tree.leaves(within))]
+        if tie_break is not None:
+            trees.check_same_structure(scores, tie_break, "scores", "tie_break")
+            self.ties = [self._number(n, x) for n, x in zip(self.names, jax.tree.leaves(tie_break), strict=True)]
+            for name, shape, tie in zip(self.names, self.shapes, self.ties, strict=True):
+                if jnp.shape(tie) != shape:
+                    raise ValueError(f"tie_break of {name!r} has shape {jnp.shape(tie)}, its scores {shape}")
+        # A leaf that is excluded by a Python `False` costs nothing; its mask is a scalar.
+        self.used = [i for i, w in enumerate(self.within) if w is not False]
+
+    def _number(self, name: str, x: Any) -> Any:
+        dtype = jnp.result_type(x)
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            raise ValueError(f"scores of {name!r} are {dtype}; they must be real numbers")
+        if dtype == jnp.float64:
+            raise ValueError(f"scores of {name!r} are float64, but float32 is compared; cast them first")
+        # A selection has no gradient; stopped here, before jit, none is ever traced through the selection.
+        return lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
+
+    def _mask(self, i: int, w: Any) -> Any:
+        if isinstance(w, (bool, np.bool_)):
+            return None if w else False
+        if w.dtype != bool:
+            raise ValueError(f"within of {self.names[i]!r} is {w.dtype}; masks are booleans")
+        try:
+            fits = jnp.broadcast_shapes(w.shape, self.shapes[i]) == self.shapes[i]
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"within of {self.names[i]!r}, shape {w.shape}, does not broadcast to {self.shapes[i]}")
+        return w
+
+    def some(self) -> tuple[list[Any], list[Any], list[Any] | None]:
+        pick = lambda xs: [xs[i] for i in self.used]  # noqa: E731
+        return pick(self.scores), pick(self.within), None if self.ties is None else pick(self.ties)
+
+    def sizes(self) -> list[int | None]:
+        """Eligible entries of the leaves that take part, where that is known without looking."""
+        return [math.prod(self.shapes[i]) if self.within[i] is None else None for i in self.used]
+
+    def per_leaf(self, value: Any, what: str) -> list[Any]:
+        """One setting for all leaves, or a tree of them."""
+        if jax.tree_util.all_leaves([value]):
+            return [value] * len(self.used)
+        trees.check_same_structure(self.tree(self.names), value, "scores", what)
+        return [jax.tree.leaves(value)[i] for i in self.used]
+
+    def tree(self, leaves: Sequence[Any]) -> Any:
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def masks(self, selected: Sequence[Array]) -> Masks:
+        out: list[Array] = [jnp.zeros((), bool)] * len(self.names)
+        for i, m in zip(self.used, selected, strict=True):
+            out[i] = m
+        return self.tree(out)

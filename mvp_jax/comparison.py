@@ -83,7 +83,7 @@ def variants(
     }
     copy = dataclasses.replace(plain, k=1, outside="mean")
     for where in ("nearest", "random", "farthest"):
-        table[f"copy_{where}"] = Variant(start=mvp.start, settings=copy, voters=where)  # type: ignore[arg-type]
+        table[f"copy_{where}"] = Variant(start=mvp.start, settings=copy, voters=where)
     table |= {
         "vote_farthest": Variant(start=mvp.start, settings=plain, voters="farthest"),
         "vote_universal": Variant(start=mvp.start, settings=dataclasses.replace(plain, k=10**9), voters="all"),
@@ -123,9 +123,8 @@ def voters(which: Voters, similarity: np.ndarray, k: int, rng: np.random.Generat
 
 @jax.jit
 def pick(bank: api.Neighbours, index: Array, similarity: Array) -> api.Neighbours:
-    """The entries at `index [k]` of a stacked bank, with one target's similarity to them."""
-    chosen = jax.tree.map(lambda leaf: leaf[index], bank._replace(similarity=similarity))
-    return chosen
+    """The entries at `index [k]` of a stacked bank, with one target's `similarity [k]` to them."""
+    return jax.tree.map(lambda leaf: leaf[index], bank)._replace(similarity=similarity)
 
 
 class Outcome(NamedTuple):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mvp_jax import comparison, models, prune, records, stages, train
+from mvp_jax import comparison, models, prune, records, results, stages, train
 from mvp_jax.data import sources, tasks, transforms
 from mvp_jax.methods import api, ifp, mvp
 from mvp_jax.models import resnet
@@ -41,9 +41,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
     tasks.save(plan.setting.targets, work / "targets.json")
     variables = stages.pretrain(plan, work)
     bank = stages.build_bank(plan, variables, work)
-    stages.study_overlap(plan, variables, bank, work)
-    rows = stages.compare(plan, variables, bank, work)
-    stages.report(plan, variables, rows, work)
+    results.study_overlap(plan, variables, bank, work)
+    rows = results.compare(plan, variables, bank, work)
+    results.report(plan, variables, rows, work)
     return rows
 
 
@@ -150,9 +150,9 @@ def load(config: ConfigDict) -> stages.Setting:
         pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions))
     elif data.name == "npz":
         source, _ = sources.drop_duplicates(sources.npz(data.path))
+        source = sources.normalise(source, data.mean, data.std)
         if source.test is None:
             raise ValueError(f"{data.path} has no test split; the report needs one")
-        source = sources.normalise(source, data.mean, data.std)
         halves = tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
         pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *halves)
     else:

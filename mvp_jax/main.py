@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, with an argument after a colon.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; a killed run there is continued.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, an argument after a colon.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where all is written; a killed run is continued.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:
+    """Hands the resolved config to `experiment.run`; what the library refuses becomes one line, without a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.name=value")
     # Orbax reports every write; what is worth a line here is the job's own progress.
@@ -33,5 +34,5 @@ def _is_ours(error: ValueError) -> bool:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

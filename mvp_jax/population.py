@@ -11,9 +11,7 @@ from mvp_jax import trees
 Mapping: TypeAlias = Literal["vmap", "loop"]
 
 
-def over(
-    function: Callable[..., Any], *stacked: Any, mapping: Mapping = "vmap", chunk: int | None = None
-) -> Any:
+def over(function: Callable[..., Any], *stacked: Any, mapping: Mapping = "vmap", chunk: int | None = None) -> Any:
     """Calls `function` once per member, all members at once or one after the other.
 
     `function` may be ordinary Python that calls jitted pieces: under `vmap` each piece is compiled once in its

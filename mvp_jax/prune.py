@@ -76,7 +76,7 @@ def by_leaf(
     >>> {k: m.tolist() for k, m in by_leaf(scores, {"conv": 2, "fc": 1}).items()}
     {'conv': [True, False, True], 'fc': [True, False]}
     """
-    entries = ranking.Entries(scores, within, tie_break)
+    entries = allocation.Entries(scores, within, tie_break)
     counts = [allocation.as_count(k) for k in entries.per_leaf(keep, "keep")]
     for i, k, n in zip(entries.used, counts, entries.sizes(), strict=True):
         if n is not None:
@@ -117,7 +117,7 @@ def across_tree(
     >>> {k: v.tolist() for k, v in m.items()}
     {'a': [False, True], 'b': [True, False]}
     """
-    entries = ranking.Entries(scores, within, tie_break)
+    entries = allocation.Entries(scores, within, tie_break)
     count = allocation.as_count(keep)
     known = entries.sizes()
     sizes = [n for n in known if n is not None]
@@ -172,7 +172,7 @@ def by_output(
     Reference: Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models" (arXiv:2306.11695),
     section 3, comparison groups.
     """
-    entries = ranking.Entries(scores, within, tie_break)
+    entries = allocation.Entries(scores, within, tie_break)
     counts = [allocation.as_count(k, scalar=False) for k in entries.per_leaf(keep, "keep")]
     out = []
     for i, k, a in zip(entries.used, counts, _axes(axis, entries), strict=True):
@@ -195,7 +195,7 @@ def by_output(
     return entries.masks(out)
 
 
-def _axes(axis: Any, entries: ranking.Entries) -> list[tuple[int, ...]]:
+def _axes(axis: Any, entries: allocation.Entries) -> list[tuple[int, ...]]:
     def one(a: Any) -> bool:
         return isinstance(a, int) or (isinstance(a, tuple) and all(isinstance(d, int) for d in a))
 
@@ -247,7 +247,7 @@ def n_of_m(
     """
     if not (0 <= n <= m and m > 0):
         raise ValueError(f"{n} of {m} is impossible; n goes from 0 to m, and m is at least 1")
-    entries = ranking.Entries(scores, within, tie_break)
+    entries = allocation.Entries(scores, within, tie_break)
     for i in entries.used:
         shape = entries.shapes[i]
         if not -len(shape) <= axis < len(shape) or shape[axis] % m:
@@ -291,7 +291,7 @@ def by_block(
 
     Reference: Narang et al. 2017, "Block-Sparse Recurrent Neural Networks" (arXiv:1711.02782).
     """
-    entries = ranking.Entries(scores, within, tie_break)
+    entries = allocation.Entries(scores, within, tie_break)
     for i in entries.used:
         tail = entries.shapes[i][len(entries.shapes[i]) - len(block) :]
         if min(block, default=0) < 1 or len(tail) != len(block) or any(d % b for d, b in zip(tail, block, strict=True)):

@@ -1,9 +1,10 @@
 r"""The `k` highest of many scores over several arrays, exactly and without sorting: the algorithm under `prune`.
 
-Scores become unsigned integers of the same order (a float's bits), and the k-th highest is found from those bits. On
-CPUs by two histograms of 16 bits each; elsewhere, and for few entries, by bisection, which only compares and sums and
-so also suits accelerators and sharded leaves. Ties fall to the lower flat index: entries equal to the threshold are
-counted in blocks, and only the block where the count is reached is looked into.
+Scores become unsigned integers of the same order (a float's bits), and the k-th highest is found by counting how many
+are at least as high as a guess. For few entries, and on accelerators, guesses bisect the range bit by bit, which suits
+sharded leaves too. On CPUs a sample says where to look, and the leaves are joined so that one program counts them all.
+Ties fall to the lower flat index: entries equal to the threshold are counted in rows, and only the row in which the
+count is reached is looked into.
 
 Everything here is traced by its callers, which validate and jit. Counts are int32: at most 2^31 - 1 entries.
 """
@@ -18,16 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mvp_jax import trees
-from mvp_jax.types import Array, Masks, Scores
+from mvp_jax.types import Array
 
-Method: TypeAlias = Literal["auto", "histogram", "bisection"]
+Method: TypeAlias = Literal["auto", "sampling", "bisection"]
 
-# For few entries, or few a segment, 32 passes cost less than histograms of 65,536 bins (measured on two CPU cores).
+# For few entries, or few a segment, 32 plain passes cost less than a sample and its sort (measured on two CPU cores).
 _SMALL = 1 << 15
 _NARROW = 1 << 12
 _BLOCK = 1024
-_MOST_SEGMENTS = 128
+_SAMPLE = 1 << 14
 _TOP = np.uint32(1 << 31)
 
 
@@ -110,8 +110,21 @@ class _Bisection:
         return lax.fori_loop(0, bits, body, zero)
 
 
-class _Histogram:
-    """Finds thresholds from counts of the upper, then of the lower 16 bits, in a table of a few rows a segment."""
+def _row_sums(rows: Array, term: Callable[[Array], Array]) -> Array:
+    """Sums of an integer term over rows of 1,024, as 32 vectors: CPUs take ten times as long to add one by one.
+
+    The term is taken of each part, not of the whole, which XLA would first write to memory.
+    """
+    parts = rows.reshape(-1, 32, _BLOCK // 32)
+    return jnp.sum(functools.reduce(jnp.add, [term(parts[:, i]) for i in range(32)]), axis=1, dtype=jnp.int32)
+
+
+class _Sampling:
+    """Finds thresholds between counts at a few guesses a pass; the guesses come from a sample and by interpolation.
+
+    About six passes over the data in place of 32, each of them compare and sum. Bad guesses cost passes, never
+    exactness: one guess a pass always halves what is left.
+    """
 
     def __init__(self, table: "_Table"):
         self.table = table
@@ -120,44 +133,93 @@ class _Histogram:
         return [values[self.table.segments][:, None]]
 
     def threshold(self, keys: Sequence[Array], k: Array) -> tuple[Array, Array]:
-        """The k-th highest key (k at least 1), and how many keys are higher."""
+        """The k-th highest key (k at least 1), or one that parts it from the next; and how many keys are higher."""
         (q,) = keys
-        digit = (q >> 16).astype(jnp.int32)
-        high, above = self._pick(digit, jnp.bool_(True), k)
-        low, further = self._pick((q & np.uint32(0xFFFF)).astype(jnp.int32), digit == self.at(high)[0], k - above)
-        return (high.astype(jnp.uint32) << 16) | low.astype(jnp.uint32), above + further
+        sample = jnp.sort(q.ravel()[self.table.sample], axis=1)
+        m = sample.shape[1]
+        entries = jnp.asarray(self.table.rows * _BLOCK, jnp.int32)
+        share = k.astype(jnp.float32) / jnp.maximum(entries, 1).astype(jnp.float32)
+        # Zero, with the device variance that the loop's results have inside shard_map.
+        zero = (q[0, 0] & jnp.uint32(0)) + (k & 0).astype(jnp.uint32)
+        # The threshold is in low .. high; there are n_low keys from `low` up, and n_high above `high`.
+        start = (zero, jnp.where(entries > 0, ~zero, zero), entries + zero.astype(jnp.int32), zero.astype(jnp.int32))
 
-    def _pick(self, digit: Array, among: Array, k: Array) -> tuple[Array, Array]:
-        """The digit of each segment's k-th highest entry, and how many entries have higher digits."""
-        bins = jnp.where(among, digit + (self.table.segments << 16)[:, None], k.size << 16)
-        counts = jnp.zeros(k.size << 16, jnp.int32).at[bins.ravel()].add(1, mode="drop")
+        def place(i: Array) -> Array:
+            i = jnp.clip(i, 0, m - 1).astype(jnp.int32)
+            return jnp.take_along_axis(sample, i[:, None], axis=1)[:, 0]
 
-        def pick(counts: Array, k: Array) -> tuple[Array, Array]:
-            i, above = self._reach(jnp.sum(counts, axis=1, dtype=jnp.int32), k)
-            j, further = self._reach(counts[i], k - above)
-            return i * 256 + j, above + further
+        def guess(state: tuple[Array, ...]) -> list[Array]:
+            low, high, n_low, n_high = state
+            # Between neighbours of the sample, or in the middle once it has none here.
+            first = jnp.sum(sample <= low[:, None], axis=1, dtype=jnp.int32)
+            last = jnp.sum(sample <= high[:, None], axis=1, dtype=jnp.int32) - 1
+            sampled = first <= last
+            middle = jnp.where(sampled, place((first + last) // 2), low + (high - low) // 2)
+            # Where a straight line between the counts crosses k, give or take its error and the scatter of counts.
+            width, inside = (high - low).astype(jnp.float32), (n_low - n_high).astype(jnp.float32) + 1.0
+            line = (n_low - k).astype(jnp.float32) / inside
+            error = 0.005 + 2.0 / jnp.sqrt(inside)
+            steps = [jnp.clip(line + e, 0.0, 1.0) * width for e in (-error, 0.0, error)]
+            # The largest float32 below 2^32: a greater one has no uint32.
+            on_line = [low + jnp.minimum(jnp.minimum(s, 4294967040.0).astype(jnp.uint32), high - low) for s in steps]
+            return [on_line[0], jnp.where(sampled, _next(middle), on_line[1]), on_line[2], middle]
 
-        return jax.vmap(pick)(counts.reshape(-1, 256, 256), k)
+        def narrow(state: tuple[Array, ...], guesses: list[Array]) -> tuple[Array, ...]:
+            low, high, n_low, n_high = state
+            least = jnp.where(low < high, low + 1, low)
+            guesses = [jnp.clip(g, least, high) for g in guesses]
+            for g, n in zip(guesses, self._counts(q, guesses), strict=True):
+                up, down = (n >= k) & (g > low), (n < k) & (g <= high)
+                low, n_low = jnp.where(up, g, low), jnp.where(up, n, n_low)
+                high, n_high = jnp.where(down, g - 1, high), jnp.where(down, n, n_high)
+            return low, high, n_low, n_high
 
-    @staticmethod
-    def _reach(counts: Array, k: Array) -> tuple[Array, Array]:
-        reached = jnp.cumsum(counts[::-1], dtype=jnp.int32)[::-1]
-        i = jnp.sum(reached >= k, dtype=jnp.int32) - 1
-        return i, reached[i] - counts[i]
+        rank = (1.0 - share) * m
+        spread = 3.0 * jnp.sqrt(m * share * (1.0 - share)) + 2.0
+        nearest = place(rank)
+        state = narrow(start, [place(rank - spread), nearest, _next(nearest), _next(place(rank + spread))])
+
+        def parted(state: tuple[Array, ...]) -> Array:
+            # Exactly k keys are at least `low`: whatever the threshold is, these are the ones.
+            return (state[2] == k) & (state[0] > 0)
+
+        state = lax.while_loop(lambda s: jnp.any((s[0] < s[1]) & ~parted(s)), lambda s: narrow(s, guess(s)), state)
+        return jnp.where(parted(state), state[0] - 1, state[0]), jnp.where(parted(state), k, state[3])
+
+    def _counts(self, q: Array, guesses: list[Array]) -> list[Array]:
+        """How many keys of each segment are at least the guess, for four guesses in one pass."""
+        # Two counts, each at most 1,024, share a word.
+        at = [self.at(g)[0] for g in guesses]
+
+        def pair(a: Array, b: Array) -> Array:
+            return _row_sums(q, lambda x: (x >= a).astype(jnp.int32) | ((x >= b).astype(jnp.int32) << 16))
+
+        rows = [pair(*at[:2]), pair(*at[2:])]
+        return [self._total(part) for r in rows for part in (r & 0xFFFF, r >> 16)]
+
+    def _total(self, rows: Array) -> Array:
+        if len(self.table.rows) == 1:
+            return jnp.sum(rows, dtype=jnp.int32)[None]
+        return jax.ops.segment_sum(rows, self.table.segments, len(self.table.rows), indices_are_sorted=True)
 
     def first(self, tied: Sequence[Array], r: Array) -> Sequence[Array]:
         """For each row the index into the whole table before which the first `r` tied entries of its segment lie."""
         (rows,) = tied
-        reached = jnp.cumsum(jnp.sum(rows, axis=1, dtype=jnp.int32), dtype=jnp.int32)
+        reached = jnp.cumsum(_row_sums(rows, lambda x: x.astype(jnp.int32)), dtype=jnp.int32)
         heads = np.searchsorted(self.table.segments, np.arange(r.size))
         r_all = r + jnp.concatenate([jnp.zeros(1, jnp.int32), reached])[heads]
         # The row in which the r-th tied entry lies, and within it the entries up to that one.
-        j = jnp.minimum(jnp.searchsorted(reached, r_all, method="compare_all").astype(jnp.int32), reached.size - 1)
+        j = jnp.searchsorted(reached, r_all, method="compare_all").astype(jnp.int32)
+        j = jnp.minimum(j, reached.size - 1)
         row = rows[j]
         before = (reached[j] - jnp.sum(row, axis=1, dtype=jnp.int32))[:, None]
         passed = before + jnp.cumsum(row, axis=1, dtype=jnp.int32) < r_all[:, None]
         cut = j * rows.shape[1] + jnp.sum(passed, axis=1, dtype=jnp.int32) + 1
         return self.at(jnp.where(r > 0, cut, 0))
+
+
+def _next(key: Array) -> Array:
+    return jnp.where(key == ~jnp.uint32(0), key, key + 1)
 
 
 class _Table:
@@ -170,31 +232,34 @@ class _Table:
         self.shapes, self.width = shapes, width
         of_leaf = np.array([math.prod(s) for s in shapes], np.int64)
         entries = np.bincount(segments, of_leaf).astype(np.int64)
-        rows = -(-entries // width)
+        self.rows = rows = -(-entries // width)
         self.segments = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-        row_in_segment = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
-        self.valid = np.minimum(entries[self.segments] - row_in_segment * width, width).astype(np.int32)
         self.padding = [0] * len(shapes)
         for i, s in enumerate(segments):
             if i + 1 == len(segments) or segments[i + 1] != s:
                 self.padding[i] = int(rows[s] * width - entries[s])
         self.starts = np.cumsum([0, *(of_leaf + self.padding)])
+        # Places of a sample of each segment: evenly spread, with a jitter so as not to follow an array's columns.
+        m = max(_SAMPLE // max(len(rows), 1), 256)
+        even = (np.arange(m) + np.arange(m) * 0.6180339887498949 % 1.0) / m
+        heads = np.cumsum(rows) - rows
+        self.sample = ((heads[:, None] + even * rows[:, None]) * width).astype(np.int32)
 
-    def join(self, leaves: Sequence[Any], dtype: Any) -> Array:
+    def join(self, leaves: Sequence[Any], dtype: Any, empty: Any) -> Array:
         """[rows, width], of leaves that broadcast to their shapes."""
         pieces = []
         for x, shape, pad in zip(leaves, self.shapes, self.padding, strict=True):
             pieces.append(jnp.broadcast_to(jnp.asarray(x, dtype), shape).ravel())
             if pad:
-                pieces.append(jnp.zeros(pad, dtype))
+                pieces.append(jnp.full(pad, empty, dtype))
         return jnp.concatenate(pieces).reshape(-1, self.width)
 
     def keys(self, scores: Sequence[Any], within: Sequence[Any]) -> Array:
         joined = None
         if any(w is not None for w in within):
-            joined = self.join([True if w is None else w for w in within], bool)
-        keys = order(self.join(scores, jnp.float32), joined)
-        return jnp.where(np.arange(self.width) < self.valid[:, None], keys, jnp.uint32(0))
+            joined = self.join([True if w is None else w for w in within], bool, False)
+        # Padding comes last in its segment, so nan suffices: whatever is eligible goes before it.
+        return lax.optimization_barrier(order(self.join(scores, jnp.float32, np.nan), joined))
 
     def split(self, table: Array) -> list[Array]:
         flat = table.ravel()
@@ -203,21 +268,28 @@ class _Table:
 
 
 def _take(
-    find: _Bisection | _Histogram, keys: Sequence[Array], ties: Sequence[Array] | None, keep: Array
+    find: _Bisection | _Sampling, keys: Sequence[Array], ties: Sequence[Array] | None, keep: Array
 ) -> list[Array]:
     """The `keep` first in the order (key, tie key, lower index); `keep` is at most the number of keys."""
-    t, above = find.threshold(keys, jnp.maximum(keep, 1))
+    t, above = _threshold(find, keys, keep)
     sure = [q > x for q, x in zip(keys, find.at(t), strict=True)]
     tied = [q == x for q, x in zip(keys, find.at(t), strict=True)]
     rest = keep - above
     if ties is not None:
         second = [jnp.where(e, s, jnp.uint32(0)) for e, s in zip(tied, ties, strict=True)]
-        t, above = find.threshold(second, jnp.maximum(rest, 1))
+        t, above = _threshold(find, second, rest)
         sure = [m | (s > x) for m, s, x in zip(sure, second, find.at(t), strict=True)]
         tied = [e & (s == x) for e, s, x in zip(tied, second, find.at(t), strict=True)]
         rest = rest - above
     parts = zip(sure, tied, find.first(tied, rest), strict=True)
     return [m | (e & (_index(e).astype(jnp.int32) < c)) for m, e, c in parts]
+
+
+def _threshold(find: _Bisection | _Sampling, keys: Sequence[Array], k: Array) -> tuple[Array, Array]:
+    """A key, and how many are higher: at most `k`, and with those equal to it at least `k`."""
+    t, above = find.threshold(keys, jnp.maximum(k, 1))
+    # No key is as high as this one: to keep none is to look above it.
+    return jnp.where(k > 0, t, ~jnp.uint32(0)), jnp.where(k > 0, above, 0)
 
 
 def _index(leaf: Array) -> Array:
@@ -240,19 +312,18 @@ def highest(
         ties: second scores of the same shapes, for entries equal in the first; the lower flat index decides last.
         keep: int32[segments], each at most the number of eligible entries; traced.
         segments: the segment of each array, counted from 0 without gaps, in order.
-        method: `histogram` and `bisection` agree to the bit; `auto` takes the faster one for size and platform.
+        method: `sampling` and `bisection` agree to the bit; `auto` takes the faster one for size and platform.
 
     Returns:
         Boolean arrays of the scores' shapes, `keep` of them `True` in each segment.
 
     Reference:
-        The histogram is radix selection, Alabi et al. 2012, "Fast k-selection algorithms for graphics processing
-        units", with bits of floats as digits.
+        Selection between sampled pivots: Floyd & Rivest 1975, "Expected time bounds for selection".
     """
     shapes = [jnp.shape(x) for x in scores]
     sizes = np.bincount(segments, [math.prod(s) for s in shapes]).astype(np.int64) if shapes else np.zeros(1, np.int64)
-    if sizes.max() >= (1 << 31) - _BLOCK:
-        raise ValueError(f"{sizes.max()} entries in one selection; fewer than 2^31 can be counted: select by leaf")
+    if sizes.sum() >= (1 << 31) - _BLOCK * len(sizes):
+        raise ValueError(f"{sizes.sum()} entries in one call; fewer than 2^31 can be counted: select in parts")
     if sizes.max() == 0:
         return [jnp.zeros(s, bool) for s in shapes]
     if method == "auto" and (sizes.max() < _NARROW or sizes.max() * len(sizes) < _SMALL):
@@ -263,9 +334,9 @@ def highest(
         method = "bisection"
     if method == "bisection":
         return _by_bisection(segments, scores, within, ties, keep)
-    if method == "histogram":
-        return _by_histogram(segments, scores, within, ties, keep)
-    cpu, other = (functools.partial(f, tuple(segments)) for f in (_by_histogram, _by_bisection))
+    if method == "sampling":
+        return _by_sampling(segments, scores, within, ties, keep)
+    cpu, other = (functools.partial(f, tuple(segments)) for f in (_by_sampling, _by_bisection))
     return lax.platform_dependent(scores, within, ties, keep, cpu=cpu, default=other)
 
 
@@ -277,23 +348,12 @@ def _by_bisection(
     return _take(_Bisection(_Segments(segments)), keys, second, keep)
 
 
-def _by_histogram(
+def _by_sampling(
     segments: Sequence[int], scores: Sequence[Any], within: Sequence[Any], ties: Sequence[Any] | None, keep: Array
 ) -> list[Array]:
-    def some(which: Sequence[int], scores: list, within: list, ties: list | None, keep: Array) -> list[Array]:
-        table = _Table([jnp.shape(x) for x in scores], which, _BLOCK)
-        second = None if ties is None else [table.keys(ties, within)]
-        return table.split(_take(_Histogram(table), [table.keys(scores, within)], second, keep)[0])
-
-    out: list[Array] = []
-    # A histogram has 256 KiB for each segment.
-    for low in range(0, keep.shape[0], _MOST_SEGMENTS):
-        here = [i for i, s in enumerate(segments) if low <= s < low + _MOST_SEGMENTS]
-        # Batched scatters are slow on CPUs (eight times, measured); members are taken one after the other.
-        take = jax.custom_batching.sequential_vmap(functools.partial(some, [segments[i] - low for i in here]))
-        parts = [None if x is None else [x[i] for i in here] for x in (scores, within, ties)]
-        out += take(*parts, keep[low : low + _MOST_SEGMENTS])
-    return out
+    table = _Table([jnp.shape(x) for x in scores], segments, _BLOCK)
+    second = None if ties is None else [table.keys(ties, within)]
+    return table.split(_take(_Sampling(table), [table.keys(scores, within)], second, keep)[0])
 
 
 def highest_along(keys: Array, ties: Array | None, keep: Array, axes: tuple[int, ...]) -> Array:
@@ -311,79 +371,6 @@ def highest_along(keys: Array, ties: Array | None, keep: Array, axes: tuple[int,
     if keys.size == 0 or not axes:
         return jnp.broadcast_to(keep > 0, keys.shape)
     return _take(_Bisection(_Slices(axes)), [keys], None if ties is None else [ties], keep)[0]
-
-
-# --------------------------------------------------------------------------------------- what goes in and out
-
-
-class Entries:
-    """The checked arrays of one selection: those that take part, and how their masks go back into the tree."""
-
-    def __init__(self, scores: Scores, within: Masks | None, tie_break: Scores | None):
-        pairs = jax.tree_util.tree_leaves_with_path(scores)
-        self.names = [trees.path_of(k) for k, _ in pairs]
-        self.structure = jax.tree.structure(scores)
-        self.shapes = [jnp.shape(x) for _, x in pairs]
-        self.scores = [self._number(n, x) for n, (_, x) in zip(self.names, pairs, strict=True)]
-        self.within: list[Any] = [None] * len(pairs)
-        self.ties: list[Any] | None = None
-        if within is not None:
-            trees.check_same_structure(scores, within, "scores", "within")
-            self.within = [self._mask(i, w) for i, w in enumerate(jax.tree.leaves(within))]
-        if tie_break is not None:
-            trees.check_same_structure(scores, tie_break, "scores", "tie_break")
-            self.ties = [self._number(n, x) for n, x in zip(self.names, jax.tree.leaves(tie_break), strict=True)]
-            for name, shape, tie in zip(self.names, self.shapes, self.ties, strict=True):
-                if jnp.shape(tie) != shape:
-                    raise ValueError(f"tie_break of {name!r} has shape {jnp.shape(tie)}, its scores {shape}")
-        # A leaf that is excluded by a Python `False` costs nothing; its mask is a scalar.
-        self.used = [i for i, w in enumerate(self.within) if w is not False]
-
-    def _number(self, name: str, x: Any) -> Any:
-        dtype = jnp.result_type(x)
-        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-            raise ValueError(f"scores of {name!r} are {dtype}; they must be real numbers")
-        if dtype == jnp.float64:
-            raise ValueError(f"scores of {name!r} are float64, but float32 is compared; cast them first")
-        # A selection has no gradient; stopped here, before jit, none is ever traced through the selection.
-        return lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
-
-    def _mask(self, i: int, w: Any) -> Any:
-        if isinstance(w, (bool, np.bool_)):
-            return None if w else False
-        if w.dtype != bool:
-            raise ValueError(f"within of {self.names[i]!r} is {w.dtype}; masks are booleans")
-        try:
-            fits = jnp.broadcast_shapes(w.shape, self.shapes[i]) == self.shapes[i]
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(f"within of {self.names[i]!r}, shape {w.shape}, does not broadcast to {self.shapes[i]}")
-        return w
-
-    def some(self) -> tuple[list[Any], list[Any], list[Any] | None]:
-        pick = lambda xs: [xs[i] for i in self.used]  # noqa: E731
-        return pick(self.scores), pick(self.within), None if self.ties is None else pick(self.ties)
-
-    def sizes(self) -> list[int | None]:
-        """Eligible entries of the leaves that take part, where that is known without looking."""
-        return [math.prod(self.shapes[i]) if self.within[i] is None else None for i in self.used]
-
-    def per_leaf(self, value: Any, what: str) -> list[Any]:
-        """One setting for all leaves, or a tree of them."""
-        if jax.tree_util.all_leaves([value]):
-            return [value] * len(self.used)
-        trees.check_same_structure(self.tree(self.names), value, "scores", what)
-        return [jax.tree.leaves(value)[i] for i in self.used]
-
-    def tree(self, leaves: Sequence[Any]) -> Any:
-        return jax.tree.unflatten(self.structure, leaves)
-
-    def masks(self, selected: Sequence[Array]) -> Masks:
-        out: list[Array] = [jnp.zeros((), bool)] * len(self.names)
-        for i, m in zip(self.used, selected, strict=True):
-            out[i] = m
-        return self.tree(out)
 
 
 def eligible_count(x: Any, w: Any) -> Array:

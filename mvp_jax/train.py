@@ -80,7 +80,9 @@ def optimizer(
     return optax.inject_hyperparams(make)(learning_rate=0.0)
 
 
-def create(variables: Variables, tx: optax.GradientTransformation, key: Key, *, masks: Masks | None = None) -> TrainState:
+def create(
+    variables: Variables, tx: optax.GradientTransformation, key: Key, *, masks: Masks | None = None
+) -> TrainState:
     """A state at step 0, its parameters already masked.
 
     Args:

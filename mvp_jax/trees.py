@@ -88,7 +88,7 @@ def match(tree: PyTree, rules: Rules, default: Any = False) -> PyTree:
     if idle:
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise ValueError(
-            f"rules that match no leaf: {idle}; rules are regular expressions over whole paths, and the paths are: {shown}"
+            f"rules that match no leaf: {idle}; rules are regular expressions over whole paths, which are: {shown}"
         )
 
     def value(name: str) -> Any:
@@ -139,13 +139,14 @@ def check_same_structure(a: PyTree, b: PyTree, a_name: str = "the first", b_name
     ...
     ValueError: params and masks differ in structure: only in params: ['a']; only in masks: ['b']
     """
-    if jax.tree.structure(a) == jax.tree.structure(b):
+    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    if structures[0] == structures[1]:
         return
     left, right = set(flatten(a)), set(flatten(b))
     if left == right:
         raise ValueError(
             f"{a_name} and {b_name} differ in structure: the same paths in different containers "
-            f"({jax.tree.structure(a)} against {jax.tree.structure(b)})"
+            f"({structures[0]} against {structures[1]})"
         )
     raise ValueError(
         f"{a_name} and {b_name} differ in structure: only in {a_name}: {sorted(left - right)[:5]}; "

@@ -211,7 +211,7 @@ def _soup(members: Params, masks: Masks | None, weights: Array, fallback: Params
 
 
 def soup(
-    members: Params, masks: Masks | None = None, weights: Array | None = None, fallback: Params | None = None
+    members: Params, *, masks: Masks | None = None, weights: Array | None = None, fallback: Params | None = None
 ) -> Params:
     r"""The mean of the members' weights, each entry over those who kept it.
 

@@ -115,7 +115,7 @@ def test_check_sees_a_wrong_group():
 def test_some_groups_only():
     model, variables = made("distiller")
     kept = {g.name: u for g in model.groups if g.kind == "stage" for u in [random_units(model, 4)[g.name]]}
-    slim_model, slim = compact.slim(model, variables, kept)
+    slim_model, _ = compact.slim(model, variables, kept)
     assert slim_model.config.inner_widths == model.config.inner_widths
     assert slim_model.config.stage_widths == tuple(int(u.sum()) for u in kept.values()) == (2, 2)
     groups = [g for g in model.groups if g.name in kept]

@@ -1,6 +1,7 @@
 """Every test runs on two fake CPU devices, so that what is written for several devices is tested without them."""
 
 import os
+import pathlib
 
 # Before jax is imported anywhere: both are read once, when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,8 +17,7 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=200)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
-def pytest_ignore_collect(collection_path):
-    """Leaves scripts and shared pieces among the tests alone; doctests would otherwise import them all."""
-    if collection_path.suffix == ".py" and not collection_path.name.endswith("_test.py"):
-        return (collection_path.name != "conftest.py" and "tests" in collection_path.parts) or None
-    return None
+def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
+    """Leaves scripts and shared pieces among the tests alone; collecting doctests would otherwise import them all."""
+    here = collection_path.suffix == ".py" and collection_path.is_relative_to(pathlib.Path(__file__).parent)
+    return True if here and not collection_path.name.endswith(("_test.py", "conftest.py")) else None

@@ -17,7 +17,8 @@ NOT_OFFERED = {
     "ranking": "the algorithm under prune",
     "pictures": "reports re-exports it",
     "records": "reports re-exports it",
-    "stages": "the steps of experiment",
+    "results": "the last steps of experiment",
+    "stages": "the first steps of experiment",
 }
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -57,7 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "methods.mvp",
         "methods",
     ),
-    ("records", "pictures", "reports", "comparison", "stages", "experiment", "main"),
+    ("records", "pictures", "reports", "comparison", "stages", "results", "experiment", "main"),
 )
 PLACE = {name: (layer, row) for layer, names in enumerate(LAYERS) for row, name in enumerate(names)}
 

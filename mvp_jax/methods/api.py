@@ -62,7 +62,7 @@ class Problem:
 
     def voters(self) -> Neighbours:
         if self.neighbours is None:
-            raise ValueError("this method votes over neighbours, but the problem has none; pass Problem(neighbours=...)")
+            raise ValueError("this method votes over neighbours, but the problem has none; pass neighbours=...")
         return self.neighbours
 
 

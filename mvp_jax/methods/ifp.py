@@ -6,14 +6,15 @@ The model is cut physically after every round, so that later rounds cost what th
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import compact, probe, prune, schedules, train, units
+from mvp_jax import compact, cost, probe, prune, schedules, train, units
 from mvp_jax.methods import api
-from mvp_jax.types import Array, Key, Units, UnitScores, Variables
+from mvp_jax.types import Key, Units, UnitScores, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,20 +75,19 @@ class Found(NamedTuple):
     saliency: UnitScores
 
 
-def counts(problem: api.Problem, settings: Settings) -> list[dict[str, int]]:
+def counts(problem: api.Problem, settings: Settings, first: Mapping[str, int] | None = None) -> list[dict[str, int]]:
     """Units kept after each round, on the host; the last are the problem's.
 
-    The kept share follows the schedule from 1 to the problem's own share, group by group.
+    The kept share follows the schedule from all units (or from `first`) to the problem's own, group by group.
     """
+    schedule = {"geometric": schedules.geometric, "cubic": schedules.cubic}[settings.schedule]
     result = []
     for r in range(1, settings.rounds + 1):
         kept = {}
         for g in problem.groups:
-            final = 1 - problem.sizes[g.name] / g.size
-            sparsity = {"geometric": schedules.geometric, "cubic": schedules.cubic}[settings.schedule](
-                r, settings.rounds, final
-            )
-            kept[g.name] = max(round(g.size * (1 - float(sparsity))), problem.sizes[g.name], settings.min_units)
+            before = 0.0 if first is None else 1 - first[g.name] / g.size
+            sparsity = float(schedule(r, settings.rounds, 1 - problem.sizes[g.name] / g.size, before))
+            kept[g.name] = max(round(g.size * (1 - sparsity)), problem.sizes[g.name], settings.min_units)
         result.append(kept)
     result[-1] = problem.sizes
     return result
@@ -106,24 +106,48 @@ def _record(
     return new_kept, new_saliency
 
 
-def search(problem: api.Problem, settings: Settings, key: Key) -> Found:
+def search(
+    problem: api.Problem,
+    settings: Settings,
+    key: Key,
+    *,
+    start: api.Start | None = None,
+    first: Mapping[str, int] | None = None,
+) -> Found:
     """Runs the rounds and the final fine-tuning; see the module.
 
     Args:
         problem: the task; neighbours are not looked at.
         settings: see `Settings`.
         key: batch order, dropout, augmentation.
+        start: where to begin; the whole pre-trained model without it.
+        first: units that `start` keeps in each group.
 
     Returns:
         Slim variables (of `problem.slim`), unit masks and saliency in the dense index space.
+
+    Raises:
+        ValueError: if `start` comes without `first`, or keeps fewer units than the problem.
     """
-    tuning = settings.tuning
-    kept, saliency = units.full(problem.groups), {g.name: jnp.zeros(g.size) for g in problem.groups}
-    model, groups, sizes = problem.model, problem.groups, {g.name: g.size for g in problem.groups}
-    names = set(sizes)
-    head = probe.fit_head(model, problem.variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
+    if (start is None) != (first is None):
+        raise ValueError("start and first go together: first says how many units of each group start keeps")
+    if first is not None:
+        api.check_groups(first, problem)
+        if any(first[name] < keep for name, keep in problem.sizes.items()):
+            raise ValueError(f"the start keeps {dict(first)}, fewer than the {problem.sizes} to end with")
+    tuning, names = settings.tuning, set(problem.sizes)
+    kept: Units = units.full(problem.groups) if start is None else start.units
+    saliency: UnitScores = {g.name: jnp.zeros(g.size) for g in problem.groups}
+    if start is None or first is None:
+        model, sizes, variables = problem.model, {g.name: g.size for g in problem.groups}, problem.variables
+    else:
+        model, sizes = problem.model.resize(first), dict(first)
+        variables = compact.cut(start.variables, problem.groups, start.units, sizes=sizes)
+        variables = train.reestimate(model, variables, problem.train["x"][: tuning.norm_examples])
+    groups = tuple(g for g in model.groups if g.name in names)
+    head = probe.fit_head(model, variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
     state = train.create(head, tuning.tx, key)
-    for after in counts(problem, settings):
+    for after in counts(problem, settings, first):
         state, metrics = api.advance(
             model, problem.train, state, tuning, settings.steps_per_round, score=settings.score, groups=groups
         )
@@ -148,6 +172,17 @@ def ifp(problem: api.Problem, settings: Settings, key: Key) -> api.Pruned:
     return api.grow(problem, found.slim, found.units)
 
 
-def examples_seen(settings: Settings, examples: int) -> Array | int:
-    """Training examples the method passes forward and backward: its cost, apart from the model's shrinking size."""
-    return settings.total_steps * min(settings.tuning.batch, examples)
+def spent(problem: api.Problem, settings: Settings) -> dict[str, float]:
+    """What a search costs: `steps`, `examples` (forward and backward), `flops` (a backward pass counts as two forward).
+
+    The model shrinks from round to round, and its cost with it.
+    """
+    batch = min(settings.tuning.batch, problem.train["y"].shape[-1])
+    sizes = [{g.name: g.size for g in problem.groups}, *counts(problem, settings)]
+    steps = [settings.steps_per_round] * settings.rounds + [settings.tuning.steps]
+    flops = 0.0
+    for size, count in zip(sizes, steps, strict=True):
+        model = problem.model.resize(size)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        flops += 3 * count * batch * cost.flops(model.apply, shapes, (1, *model.input_shape))
+    return {"steps": settings.total_steps, "examples": settings.total_steps * batch, "flops": flops}

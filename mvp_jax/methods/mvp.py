@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax import prune, similarity, train, trees, units, vote
-from mvp_jax.methods import api, oneshot
+from mvp_jax.methods import api, ifp, oneshot
 from mvp_jax.models.api import Model
 from mvp_jax.types import Array, Batch, Key, PyTree, Units, UnitScores, Variables
 
@@ -34,6 +34,8 @@ class Settings:
             units that it holds least salient, and on the units it lacks.
         doubt: see `anchor`.
         score: for `mask="own"`.
+        rounds: further pruning rounds after the vote; 0 (default) elects the final units at once.
+        start_ratio: with `rounds`, the share of units that the vote removes; the rounds remove the rest.
     """
 
     k: int = 5
@@ -46,6 +48,8 @@ class Settings:
     anchor: bool = False
     doubt: float = 0.25
     score: oneshot.Score = "fisher"
+    rounds: int = 0
+    start_ratio: float = 0.5
     tuning: api.Tuning = dataclasses.field(default_factory=api.Tuning)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class Settings:
             raise ValueError(f"k must be >= 1, got {self.k}")
         if self.temperature < 0 or self.similarity_temperature <= 0:
             raise ValueError("temperature must be >= 0 and similarity_temperature > 0")
+        if self.rounds < 0 or not 0 <= self.start_ratio < 1:
+            raise ValueError(f"rounds must be >= 0 and start_ratio in [0, 1), got {self.rounds} and {self.start_ratio}")
         if not 0 <= self.doubt <= 1:
             raise ValueError(f"doubt is a share in [0, 1], got {self.doubt}")
         for name, allowed in (
@@ -96,9 +102,7 @@ def nearest(neighbours: api.Neighbours, k: int) -> api.Neighbours:
 
 def _mean_saliency(neighbours: api.Neighbours) -> dict[str, Array]:
     """Ties are broken by saliency, each neighbour's scaled to mean 1 a group: tasks differ in the size of gradients."""
-    return {
-        name: jnp.mean(s / (jnp.mean(s, -1, keepdims=True) + 1e-30), 0) for name, s in neighbours.saliency.items()
-    }
+    return {name: jnp.mean(s / (jnp.mean(s, -1, keepdims=True) + 1e-30), 0) for name, s in neighbours.saliency.items()}
 
 
 class Knobs(NamedTuple):
@@ -152,7 +156,8 @@ def _weights(problem: api.Problem, voters: api.Neighbours, settings: Settings, s
         params = soup(members, masks, share)
     else:
         first = jax.tree.map(lambda leaf: leaf[0], (members, masks))
-        others = soup(*jax.tree.map(lambda leaf: leaf[1:], (members, masks)), share[1:])
+        other_members, other_masks = jax.tree.map(lambda leaf: leaf[1:], (members, masks))
+        others = soup(other_members, other_masks, share[1:])
         params = jax.tree.map(lambda path, w, m, o: jnp.where(m, w, o), trees.paths(pretrained), *first, others)
     return params | {problem.model.head: problem.variables.params[problem.model.head]}
 
@@ -174,9 +179,7 @@ def _decide(problem: api.Problem, key: Key, knobs: Knobs, own: UnitScores | None
     if own is not None:
         kept = prune.by_leaf(own, problem.sizes)
     elif settings.mask == "mean":
-        mean = jax.tree.map(
-            lambda leaf: jnp.mean(leaf, 0), _headless(voters.variables.params, problem.model.head)
-        )
+        mean = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), _headless(voters.variables.params, problem.model.head))
         kept = prune.by_leaf(units.reduce(mean, problem.groups, "l2"), problem.sizes)
     else:
         kept = _voted(problem, voters, settings, knobs, share, key)
@@ -208,6 +211,8 @@ def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
         similarity_temperature=1.0,
         doubt=0.0,
         score="fisher",
+        rounds=0,
+        start_ratio=0.0,
         tuning=api.Tuning(),
     )
     own = (
@@ -218,4 +223,20 @@ def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
     return _decide(problem, key, knobs, own, settings=static)
 
 
-mvp = api.method(start)
+_vote_once = api.method(start)
+
+
+def mvp(problem: api.Problem, settings: Settings, key: Key) -> api.Pruned:
+    """Meta-Vote Pruning; see `start`. With `settings.rounds` the vote is less sparse and IFP's rounds remove the rest.
+
+    The rounds take half of the `tuning.steps`, so that the budget is the same.
+    """
+    if settings.rounds == 0:
+        return _vote_once(problem, settings, key)
+    first = prune.keep_counts({g.name: g.size for g in problem.groups}, settings.start_ratio)
+    first = {name: max(n, problem.sizes[name]) for name, n in first.items()}
+    wider = dataclasses.replace(problem, keep=tuple(first.items()))
+    key_start, key_search = jax.random.split(key)
+    search = ifp.with_budget(ifp.Settings(rounds=settings.rounds, tuning=settings.tuning), settings.tuning.steps)
+    found = ifp.search(problem, search, key_search, start=start(wider, settings, key_start), first=first)
+    return api.grow(problem, found.slim, found.units)

@@ -375,27 +375,13 @@ def imagenet(depth: Literal[18, 34, 50], *, width: int = 64, **options: object) 
     return ResNetConfig(**(given | options))  # type: ignore[arg-type]
 
 
-resnet8 = functools.partial(cifar, 8)
-resnet20 = functools.partial(cifar, 20)
-resnet32 = functools.partial(cifar, 32)
-resnet56 = functools.partial(cifar, 56)
-resnet8_distiller = functools.partial(distiller, 8)
-resnet20_distiller = functools.partial(distiller, 20)
-resnet32_distiller = functools.partial(distiller, 32)
-resnet18 = functools.partial(imagenet, 18)
-resnet34 = functools.partial(imagenet, 34)
-resnet50 = functools.partial(imagenet, 50)
-
 PRESETS: dict[str, Callable[..., ResNetConfig]] = {
-    "resnet8": resnet8,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet56": resnet56,
-    "resnet8_distiller": resnet8_distiller,
-    "resnet20_distiller": resnet20_distiller,
-    "resnet32_distiller": resnet32_distiller,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
+    **{f"resnet{n}": functools.partial(cifar, n) for n in (8, 20, 32, 56)},
+    **{f"resnet{n}_distiller": functools.partial(distiller, n) for n in (8, 20, 32)},
+    **{f"resnet{n}": functools.partial(imagenet, n) for n in (18, 34, 50)},
 }
 """Configurations by name; each takes `width`, `image_size`, `channels`, `classes` and any other field."""
+
+resnet8, resnet20, resnet32, resnet56 = (PRESETS[f"resnet{n}"] for n in (8, 20, 32, 56))
+resnet8_distiller, resnet20_distiller, resnet32_distiller = (PRESETS[f"resnet{n}_distiller"] for n in (8, 20, 32))
+resnet18, resnet34, resnet50 = (PRESETS[f"resnet{n}"] for n in (18, 34, 50))

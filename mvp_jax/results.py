@@ -1,0 +1,263 @@
+"""What the main job finds out, as files: overlap study, comparison of methods, slim models, tables and pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax import (
+    checkpoint,
+    compact,
+    comparison,
+    cost,
+    pictures,
+    pretrained,
+    records,
+    reports,
+)
+from mvp_jax.data import tasks
+from mvp_jax.methods import api
+from mvp_jax.models.api import replace_head
+from mvp_jax.stages import Plan, Stacked, batch_of, similarities
+from mvp_jax.types import Variables
+
+
+def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> None:
+    """Do similar tasks keep the same units? Overlap by depth, pairs binned by similarity and by shared classes."""
+    done = work / "overlap.json"
+    if done.exists():
+        return
+    near = np.stack([similarities(plan, variables, bank, batch_of(d.train)) for d in bank.images])
+    chosen = [tasks.Task(name=e.task, classes=e.classes) for e in bank.entries]
+    shared = np.array([[tasks.shared_classes(a, b) for b in chosen] for a in chosen])
+    order = [g.name for g in plan.groups]
+    kept = {name: np.asarray(u) for name, u in bank.units.items()}
+    pairs = np.triu_indices(len(chosen), 1)
+    tables = {
+        "similarity": reports.overlap_table(kept, near, 3, order=order),
+        "shared_classes": reports.overlap_table(
+            kept, shared, sorted(set(shared[pairs].tolist()))[1:] or 1, order=order
+        ),
+    }
+    for name, table in tables.items():
+        pictures.plot_overlap_against_depth(
+            table,
+            work / f"overlap_by_{name}.png",
+            title=f"Overlap of the units two tasks keep, by {name.replace('_', ' ')}",
+        )
+    both = (near + near.T)[pairs] / 2
+    correlation = float(np.corrcoef(both, shared[pairs])[0, 1]) if np.ptp(shared[pairs]) > 0 else None
+    records.write_json(done, {"similarity_with_shared_classes": correlation, **tables})
+
+
+def members_of(plan: Plan, variables: Variables, bank: Stacked) -> tuple[list[tuple[str, int]], comparison.Members]:
+    """Targets × seeds with their data and similarities."""
+    names, data, near = [], [], []
+    pools = plan.setting.pools
+    for target in plan.setting.targets:
+        for seed in range(plan.seeds):
+            own = tasks.materialise(
+                target,
+                pools.target,
+                shots=plan.sizes.shots,
+                valid=plan.sizes.valid,
+                test=plan.sizes.test,
+                valid_from=pools.valid,
+                test_from=pools.test,
+                seed=plan.seed + seed,
+            )
+            names.append((target.name, seed))
+            data.append(own)
+            near.append(similarities(plan, variables, bank, batch_of(own.train)))
+    stacked = tasks.stack(data)
+    keys = jax.random.split(jax.random.key(plan.seed + 2), len(names))
+    return names, comparison.Members(
+        train=batch_of(stacked.train),
+        valid=batch_of(stacked.valid),
+        test=batch_of(stacked.test),
+        similarity=jnp.stack(near),
+        key=keys,
+    )
+
+
+def in_dense_shapes(plan: Plan, variables: Variables, bank: Stacked) -> api.Neighbours:
+    """The bank as voters: every entry's arrays in the dense model's shapes."""
+    like = replace_head(variables, plan.task_model)
+    dense = jax.vmap(lambda slim, kept: compact.embed(slim, plan.groups, kept, like))(bank.slim, bank.units)
+    return api.Neighbours(bank.units, dense, bank.saliency, jnp.zeros(len(bank.entries)))
+
+
+def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list[dict[str, Any]]:
+    """Runs every variant for every target and seed; finished (variant, chunk)s are read back, not run again."""
+    names, members = members_of(plan, variables, bank)
+    near = np.asarray(members.similarity)
+    _write_neighbours(plan, bank, names, near, work)
+    voters = in_dense_shapes(plan, variables, bank)
+    # As many as the variant lets vote: given more, a copy of the farthest would be of the nearest among the far.
+    index = {
+        m: comparison.voters(v.voters, near, v.settings.k, np.random.default_rng(plan.seed))
+        for m, v in plan.variants.items()
+        if v.voters != "none"
+    }
+    problem = plan.problem(variables, jax.tree.map(lambda leaf: leaf[0], members.train))
+    costs = {
+        False: cost.of(problem.slim, jax.tree.map(lambda leaf: leaf[0], bank.slim)),
+        True: cost.of(plan.task_model, replace_head(variables, plan.task_model)),
+    }
+    size = min(plan.chunk, len(names)) if plan.mapping == "vmap" else 1
+    folder = work / "rows"
+    folder.mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    starts = range(0, len(names), size)
+    with records.progress(len(plan.variants) * len(starts), "pruning the targets by every method") as advance:
+        for start in starts:
+            here = names[start : start + size]
+            # A last, smaller chunk would compile everything anew; it is filled up and the surplus dropped.
+            rows_of = np.array([start + i if i < len(here) else start for i in range(size)])
+            part = jax.tree.map(lambda leaf, r=rows_of: leaf[r], members)
+            for method, variant in plan.variants.items():
+                path = folder / f"{method}-{start:04d}.json"
+                if path.exists():
+                    rows += json.loads(path.read_text())
+                    advance(1, method)
+                    continue
+                voting = variant.voters != "none"
+                outcome = comparison.run_variant(
+                    variant,
+                    problem,
+                    part,
+                    steps=plan.steps,
+                    bank=voters if voting else None,
+                    index=index[method][rows_of] if voting else None,
+                    mapping=plan.mapping,
+                )
+                if method == "mvp":
+                    deliver(plan, problem, outcome, here, part, work)
+                examples = part.train["y"].shape[1]
+                new = [
+                    {
+                        "target": target,
+                        "seed": seed,
+                        "method": method,
+                        "ratio": plan.ratio,
+                        "steps": at,
+                        "split": split,
+                        "accuracy": float(accuracy[i]),
+                        "cost_examples": comparison.examples_used(variant, at, examples, plan.tuning.batch)
+                        + (len(bank.entries) * examples // 3 if voting else 0),
+                        "params": costs[variant.dense].params,
+                        "flops": costs[variant.dense].flops,
+                    }
+                    for (at, split), accuracy in outcome.accuracy.items()
+                    for i, (target, seed) in enumerate(here)
+                ]
+                records.write_json(path, new)
+                rows += new
+                advance(1, method)
+    return rows
+
+
+def _write_neighbours(plan: Plan, bank: Stacked, names: list[tuple[str, int]], near: np.ndarray, work: Path) -> None:
+    """Who was near whom, and how many classes they share; for people."""
+    of = {t.name: t for t in plan.setting.targets}
+    found = []
+    for (target, seed), scores in zip(names, near, strict=True):
+        best = np.argsort(-scores, kind="stable")[: plan.k]
+        found.append(
+            {
+                "target": target,
+                "seed": seed,
+                "classes": [plan.setting.class_names[c] for c in of[target].classes],
+                "nearest": [
+                    {
+                        "task": bank.entries[i].task,
+                        "similarity": float(scores[i]),
+                        "classes": [plan.setting.class_names[c] for c in bank.entries[i].classes],
+                        "shared": len(set(bank.entries[i].classes) & set(of[target].classes)),
+                    }
+                    for i in best
+                ],
+            }
+        )
+    records.write_json(work / "neighbours.json", found)
+
+
+def deliver(
+    plan: Plan,
+    problem: api.Problem,
+    outcome: comparison.Outcome,
+    names: list[tuple[str, int]],
+    part: comparison.Members,
+    work: Path,
+) -> None:
+    """Writes the slim model of each target's first seed, checked against the masked dense model."""
+    for i, (target, seed) in enumerate(names):
+        if seed != 0:
+            continue
+        slim, kept, data = jax.tree.map(lambda leaf, i=i: leaf[i], (outcome.variables, outcome.units, part.train))
+        dense = api.grow(problem, slim, kept)
+        difference = compact.check(problem.model, dense.variables, problem.groups, kept, data["x"])
+        folder = work / "slim" / target
+        pretrained.save(
+            folder,
+            problem.slim,
+            slim,
+            units=kept,
+            extra={"task": target, "masked_minus_slim": difference, "ratio": plan.ratio},
+        )
+        with checkpoint.Checkpoints(folder / "orbax") as saved:
+            saved.save(plan.steps[-1], slim)
+
+
+def report(plan: Plan, variables: Variables, rows: list[dict[str, Any]], work: Path) -> None:
+    """Tables and pictures: `results.csv`, `results.md`, `accuracy.png`, `cost.png`."""
+    records.write_csv(rows, work / "results.csv")
+    table = reports.summary(rows, "mvp") if any(r["method"] == "mvp" for r in rows) else []
+    records.write_text(work / "results.md", reports.to_markdown(table))
+    pictures.plot_accuracy_against_steps(
+        rows,
+        work / "accuracy.png",
+        split="valid",
+        chance=1 / plan.sizes.classes_per_task,
+        title="Validation accuracy against fine-tuning steps",
+    )
+    last = [r for r in table if r["steps"] == plan.steps[-1]]
+    records.show(reports.to_terminal(last, title=f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"))
+    report_cost(plan, variables, work)
+
+
+def report_cost(plan: Plan, variables: Variables, work: Path) -> None:
+    """Parameters, FLOPs, bytes on disk and compiled latency, dense against the slim models on disk."""
+    # Hidden ones are what a killed run was writing.
+    folders = sorted(p for p in (work / "slim").glob("[!.]*") if p.is_dir())
+    if not folders:
+        return
+    slim, slim_variables = pretrained.reload(folders[0])
+    x = jnp.zeros((64, *slim.input_shape))
+    dense = replace_head(variables, plan.task_model)
+    found: list[dict[str, Any]] = []
+    for name, model, values in (("dense", plan.task_model, dense), ("slim", slim, slim_variables)):
+        of = cost.of(model, values)
+        seconds = cost.latency(jax.jit(lambda v, x, model=model: model.apply(v, x)[0]), values, x)
+        found.append(
+            {
+                "name": name,
+                "params": of.params,
+                "flops": of.flops,
+                "bytes": of.bytes,
+                "latency_ms": 1000 * seconds,
+            }
+        )
+    differences = {p.name: pretrained.describe(p)["extra"]["masked_minus_slim"] for p in folders}
+    records.write_json(work / "cost.json", {"batch": 64, "models": found, "masked_minus_slim": differences})
+    pictures.plot_cost(found, work / "cost.png")
+    worst = max(differences.values())
+    ratio = found[0]["latency_ms"] / found[1]["latency_ms"]
+    records.say(
+        f"slim models in {work / 'slim'}: {found[1]['params'] / found[0]['params']:.1%} of the parameters, "
+        f"{found[1]['flops'] / found[0]['flops']:.1%} of the FLOPs, {ratio:.2f} times as fast at batch 64; "
+        f"largest difference to the masked model {worst:.1e}"
+    )
