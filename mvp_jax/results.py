@@ -18,11 +18,14 @@ from mvp_jax import (
     records,
     reports,
 )
-from mvp_jax.data import tasks
+from mvp_jax.data import sources, tasks
 from mvp_jax.methods import api
 from mvp_jax.models.api import replace_head
 from mvp_jax.stages import Plan, Stacked, batch_of, similarities
 from mvp_jax.types import Variables
+
+_STUDIED = 128
+"""Images of each task by which the overlap study measures similarity: every pair of tasks takes a forward pass."""
 
 
 def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> None:
@@ -30,7 +33,9 @@ def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -
     done = work / "overlap.json"
     if done.exists():
         return
-    near = np.stack([similarities(plan, variables, bank, batch_of(d.train)) for d in bank.images])
+    # Classes take turns in a task's images, so the first ones are a balanced sample.
+    sample = [sources.take(d.train, np.arange(min(len(d.train.y), _STUDIED))) for d in bank.images]
+    near = np.stack([similarities(plan, variables, bank, batch_of(d)) for d in sample])
     chosen = [tasks.Task(name=e.task, classes=e.classes) for e in bank.entries]
     shared = np.array([[tasks.shared_classes(a, b) for b in chosen] for a in chosen])
     order = [g.name for g in plan.groups]

@@ -231,7 +231,7 @@ def soup(
 
     >>> members = {"a": jnp.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]])}
     >>> masks = {"a": jnp.array([[True, True, False], [True, False, False]])}
-    >>> soup(members, masks, fallback={"a": jnp.array([9.0, 9.0, 9.0])})["a"].tolist()
+    >>> soup(members, masks=masks, fallback={"a": jnp.array([9.0, 9.0, 9.0])})["a"].tolist()
     [2.0, 2.0, 9.0]
 
     Reference: Wortsman et al. 2022, "Model soups" (arXiv:2203.05482); Zimmer et al. 2023, "Sparse Model Soups"

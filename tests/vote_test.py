@@ -128,12 +128,12 @@ def test_soup_by_hand():
         "w": jnp.array([[[True, True], [False, True]], [[True, False], [False, False]]]),
         "b": jnp.array([True, True]),
     }
-    got = vote.soup(members, masks)
+    got = vote.soup(members, masks=masks)
     assert got["w"].tolist() == [[2.0, 2.0], [0.0, 4.0]]
     back = {"w": jnp.full((2, 2), 9.0), "b": jnp.float32(9.0)}
-    assert vote.soup(members, masks, fallback=back)["w"].tolist() == [[2.0, 2.0], [9.0, 4.0]]
+    assert vote.soup(members, masks=masks, fallback=back)["w"].tolist() == [[2.0, 2.0], [9.0, 4.0]]
     rows = {"w": jnp.array([[True, False], [True, False]]), "b": jnp.array([False, True])}  # [K, C] against [K, 2, C]
-    got = vote.soup(members, rows, weights=jnp.array([1.0, 3.0]), fallback=back)
+    got = vote.soup(members, masks=rows, weights=jnp.array([1.0, 3.0]), fallback=back)
     assert got["w"].tolist() == [[2.5, 9.0], [jnp.inf, 9.0]]
     assert float(got["b"]) == 2.0
 
@@ -146,18 +146,20 @@ def test_soup_against_numpy(seed, k):
     full = np.broadcast_to(m, x.shape) * w[:, None, None]
     total = full.sum(0)
     expected = np.where(total > 0, (full * x).sum(0) / np.where(total > 0, total, 1), back)
-    got = vote.soup({"a": x}, {"a": jnp.asarray(m)}, jnp.asarray(w), {"a": back})["a"]
+    got = vote.soup({"a": x}, masks={"a": jnp.asarray(m)}, weights=jnp.asarray(w), fallback={"a": back})["a"]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(expected).max() > 0
 
 
 def test_soup_keeps_types_and_has_gradients():
-    low = vote.soup({"a": jnp.ones((3, 2), jnp.bfloat16)}, {"a": jnp.array([True, True, False])})
+    low = vote.soup({"a": jnp.ones((3, 2), jnp.bfloat16)}, masks={"a": jnp.array([True, True, False])})
     assert low["a"].dtype == jnp.bfloat16
-    grads = jax.grad(lambda x: vote.soup({"a": x}, {"a": jnp.array([True, False])})["a"].sum())(jnp.ones((2, 2)))
+    grads = jax.grad(lambda x: vote.soup({"a": x}, masks={"a": jnp.array([True, False])})["a"].sum())(jnp.ones((2, 2)))
     assert grads.tolist() == [[1.0, 1.0], [0.0, 0.0]]
     back = jax.grad(
-        lambda f: vote.soup({"a": jnp.ones((1, 2))}, {"a": jnp.array([[True, False]])}, fallback={"a": f})["a"].sum()
+        lambda f: vote.soup({"a": jnp.ones((1, 2))}, masks={"a": jnp.array([[True, False]])}, fallback={"a": f})[
+            "a"
+        ].sum()
     )
     assert back(jnp.zeros(2)).tolist() == [0.0, 1.0]
 
@@ -179,9 +181,9 @@ def test_soup_keeps_types_and_has_gradients():
         (lambda: vote.support(BALLOTS, jnp.array([1.0, -1.0, 1.0])), "not negative"),
         (lambda: vote.support(BALLOTS, jnp.zeros(3)), "not all zero"),
         (lambda: vote.soup({"a": jnp.ones((2, 3), jnp.int32)}), "no mean"),
-        (lambda: vote.soup({"a": jnp.ones((2, 3))}, {"b": jnp.ones((2, 3), bool)}), "only in masks"),
-        (lambda: vote.soup({"a": jnp.ones((2, 3))}, {"a": jnp.ones((3, 3), bool)}), "masks lead with 3"),
-        (lambda: vote.soup({"a": jnp.ones((2, 3))}, {"a": jnp.ones((2, 2), bool)}), "does not broadcast"),
+        (lambda: vote.soup({"a": jnp.ones((2, 3))}, masks={"b": jnp.ones((2, 3), bool)}), "only in masks"),
+        (lambda: vote.soup({"a": jnp.ones((2, 3))}, masks={"a": jnp.ones((3, 3), bool)}), "masks lead with 3"),
+        (lambda: vote.soup({"a": jnp.ones((2, 3))}, masks={"a": jnp.ones((2, 2), bool)}), "does not broadcast"),
         (lambda: vote.soup({"a": jnp.ones((2, 3))}, fallback={"a": jnp.ones((2, 3))}), "fallback has shape"),
     ],
 )
