@@ -109,6 +109,8 @@ class Checkpoints:
             saved = dict(self._store.metadata(step).custom_metadata or {}).get("leaves", {})
         except Exception as error:  # whatever Orbax meets in a damaged directory
             raise self._damaged(step, error) from error
+        if not saved:
+            raise self._damaged(step, ValueError("its metadata is missing"))
         asked = _describe(like)
         wrong = [
             f"{path} is {saved.get(path, 'missing')}, {asked.get(path, 'not')} wanted"

@@ -66,6 +66,8 @@ def variants(
     batch_norm: bool = True,
 ) -> dict[str, Variant]:
     """MVP, every baseline and every control, by the names that the tables carry."""
+    if vote.rounds:
+        raise ValueError("the table compares votes at the final ratio; run MVP with further rounds by methods.mvp.mvp")
     vote = dataclasses.replace(vote, tuning=tuning)
     plain = dataclasses.replace(vote, anchor=False)
     search = dataclasses.replace(search, tuning=dataclasses.replace(tuning, steps=0))

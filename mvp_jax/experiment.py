@@ -81,6 +81,11 @@ def check(config: ConfigDict) -> stages.Plan:
         raise ValueError(f"steps must rise from 0, as (0, 25, 50), got {steps}")
     if config.targets.seeds < 1:
         raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
+    if config.mapping not in ("vmap", "loop") or config.chunk < 1:
+        raise ValueError(f"mapping must be 'vmap' or 'loop' and chunk >= 1, got {config.mapping!r} and {config.chunk}")
+    if config.bank.tasks < 2:
+        raise ValueError(f"a bank of {config.bank.tasks} tasks cannot vote; set bank.tasks to at least 2")
+    train.optimizer(config.pretrain.optimizer)  # refuses an unknown name
     if config.bank.similarity not in stages.SIMILARITIES:
         raise ValueError(f"unknown bank.similarity {config.bank.similarity!r}; choose one of {stages.SIMILARITIES}")
     table = comparison.variants(

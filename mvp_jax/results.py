@@ -142,6 +142,9 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
                 if method == "mvp":
                     deliver(plan, problem, outcome, here, part, work)
                 examples = part.train["y"].shape[1]
+                # Similarity is part of a voter's budget: a forward pass of each entry over the target's images, at a
+                # third of what a training example costs.
+                ranking = len(bank.entries) * examples // 3 if voting else 0
                 new = [
                     {
                         "target": target,
@@ -151,8 +154,7 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
                         "steps": at,
                         "split": split,
                         "accuracy": float(accuracy[i]),
-                        "cost_examples": comparison.examples_used(variant, at, examples, plan.tuning.batch)
-                        + (len(bank.entries) * examples // 3 if voting else 0),
+                        "cost_examples": comparison.examples_used(variant, at, examples, plan.tuning.batch) + ranking,
                         "params": costs[variant.dense].params,
                         "flops": costs[variant.dense].flops,
                     }
@@ -220,17 +222,19 @@ def deliver(
 def report(plan: Plan, variables: Variables, rows: list[dict[str, Any]], work: Path) -> None:
     """Tables and pictures: `results.csv`, `results.md`, `accuracy.png`, `cost.png`."""
     records.write_csv(rows, work / "results.csv")
-    table = reports.summary(rows, "mvp") if any(r["method"] == "mvp" for r in rows) else []
-    records.write_text(work / "results.md", reports.to_markdown(table))
+    ours = "mvp" if "mvp" in plan.variants else next(iter(plan.variants))
+    table = reports.summary(rows, ours)
+    records.write_text(work / "results.md", reports.to_markdown(table, ours))
     pictures.plot_accuracy_against_steps(
         rows,
         work / "accuracy.png",
+        ours=ours,
         split="valid",
         chance=1 / plan.sizes.classes_per_task,
         title="Validation accuracy against fine-tuning steps",
     )
     last = [r for r in table if r["steps"] == plan.steps[-1]]
-    records.show(reports.to_terminal(last, title=f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"))
+    records.show(reports.to_terminal(last, ours, title=f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"))
     report_cost(plan, variables, work)
 
 
