@@ -64,7 +64,10 @@ def main() -> None:
     parser.add_argument("--leaves", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
     args = parser.parse_args()
+    if args.quick:
+        args.millions, args.repeats = [0.5], 1
     print(
         f"jax {jax.__version__} on {jax.default_backend()}, "
         f"torch {torch.__version__} on {torch.get_num_threads()} threads"

@@ -26,7 +26,10 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.75])
+    parser.add_argument("--quick", action="store_true", help="only show that it runs")
     flags = parser.parse_args()
+    if flags.quick:
+        flags.image_size, flags.batch, flags.repeats = 32, 4, 1
 
     dense = models.create(flags.model, image_size=flags.image_size)
     variables = dense.init(jax.random.key(0))

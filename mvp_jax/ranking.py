@@ -245,21 +245,15 @@ class _Table:
         heads = np.cumsum(rows) - rows
         self.sample = ((heads[:, None] + even * rows[:, None]) * width).astype(np.int32)
 
-    def join(self, leaves: Sequence[Any], dtype: Any, empty: Any) -> Array:
-        """[rows, width], of leaves that broadcast to their shapes."""
-        pieces = []
-        for x, shape, pad in zip(leaves, self.shapes, self.padding, strict=True):
-            pieces.append(jnp.broadcast_to(jnp.asarray(x, dtype), shape).ravel())
-            if pad:
-                pieces.append(jnp.full(pad, empty, dtype))
-        return jnp.concatenate(pieces).reshape(-1, self.width)
-
     def keys(self, scores: Sequence[Any], within: Sequence[Any]) -> Array:
-        joined = None
-        if any(w is not None for w in within):
-            joined = self.join([True if w is None else w for w in within], bool, False)
-        # Padding comes last in its segment, so nan suffices: whatever is eligible goes before it.
-        return lax.optimization_barrier(order(self.join(scores, jnp.float32, np.nan), joined))
+        # Written leaf by leaf into one buffer: joining scores first would take twice the memory, and fresh pages are
+        # most of the time at tens of millions of entries. Padding comes last in its segment, so the key of nan
+        # suffices: whatever is eligible goes before it.
+        flat = jnp.full(int(self.starts[-1]), 1, jnp.uint32)
+        for x, w, shape, start in zip(scores, within, self.shapes, self.starts[:-1], strict=True):
+            keys = order(jnp.asarray(x), None if w is None else jnp.broadcast_to(w, shape))
+            flat = lax.dynamic_update_slice(flat, jnp.broadcast_to(keys, shape).ravel(), (int(start),))
+        return flat.reshape(-1, self.width)
 
     def split(self, table: Array) -> list[Array]:
         flat = table.ravel()
