@@ -170,7 +170,7 @@ def plot_accuracy_against_steps(
         _name_lines(panel, lines, height - 1.4)
     notes = [f"{split} accuracy at the last step beside each name"]
     notes += ["bands: sd over seeds"] if len({r["seed"] for r in rows}) > 1 else []
-    notes += [f"chance: {guess:g} %"] if guess is not None and not seen else []
+    notes += [f"chance: {guess:.3g} %"] if guess is not None and not seen else []
     figure.suptitle(title, fontsize=12, fontweight="bold")
     figure.supxlabel("; ".join(notes), fontsize=8, color="#5f5f5f")
     _save(figure, path)
@@ -234,7 +234,7 @@ _QUANTITIES = (
     ("params", "parameters"),
     ("flops", "FLOPs an example"),
     ("latency_ms", "latency, ms"),
-    ("bytes", "bytes on disk"),
+    ("bytes", "bytes of arrays"),
 )
 
 

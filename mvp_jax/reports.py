@@ -308,7 +308,8 @@ def overlap_table(
             inside = place == b
             mean, half = _jackknife(iou[inside], i[inside], j[inside], t)
             ends = pair_similarity[inside]
-            span = f"{ends.min():.3g} to {ends.max():.3g}"
+            low_end, high_end = f"{ends.min():.3g}", f"{ends.max():.3g}"
+            span = low_end if low_end == high_end else f"{low_end} to {high_end}"
             found.append(
                 {
                     "group": name,

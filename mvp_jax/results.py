@@ -28,6 +28,9 @@ _STUDIED = 128
 """Images of each task by which the overlap study measures similarity: every pair of tasks takes a forward pass."""
 
 
+_FEWEST_PAIRS = 20
+
+
 def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> None:
     """Do similar tasks keep the same units? Overlap by depth, pairs binned by similarity and by shared classes."""
     done = work / "overlap.json"
@@ -36,16 +39,17 @@ def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -
     # Classes take turns in a task's images, so the first ones are a balanced sample.
     sample = [sources.take(d.train, np.arange(min(len(d.train.y), _STUDIED))) for d in bank.images]
     near = np.stack([similarities(plan, variables, bank, batch_of(d)) for d in sample])
-    chosen = [tasks.Task(name=e.task, classes=e.classes) for e in bank.entries]
-    shared = np.array([[tasks.shared_classes(a, b) for b in chosen] for a in chosen])
+    chosen = bank.entries
+    shared = np.array([[len(set(a.classes) & set(b.classes)) for b in chosen] for a in chosen])
     order = [g.name for g in plan.groups]
     kept = {name: np.asarray(u) for name, u in bank.units.items()}
     pairs = np.triu_indices(len(chosen), 1)
+    counts = np.unique(shared[pairs])
+    # One bin a number of shared classes; the few pairs that share most have a bin together.
+    parts = [float(n) for n in counts[1:] if np.sum(shared[pairs] >= n) >= _FEWEST_PAIRS]
     tables = {
         "similarity": reports.overlap_table(kept, near, 3, order=order),
-        "shared_classes": reports.overlap_table(
-            kept, shared, sorted(set(shared[pairs].tolist()))[1:] or 1, order=order
-        ),
+        "shared_classes": reports.overlap_table(kept, shared, parts or 1, order=order),
     }
     for name, table in tables.items():
         pictures.plot_overlap_against_depth(
@@ -239,7 +243,7 @@ def report(plan: Plan, variables: Variables, rows: list[dict[str, Any]], work: P
 
 
 def report_cost(plan: Plan, variables: Variables, work: Path) -> None:
-    """Parameters, FLOPs, bytes on disk and compiled latency, dense against the slim models on disk."""
+    """Parameters, FLOPs, bytes of arrays and compiled latency, dense against the slim models on disk."""
     # Hidden ones are what a killed run was writing.
     folders = sorted(p for p in (work / "slim").glob("[!.]*") if p.is_dir())
     if not folders:
