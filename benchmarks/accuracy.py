@@ -1,0 +1,54 @@
+"""Top-1 accuracy of a PyTorch checkpoint, read by its names and run in JAX, on the test split of an archive.
+
+    python benchmarks/accuracy.py --data cifar100_full.npz --model resnet8_distiller --checkpoint FILE.safetensors
+
+The published accuracy of a checkpoint tests a loader: names, layouts, padding, normalisation must all be right.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax import models, pretrained, train
+from mvp_jax.data import sources
+
+STATISTICS = {
+    "distiller": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="an .npz archive with a test split")
+    parser.add_argument("--model", default="resnet8_distiller", choices=sorted(models.PRESETS))
+    parser.add_argument("--checkpoint", help="safetensors with PyTorch's names")
+    parser.add_argument("--quick", action="store_true", help="only show that it runs: a fresh model on digits")
+    args = parser.parse_args()
+
+    if args.quick:
+        source = sources.digits()
+        args.model = "resnet8 (fresh)"
+        model = models.create("resnet8", image_size=8, channels=1, classes=10)
+        test, variables = source.train, model.init(jax.random.key(0))
+    else:
+        if not args.data or not args.checkpoint:
+            parser.error("give --data and --checkpoint")
+        source = sources.npz(args.data)
+        mean, std = STATISTICS["distiller" if "distiller" in args.model else "imagenet"]
+        test = sources.normalise(source, mean, std).test or parser.error(f"{args.data} has no test split")
+        model = models.create(args.model, image_size=source.image_shape[0], channels=3, classes=source.num_classes)
+        variables = pretrained.load(args.checkpoint, model)
+
+    correct = 0
+    for start in range(0, len(test.y), 500):
+        x, y = test.x[start : start + 500], test.y[start : start + 500]
+        logits, _ = train.infer(model, variables, jnp.asarray(x), batch=500)
+        correct += int(np.sum(np.argmax(np.asarray(logits), -1) == y))
+    print(f"{args.model}: {correct / len(test.y):.2%} of {len(test.y)} images of {source.name}")
+
+
+if __name__ == "__main__":
+    main()
