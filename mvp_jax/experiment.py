@@ -191,13 +191,10 @@ def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) ->
     if name not in models.PRESETS:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(models.PRESETS)}")
     if name in resnet.PRESETS:
-        # Convolutions in loops are slow in XLA's CPU back end unless written as matrix products.
-        options["conv"] = config.model.conv if config.model.conv != "auto" else _conv()
+        # Under vmap over members XLA's CPU back end is slow with convolutions unless they are matrix products.
+        slow = jax.default_backend() == "cpu" and config.mapping == "vmap"
+        options["conv"] = config.model.conv if config.model.conv != "auto" else "im2col" if slow else "native"
     return models.create(name, **options)
-
-
-def _conv() -> str:
-    return "im2col" if jax.default_backend() == "cpu" else "native"
 
 
 @functools.lru_cache

@@ -178,13 +178,24 @@ def batch_indices(key: Key, step: Array, examples: int, batch: int) -> Array:
     return jax.lax.dynamic_slice(order, ((step % per_epoch) * batch,), (batch,))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "loss", "tx", "batch", "augment", "score", "groups", "decay"), donate_argnames=()
-)
-def _fit(
+def loops_on_host(model: Model, *trees: PyTree) -> bool:
+    """Whether a loop around this model's convolutions should be Python's rather than XLA's.
+
+    XLA's CPU back end runs a convolution inside a compiled loop on one thread of a slow fallback, 20 to 50 times
+    slower than outside; a dispatch per iteration costs next to nothing beside that. Elsewhere, for `conv="im2col"`,
+    for models without convolutions and for traced arguments the loop is compiled.
+    """
+    native = getattr(model.config, "conv", None) == "native" and jax.default_backend() == "cpu"
+    return native and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+_STATIC = ("model", "loss", "tx", "batch", "augment", "score", "groups", "decay")
+
+
+def _body(
     state: TrainState,
+    sums: Metrics,
     data: Batch,
-    steps: Array,
     learning_rate: Array,
     total: Array,
     *,
@@ -197,24 +208,28 @@ def _fit(
     groups: tuple[Group, ...],
     decay: str,
 ) -> tuple[TrainState, Metrics]:
+    """One step of `fit`: rate, batch, step, sums of the metrics."""
+    done = state.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
+    rate = learning_rate * (0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0))) if decay == "cosine" else 1.0)
+    hyper = state.opt_state.hyperparams | {"learning_rate": rate.astype(jnp.float32)}
+    state = state._replace(opt_state=state.opt_state._replace(hyperparams=hyper))
+    index = batch_indices(jax.random.fold_in(state.key, 2**31 - 1), state.step, data["y"].shape[0], batch)
     step_fn = make_step(model, loss, tx, augment=augment, score=score, groups=groups)
-    examples = data["y"].shape[0]
-    zero = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())} | (
-        {"scores": {g.name: jnp.zeros(g.size) for g in groups}} if score else {}
-    )
+    state, metrics = step_fn(state, {"x": data["x"][index], "y": data["y"][index]})
+    return state, jax.tree.map(jnp.add, sums, metrics)
 
+
+_one_step = jax.jit(_body, static_argnames=_STATIC)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _many_steps(
+    state: TrainState, sums: Metrics, steps: Array, data: Batch, learning_rate: Array, total: Array, **static: Any
+) -> tuple[TrainState, Metrics]:
     def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        state, sums = carry
-        done = state.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
-        rate = learning_rate * (0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0))) if decay == "cosine" else 1.0)
-        hyper = state.opt_state.hyperparams | {"learning_rate": rate.astype(jnp.float32)}
-        state = state._replace(opt_state=state.opt_state._replace(hyperparams=hyper))
-        index = batch_indices(jax.random.fold_in(state.key, 2**31 - 1), state.step, examples, batch)
-        state, metrics = step_fn(state, {"x": data["x"][index], "y": data["y"][index]})
-        return state, jax.tree.map(jnp.add, sums, metrics)
+        return _body(*carry, data, learning_rate, total, **static)
 
-    state, sums = jax.lax.fori_loop(0, steps, body, (state, zero))
-    return state, jax.tree.map(lambda s: s / jnp.maximum(steps, 1), sums)
+    return jax.lax.fori_loop(0, steps, body, (state, sums))
 
 
 def fit(
@@ -262,24 +277,44 @@ def fit(
                          "in optax.inject_hyperparams")  # fmt: skip
     if data["y"].shape[0] == 0:
         raise ValueError("no examples to train on; the task's training split is empty")
-    return _fit(
-        state,
-        {"x": data["x"], "y": data["y"]},
-        jnp.asarray(steps, jnp.int32),
-        jnp.asarray(learning_rate, jnp.float32),
-        jnp.asarray(steps if total is None else total, jnp.int32),
-        model=model,
-        loss=loss,
-        tx=tx,
-        batch=min(batch, data["y"].shape[0]),
-        augment=augment,
-        score=score,
-        groups=groups,
-        decay=decay,
-    )
+    data = {"x": data["x"], "y": data["y"]}
+    values = (data, jnp.asarray(learning_rate, jnp.float32), jnp.asarray(steps if total is None else total, jnp.int32))
+    static = {
+        "model": model,
+        "loss": loss,
+        "tx": tx,
+        "batch": min(batch, data["y"].shape[0]),
+        "augment": augment,
+        "score": score,
+        "groups": groups,
+        "decay": decay,
+    }
+    sums: Metrics = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+    if score:
+        sums["scores"] = {g.name: jnp.zeros(g.size) for g in groups}
+    if loops_on_host(model, state, values, steps):
+        for _ in range(int(steps)):
+            state, sums = _one_step(state, sums, *values, **static)
+    else:
+        state, sums = _many_steps(state, sums, jnp.asarray(steps, jnp.int32), *values, **static)
+    return state, jax.tree.map(lambda s: s / jnp.maximum(steps, 1), sums)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _infer(model: Model, variables: Variables, x: Array) -> tuple[Array, Array]:
+    seen = model.inspect(variables, x)
+    return seen.logits, seen.features
 
 
 @functools.partial(jax.jit, static_argnames=("model", "batch"))
+def _infer_many(model: Model, variables: Variables, x: Array, *, batch: int) -> tuple[Array, Array]:
+    n = x.shape[0]
+    chunks = -(-n // batch)
+    padded = jnp.concatenate([x, jnp.zeros((chunks * batch - n, *x.shape[1:]), x.dtype)])
+    out = jax.lax.map(lambda x: _infer(model, variables, x), padded.reshape(chunks, batch, *x.shape[1:]))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
+
+
 def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> tuple[Array, Array]:
     """Logits and features of many examples, a batch at a time, in evaluation mode.
 
@@ -292,28 +327,31 @@ def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> 
     Returns:
         Logits `[N, Y]` and features `[N, F]`.
     """
-
-    def one(x: Array) -> tuple[Array, Array]:
-        seen = model.inspect(variables, x)
-        return seen.logits, seen.features
-
     n = x.shape[0]
     if n <= batch:
-        return one(x)
-    chunks = -(-n // batch)
-    padded = jnp.concatenate([x, jnp.zeros((chunks * batch - n, *x.shape[1:]), x.dtype)])
-    out = jax.lax.map(one, padded.reshape(chunks, batch, *x.shape[1:]))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
+        return _infer(model, variables, x)
+    if not loops_on_host(model, variables, x):
+        return _infer_many(model, variables, x, batch=batch)
+    # The last part overlaps the one before, so that all have one shape.
+    starts = [*range(0, n - batch, batch), n - batch]
+    parts = [_infer(model, variables, x[i : i + batch]) for i in starts]
+    fresh = n - batch - starts[-2]
+    parts[-1] = jax.tree.map(lambda a: a[batch - fresh :], parts[-1])
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "batch"))
+@jax.jit
+def _judge(logits: Array, labels: Array) -> Metrics:
+    return {
+        "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
+        "loss": jnp.mean(cross_entropy(logits, labels)),
+    }
+
+
 def evaluate(model: Model, variables: Variables, data: Batch, *, batch: int = 256) -> Metrics:
     """Mean accuracy (0 to 1) and cross-entropy (nats) over all of `data`, as device values."""
     logits, _ = infer(model, variables, data["x"], batch=batch)
-    return {
-        "accuracy": jnp.mean(jnp.argmax(logits, -1) == data["y"]),
-        "loss": jnp.mean(cross_entropy(logits, data["y"])),
-    }
+    return _judge(logits, data["y"])
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

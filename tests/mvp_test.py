@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax import similarity, trees, units
+from mvp_jax import models, similarity, trees, units
 from mvp_jax.methods import api, mvp
 from mvp_jax.types import Variables
 from tests import mlp
@@ -247,6 +247,17 @@ def test_a_new_temperature_or_doubt_compiles_nothing():
     decide(voters, temperature=0.7, key=jax.random.key(1))
     decide(voters, anchor=True, doubt=0.25)
     assert mvp._decide._cache_size() == compiled
+
+
+def test_leep_on_the_host_is_leep_in_one_program():
+    host, compiled = (
+        models.create("resnet8", width=4, image_size=8, channels=1, classes=3, conv=c) for c in ("native", "im2col")
+    )
+    members = jax.vmap(host.init)(jax.random.split(KEY, 3))
+    data = {"x": jax.random.normal(KEY, (9, 8, 8, 1)), "y": jnp.arange(9) % 3}
+    a, b = (mvp.leep_to_all(m, members, data, num_classes=3) for m in (host, compiled))
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert np.ptp(a) > 1e-4
 
 
 def test_leep_to_all_is_leep_of_each():

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mvp_jax import compact, masks, train, trees, units
+from mvp_jax import compact, masks, models, train, trees, units
 from mvp_jax.types import Variables
 from tests import mlp
 from tests.model_kinds import batch, made, random_units
@@ -168,10 +168,41 @@ def training(kind, seed=0):
     return model, state, kept, functools.partial(train.fit, data=data, tx=tx, learning_rate=0.02, batch=6)
 
 
+def compilations():
+    return train._one_step._cache_size() + train._many_steps._cache_size()
+
+
+def test_loops_on_the_host_compute_what_compiled_loops_do():
+    host, compiled = (
+        models.create("resnet8", width=4, image_size=8, channels=1, classes=3, conv=conv)
+        for conv in ("native", "im2col")
+    )
+    variables = host.init(jax.random.key(0))
+    assert train.loops_on_host(host, variables) == (jax.default_backend() == "cpu")
+    assert not train.loops_on_host(compiled, variables)
+    assert not jax.jit(lambda v: jnp.asarray(train.loops_on_host(host, v)))(variables)
+    tx = train.optimizer("sgd")
+    data = {"x": batch(host, 11), "y": jnp.arange(11) % 3}
+    state = train.create(variables, tx, jax.random.key(1))
+    (a, seen_a), (b, seen_b) = (
+        train.fit(m, state, data, 3, tx=tx, learning_rate=0.05, batch=4, score="fisher", groups=host.groups)
+        for m in (host, compiled)
+    )
+    assert distance(a.variables.params, in_float64(b.variables.params)) < 1e-3
+    assert distance(a.variables.params, in_float64(variables.params)) > 1e-2
+    assert distance(seen_a, in_float64(seen_b)) < 1e-3
+    for size in (4, 5, 11):
+        logits, features = train.infer(host, a.variables, data["x"], batch=size)
+        whole = train.infer(compiled, a.variables, data["x"], batch=11)
+        np.testing.assert_allclose(logits, whole[0], atol=1e-4)
+        np.testing.assert_allclose(features, whole[1], atol=1e-4)
+        assert float(jnp.std(logits, axis=0).min()) > 1e-3
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_and_nothing_recompiles():
     model, state, _, fit = training(RESNET)
     whole, _ = fit(model, state, steps=5)
-    compiled = train._fit._cache_size()
+    compiled = compilations()
     part, _ = fit(model, state, steps=3)
     part, _ = fit(model, part, steps=2)
     same = jax.tree.map(np.array_equal, (whole.variables, whole.opt_state), (part.variables, part.opt_state))
@@ -182,7 +213,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_nothing_recompiles():
     other, _ = fit(model, training(RESNET, seed=1)[1], steps=5)
     assert distance(other.variables.params, in_float64(whole.variables.params)) > 1e-4
     fit(model, state._replace(masks=jax.tree.map(jnp.zeros_like, state.masks)), steps=1, learning_rate=0.5)
-    assert train._fit._cache_size() == compiled
+    assert compilations() == compiled
 
 
 def test_a_resumed_cosine_decay_goes_on_where_it_was():

@@ -71,7 +71,6 @@ class Settings:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_classes", "chunk"))
 def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int = 8) -> Array:
     """LEEP of every bank entry for one target, as a single program over the stacked entries.
 
@@ -85,12 +84,19 @@ def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: i
     Returns:
         `float32[T]`, higher = nearer.
     """
+    if train.loops_on_host(model, members, data):
+        return jnp.stack([_leep(model, v, data, num_classes=num_classes) for v in trees.unstack(members)])
+    return _leep_to_all(model, members, data, num_classes=num_classes, chunk=chunk)
 
-    def one(variables: Variables) -> Array:
-        logits, _ = train.infer(model, variables, data["x"])
-        return similarity.leep(jax.nn.softmax(logits), data["y"], num_classes)
 
-    return jax.lax.map(one, members, batch_size=chunk)
+def _leep(model: Model, variables: Variables, data: Batch, *, num_classes: int) -> Array:
+    logits, _ = train.infer(model, variables, data["x"])
+    return similarity.leep(jax.nn.softmax(logits), data["y"], num_classes)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_classes", "chunk"))
+def _leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int) -> Array:
+    return jax.lax.map(lambda v: _leep(model, v, data, num_classes=num_classes), members, batch_size=chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
