@@ -37,7 +37,7 @@ def main():
     contenders = {0.0: (dense, variables)}
     for ratio in flags.ratios:
         kept = {g.name: jnp.asarray(rng.permutation(g.size) < round((1 - ratio) * g.size)) for g in dense.groups}
-        contenders[ratio] = compact.slim(dense, variables, kept)
+        contenders[ratio] = compact.rebuild(dense, variables, kept)
 
     x = jnp.asarray(rng.normal(size=(flags.batch, *dense.input_shape)), jnp.float32)
     calls = {}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mvp_jax import cost as cost
     from mvp_jax import data as data
     from mvp_jax import experiment as experiment
+    from mvp_jax import graph as graph
     from mvp_jax import masks as masks
     from mvp_jax import methods as methods
     from mvp_jax import models as models
@@ -50,6 +51,7 @@ _MODULES = frozenset(
         "cost",
         "data",
         "experiment",
+        "graph",
         "masks",
         "methods",
         "models",
@@ -98,6 +100,7 @@ __all__ = [
     "cost",
     "data",
     "experiment",
+    "graph",
     "masks",
     "methods",
     "models",

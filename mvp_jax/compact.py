@@ -1,213 +1,22 @@
-"""From unit masks to physically smaller arrays and back: the only module that changes shapes.
+"""From dense to physically smaller: arrays (`cut`, `embed`), models of this package (`rebuild`), any function (`slim`).
 
-Any tree that contains the parameters' paths can be cut: parameters, `Variables`, gradients, masks, an optimiser's
-state, a whole training state. Unit masks stay in the index space of the dense model.
+Unit masks stay in the index space of the dense model, also after cutting.
 """
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import masks, trees
+from mvp_jax import graph, masks
 from mvp_jax import units as units_lib
-from mvp_jax.types import Array, PyTree, Units, Variables
-from mvp_jax.units import Group
-
-Axes: TypeAlias = dict[str, tuple[tuple[int, str], ...]]
-"""`{path: ((axis, group name), ...)}`: what to cut where."""
-
-
-def _axes(tree: PyTree, groups: Sequence[Group]) -> Axes:
-    """Every axis of every leaf that a group runs along.
-
-    The tree may hold several copies of the model (parameters, momenta), each under a root of its own. Roots are
-    found by paths: whatever precedes a slot's path is one, unless a shorter root leads to it.
-    """
-    by_slot: dict[str, list[tuple[int, str]]] = {}
-    sizes = {g.name: g.size for g in groups}
-    for g in groups:
-        for s in g.slots:
-            if (s.axis, g.name) not in by_slot.setdefault(s.path, []):
-                by_slot[s.path].append((s.axis, g.name))
-    leaves = trees.flatten(tree)
-    parts = {path: tuple(path.split("/")) for path in leaves}
-    candidates = {
-        p[:i]: None for p in parts.values() for i in range(len(p)) if "/".join(p[i:]) in by_slot
-    }  # a dict, so that the order does not hang on hashes
-    roots = [r for r in candidates if not any(r[:i] in candidates for i in range(len(r)))]
-    if groups and not roots:
-        raise ValueError(
-            f"none of the groups' {len(by_slot)} paths ({sorted(by_slot)[:3]}, ...) is in the tree "
-            f"({sorted(leaves)[:3]}, ...); give the groups of the model the tree belongs to"
-        )
-    found: Axes = {}
-    for path, p in parts.items():
-        shape = jnp.shape(leaves[path])
-        for root in roots:
-            slot = "/".join(p[len(root) :])
-            if p[: len(root)] != root or slot not in by_slot or not shape:
-                continue
-            for axis, name in by_slot[slot]:
-                if axis >= len(shape) or shape[axis] not in (1, sizes[name]):
-                    raise ValueError(
-                        f"{path!r} of shape {shape} lacks the {sizes[name]} units of group {name!r} along axis {axis}; "
-                        "cut dense trees with the dense model's groups, and stacked members under jax.vmap"
-                    )
-                if shape[axis] == sizes[name]:
-                    found[path] = (*found.get(path, ()), (axis, name))
-    return found
-
-
-def _is_traced(units: Units) -> bool:
-    return any(isinstance(u, jax.core.Tracer) for u in units.values())
-
-
-def _static_sizes(units: Units, groups: Sequence[Group], sizes: Mapping[str, int] | None) -> dict[str, int]:
-    units_lib.check(units, groups)
-    stacked = [name for name, u in units.items() if jnp.ndim(u) != 1]
-    if stacked:
-        raise ValueError(f"units of {stacked[:3]} are stacked; cut one member at a time or under jax.vmap")
-    if _is_traced(units):
-        if sizes is None or set(sizes) != set(units):
-            raise ValueError(
-                "units are traced, so the new shapes cannot be read from them; give sizes={group: kept} for every "
-                "group, for instance compact.sizes(units) of a member"
-            )
-        return {name: int(sizes[name]) for name in units}
-    counted = {name: int(np.count_nonzero(np.asarray(u))) for name, u in units.items()}
-    wrong = {n: (int(sizes[n]), counted.get(n)) for n in sizes or {} if sizes and counted.get(n) != int(sizes[n])}
-    if wrong:
-        raise ValueError(f"sizes differ from the units kept, (given, kept): {wrong}")
-    return counted
-
-
-def sizes(units: Units) -> dict[str, int]:
-    """Kept units of each group, on the host: what `Model.resize` and `cut(..., sizes=)` take.
-
-    >>> sizes({"fc": jnp.array([True, False, True])})
-    {'fc': 2}
-    """
-    return units_lib.count(units)
-
-
-def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[str, int] | None = None) -> PyTree:
-    """Removes the units that are not kept from every array they run through.
-
-    Args:
-        tree: anything with the parameters' paths in it, once or several times under different roots (parameters,
-            `Variables`, masks, optimiser state). Scalars and axes of length 1 on a group's axis are left alone, as
-            broadcast masks have them; so is every leaf that no group names.
-        groups: the groups of the dense model.
-        units: `{name: bool[C]}`, for exactly these groups.
-        sizes: kept units of each group; needed if `units` are traced (under `jit` or `vmap`), where it must be right:
-            missing units repeat index 0, surplus ones are dropped.
-
-    Returns:
-        The same structure with smaller arrays; kept units keep their order.
-
-    Raises:
-        ValueError: if groups, units and tree do not fit, or traced units come without sizes.
-
-    >>> g = units_lib.Group(name="fc", size=3, slots=(units_lib.Slot(path="kernel", axis=1, scored=True),))
-    >>> cut({"kernel": jnp.arange(6).reshape(2, 3)}, [g], {"fc": jnp.array([True, False, True])})["kernel"].tolist()
-    [[0, 2], [3, 5]]
-    """
-    kept = _static_sizes(units, groups, sizes)
-    axes = _axes(tree, groups)
-    leaves = trees.flatten(tree)
-    gathered = _gather(
-        {path: leaves[path] for path in axes}, dict(units), tuple(sorted(axes.items())), tuple(sorted(kept.items()))
-    )
-    return trees.replace(tree, gathered)
-
-
-# One program per shape: cutting the next task's model at the same sizes compiles nothing.
-@functools.partial(jax.jit, static_argnames=("axes", "kept"))
-def _gather(
-    leaves: Mapping[str, Array],
-    units: Units,
-    axes: tuple[tuple[str, tuple[tuple[int, str], ...]], ...],
-    kept: tuple[tuple[str, int], ...],
-) -> dict[str, Array]:
-    at = {name: jnp.nonzero(units[name], size=n, fill_value=0)[0] for name, n in kept}
-    out = {}
-    for path, cuts in axes:
-        leaf = jnp.asarray(leaves[path])
-        for axis, name in cuts:
-            leaf = jnp.take(leaf, at[name], axis=axis)
-        out[path] = leaf
-    return out
-
-
-def embed(tree: PyTree, groups: Sequence[Group], units: Units, like: PyTree, *, fill: PyTree | None = None) -> PyTree:
-    """The inverse of `cut`: puts slim arrays back at their places in dense ones.
-
-    Args:
-        tree: slim, as returned by `cut`.
-        groups: the groups of the dense model.
-        units: those that were kept.
-        like: the dense tree, or its `jax.ShapeDtypeStruct`s; same structure.
-        fill: what stands where units were removed: a dense tree, or zeros (`False` in masks) if not given.
-
-    Returns:
-        A tree with the shapes of `like`; leaves that no group touches come from `tree`.
-
-    Raises:
-        ValueError: if the trees do not fit one another or the units.
-
-    >>> g = units_lib.Group(name="fc", size=3, slots=(units_lib.Slot(path="kernel", axis=0, scored=True),))
-    >>> keep = {"fc": jnp.array([True, False, True])}
-    >>> embed({"kernel": jnp.array([5.0, 6.0])}, [g], keep, {"kernel": jnp.zeros(3)})["kernel"].tolist()
-    [5.0, 0.0, 6.0]
-    """
-    units_lib.check(units, groups)
-    trees.check_same_structure(tree, like, "the slim tree", "like")
-    if fill is not None:
-        trees.check_same_structure(fill, like, "fill", "like")
-    axes = _axes(like, groups)
-    slim, dense = trees.flatten(tree), trees.flatten(like)
-    filler = trees.flatten(fill) if fill is not None else {}
-    counted = None if _is_traced(units) else sizes(units)
-    for path, cuts in axes.items():
-        for axis, name in cuts:
-            got = jnp.shape(slim[path])[axis]
-            if counted is not None and got != counted[name]:
-                raise ValueError(
-                    f"{path!r} has {got} units along axis {axis}, but {counted[name]} of {name!r} are kept"
-                )
-    scattered = _scatter(
-        {path: slim[path] for path in axes},
-        {path: filler[path] if path in filler else jnp.zeros((), dense[path].dtype) for path in axes},
-        dict(units),
-        tuple(sorted(axes.items())),
-    )
-    return trees.replace(tree, scattered)
-
-
-@functools.partial(jax.jit, static_argnames=("axes",))
-def _scatter(
-    leaves: Mapping[str, Array],
-    fill: Mapping[str, Array],
-    units: Units,
-    axes: tuple[tuple[str, tuple[tuple[int, str], ...]], ...],
-) -> dict[str, Array]:
-    out = {}
-    for path, cuts in axes:
-        leaf = jnp.asarray(leaves[path])
-        there = jnp.ones((), bool)
-        for axis, name in cuts:
-            # A gather by rank needs no counts, so it also works on traced units; removed units read anything.
-            rank = jnp.cumsum(units[name].astype(jnp.int32)) - 1
-            leaf = jnp.take(leaf, jnp.clip(rank, 0, leaf.shape[axis] - 1), axis=axis)
-            along = [1] * leaf.ndim
-            along[axis] = -1
-            there = there & jnp.reshape(units[name], along)
-        out[path] = jnp.where(there, leaf, fill[path].astype(leaf.dtype))
-    return out
+from mvp_jax.cutting import cut, embed, sizes
+from mvp_jax.tracing.primitives import RULES
+from mvp_jax.tracing.replay import Replay
+from mvp_jax.types import Array, Key, PyTree, Units, Variables
+from mvp_jax.units import Group, Slot
 
 
 def _named(model: Any, units: Units) -> tuple[Group, ...]:
@@ -220,8 +29,8 @@ def _named(model: Any, units: Units) -> tuple[Group, ...]:
     return groups
 
 
-def slim(model: Any, variables: Variables, units: Units) -> tuple[Any, Variables]:
-    """The same class of model with the kept units only.
+def rebuild(model: Any, variables: Variables, units: Units) -> tuple[Any, Variables]:
+    """The same class of model with the kept units only; for functions of any origin see `slim`.
 
     Args:
         model: the dense model.
@@ -254,7 +63,172 @@ def check(model: Any, variables: Variables, groups: Sequence[Group], units: Unit
     units_lib.check(units, groups)
     kept = units_lib.expand(units, groups, variables[0])
     masked = Variables(masks.apply(variables[0], kept), variables[1])
-    slim_model, slim_variables = slim(model, variables, units)
+    slim_model, slim_variables = rebuild(model, variables, units)
     a, _ = model.apply(masked, x)
     b, _ = slim_model.apply(slim_variables, x)
     return float(jnp.max(jnp.abs(a - b)))
+
+
+def slim(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    units: Units,
+    *inputs: Any,
+    rules: graph.Rules = (),
+) -> tuple[Callable[..., Any], PyTree]:
+    """A physically smaller version of any traced function, and its variables.
+
+    The function's jaxpr is run again on the smaller arrays, equation by equation; literals stay what they were, so the
+    result equals the masked function to rounding. Custom derivatives other than `jax.nn.relu`'s are replaced by the
+    derivative of what the function computes.
+
+    Args:
+        apply: pure, `apply(variables, *inputs)`; may return more than the groups were found with, such as new batch
+            statistics, which come back in the smaller shapes.
+        variables: the dense ones; trained under the masks of these units or not.
+        groups: from `graph.groups`, all or some of them.
+        units: `{name: bool[C]}` for exactly these groups, not traced.
+        *inputs: arrays or shapes, as examples.
+        rules: as given to `graph.groups`.
+
+    Returns:
+        `slim_apply(slim_variables, *inputs)` and `slim_variables`. `slim_apply` works under `jit`, `grad` and `vmap`
+        and takes other shapes of inputs too: `apply` is traced once for each.
+
+    Raises:
+        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function.
+
+    >>> def mlp(params, x):
+    ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+    >>> params = {"a": jnp.eye(3, 4), "b": jnp.arange(8.0).reshape(4, 2)}
+    >>> found = graph.groups(mlp, params, jnp.ones((1, 3)))
+    >>> small, cut_params = slim(mlp, params, found, {"a": jnp.array([True, False, True, False])}, jnp.ones((1, 3)))
+    >>> small(cut_params, jnp.ones((2, 3))).tolist(), cut_params["b"].shape
+    ([[4.0, 6.0], [4.0, 6.0]], (2, 2))
+    """
+    units_lib.check(units, groups)
+    kept = {name: np.asarray(u) for name, u in units.items()}
+    empty = [name for name, u in kept.items() if not u.any()]
+    if empty:
+        raise ValueError(f"no unit is kept in {empty[:5]}; keep at least one in every group, or nothing passes through")
+    table = RULES | dict(rules)
+    shapes = jax.tree.map(_shape, variables)
+    known: dict[Any, tuple[graph.Traced, Replay]] = {}
+
+    def traced_for(inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
+        inputs = jax.tree.map(_shape, inputs)
+        key = (jax.tree.structure(inputs), tuple((i.shape, i.dtype) for i in jax.tree.leaves(inputs)))
+        if key not in known:
+            traced = graph.trace(apply, shapes, *inputs, rules=table)
+            graph.leaks(traced, table)
+            known[key] = traced, Replay({graph.find(traced, g): kept[g.name] for g in groups}, table)
+        return known[key]
+
+    def slim_apply(variables: PyTree, *inputs: Any) -> Any:
+        traced, replay = traced_for(inputs)
+        got = jax.tree.leaves(variables)
+        want = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
+        if [jnp.shape(x) for x in got] != want:
+            raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
+        return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
+
+    traced, replay = traced_for(inputs)
+    leaves = [
+        replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
+    ]
+    return slim_apply, jax.tree.unflatten(traced.structure, leaves)
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
+
+
+def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
+    """Variables whose removed units are zero: parameters only, other collections as they are.
+
+    Args:
+        variables: as given to `graph.groups`.
+        groups: from there.
+        units: `{name: bool[C]}`, for exactly these groups; may be traced.
+    """
+    units_lib.check(units, groups)
+    cuts: dict[str, list[tuple[str, Slot]]] = {}
+    for g in groups:
+        for s in g.slots:
+            if s.collection == "params":
+                cuts.setdefault(s.path, []).append((g.name, s))
+    leaves, structure = jax.tree.flatten(variables)
+    for i, (path, collection) in enumerate(graph.collections(variables)):
+        for name, s in cuts.get(path, []) if collection == "params" else []:
+            along = [1] * jnp.ndim(leaves[i])
+            along[s.axis] = -1
+            keep = jnp.reshape(units_lib.spread(units[name], s), along)
+            leaves[i] = jnp.where(keep, leaves[i], jnp.zeros((), leaves[i].dtype))
+    return jax.tree.unflatten(structure, leaves)
+
+
+class Verification(NamedTuple):
+    """How far slim functions were from masked ones.
+
+    Attributes:
+        differences: the largest of each cut, relative to the masked output's largest entry.
+        changes: how far each cut moved the output itself, relative likewise: differences mean nothing beside 0.
+    """
+
+    differences: tuple[float, ...]
+    changes: tuple[float, ...]
+
+
+def verify(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    *inputs: Any,
+    key: Key,
+    cuts: int = 5,
+    ratio: float = 0.5,
+    rules: graph.Rules = (),
+) -> Verification:
+    """Masked against slim on random cuts: the check to run on a model of one's own.
+
+    Args:
+        apply: see `slim`.
+        variables: see `slim`.
+        groups: see `slim`.
+        *inputs: real or random ones, on which outputs are compared.
+        key: draws the units.
+        cuts: how many.
+        ratio: the largest share of each group that is removed; each cut draws a share up to it, at least one unit.
+        rules: see `slim`.
+
+    Returns:
+        Relative differences; float32 rounding gives about 1e-6.
+    """
+    dense, differences, changes = apply(variables, *inputs), [], []
+    for one in jax.random.split(key, cuts):
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(one)))
+        units = {}
+        for g in groups:
+            order = rng.permutation(g.size)
+            removed = int(rng.integers(1, max(2, round(ratio * g.size) + 1)))
+            units[g.name] = jnp.asarray(order >= min(removed, g.size - 1))
+        masked = apply(mask(variables, groups, units), *inputs)
+        small, small_variables = slim(apply, variables, groups, units, *inputs, rules=rules)
+        differences.append(_distance(masked, small(small_variables, *inputs)))
+        changes.append(_distance(masked, dense))
+    return Verification(tuple(differences), tuple(changes))
+
+
+def _distance(a: PyTree, b: PyTree) -> float:
+    """Largest difference of two trees, relative to the largest entry of the first; nan if either is."""
+    pairs = [
+        (np.asarray(x, np.float64), np.asarray(y, np.float64))
+        for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    ]
+    size = max((float(np.max(np.abs(x), initial=0.0)) for x, _ in pairs), default=0.0)
+    apart = max((float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs), default=0.0)
+    return apart / size if size else apart
+
+
+__all__ = ["Verification", "check", "cut", "embed", "mask", "rebuild", "sizes", "slim", "verify"]

@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mvp_jax import trees
 from mvp_jax.types import Array, Masks, Params, PyTree, Units, UnitScores
@@ -24,12 +25,31 @@ class Slot:
         scored: whether the array produces the unit (a filter, its bias or norm) rather than consumes it; only
             producing slots enter scores.
         collection: `params`, or `rest` for batch statistics.
+        start, step, repeats: unit `c` lies at index `start + c·step + Σ k·stride`, `k < count` for each `(count,
+            stride)` of `repeats`; by default at index `c`. Head `c` of a fused axis `H·d`: `step=d, repeats=((d, 1),)`;
+            the second part of a concatenation: `start=n`.
+        length: of the axis; 0 if the units fill it, one index each.
     """
 
     path: str
     axis: int
     scored: bool = False
     collection: Literal["params", "rest"] = "params"
+    start: int = 0
+    step: int = 1
+    repeats: tuple[tuple[int, int], ...] = ()
+    length: int = 0
+
+    def index(self, size: int) -> np.ndarray:
+        """Where each of `size` units lies along the axis: `int[C, R]`.
+
+        >>> Slot(path="qkv", axis=1, start=4, step=2, repeats=((2, 1),)).index(2).tolist()
+        [[4, 5], [6, 7]]
+        """
+        at = self.start + self.step * np.arange(size)[:, None]
+        for count, stride in self.repeats:
+            at = (at[:, :, None] + stride * np.arange(count)).reshape(size, -1)
+        return at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +130,8 @@ def reduce(
         for s in slots:
             leaf = leaves[s.path]
             t = jnp.abs(leaf) if how == "l1" else jnp.square(leaf) if how == "l2" else leaf
-            total += jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a != s.axis))
+            t = jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a != s.axis))
+            total += jnp.sum(t[s.index(group.size)], axis=1) if s.length else t
         return jnp.sqrt(total) if how == "l2" else jnp.square(total) if how == "sum_square" else total
 
     return {g.name: one(g) for g in groups}
@@ -146,16 +167,31 @@ def expand(units: Units, groups: Sequence[Group], params: Params) -> Masks:
             if s.path not in leaves:
                 raise ValueError(f"group {g.name!r} names {s.path!r}, which the parameters lack: {sorted(leaves)[:8]}")
             shape = jnp.shape(leaves[s.path])
-            if s.axis >= len(shape) or shape[s.axis] != g.size:
+            if s.axis >= len(shape) or shape[s.axis] != (s.length or g.size):
                 raise ValueError(
                     f"group {g.name!r} of {g.size} units does not lie along axis {s.axis} of {s.path!r}, shape {shape}"
                 )
             along = [1] * len(shape)
-            along[s.axis] = g.size
-            m = jnp.reshape(units[g.name], along)
+            along[s.axis] = shape[s.axis]
+            m = jnp.reshape(spread(units[g.name], s), along)
             kept[s.path] = kept[s.path] & m if s.path in kept else m
     always = jnp.ones((), bool)
     return jax.tree.map(lambda path: kept.get(path, always), trees.paths(params))
+
+
+def spread(kept: Array, slot: Slot) -> Array:
+    """Which indices of a slot's axis stay: `bool[C] -> bool[length]`; those of other groups do.
+
+    >>> slot = Slot(path="kernel", axis=0, step=2, repeats=((2, 1),), length=6)
+    >>> spread(jnp.array([True, False, True]), slot).tolist()
+    [True, True, False, False, True, True]
+    """
+    if not slot.length:
+        return kept
+    owner = np.full(slot.length, -1)
+    index = slot.index(kept.shape[-1])
+    owner[index] = np.arange(len(index))[:, None]
+    return jnp.where(owner < 0, True, kept[owner])
 
 
 def count(units: Units) -> dict[str, int]:
@@ -172,4 +208,4 @@ def restrict(values: Mapping[str, Array], groups: Sequence[Group]) -> dict[str, 
     return {g.name: values[g.name] for g in groups}
 
 
-__all__ = ["Group", "Slot", "UnitScores", "check", "count", "expand", "full", "reduce", "restrict"]
+__all__ = ["Group", "Slot", "UnitScores", "check", "count", "expand", "full", "reduce", "restrict", "spread"]

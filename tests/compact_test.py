@@ -11,7 +11,7 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from mvp_jax import compact, masks, models, trees, units
+from mvp_jax import compact, cutting, masks, models, trees, units
 from mvp_jax.types import Variables
 from mvp_jax.units import Group, Slot
 from tests import model_kinds
@@ -62,7 +62,7 @@ def test_masked_equals_slim(kind):
     slim_models = set()
     for seed in (11, 12, 13):
         kept = random_units(model, seed)
-        slim_model, slim = compact.slim(model, variables, kept)
+        slim_model, slim = compact.rebuild(model, variables, kept)
         slim_models.add(slim_model)
         masked = masks.apply(variables.params, units.expand(kept, model.groups, variables.params))
         expected, _ = model.apply(Variables(masked, variables.rest), x)
@@ -104,7 +104,7 @@ def test_check_sees_a_wrong_group():
         groups, apply, resize = model.groups, model.apply, model.resize
 
     first = {n: jnp.arange(u.size) < int(u.sum()) for n, u in kept.items()}
-    slim_model, slim = compact.slim(Wrong, variables, first)
+    slim_model, slim = compact.rebuild(Wrong, variables, first)
     masked = masks.apply(variables.params, units.expand(kept, model.groups, variables.params))
     x = batch(model)
     a, _ = model.apply(Variables(masked, variables.rest), x)
@@ -115,7 +115,7 @@ def test_check_sees_a_wrong_group():
 def test_some_groups_only():
     model, variables = made("distiller")
     kept = {g.name: u for g in model.groups if g.kind == "stage" for u in [random_units(model, 4)[g.name]]}
-    slim_model, _ = compact.slim(model, variables, kept)
+    slim_model, _ = compact.rebuild(model, variables, kept)
     assert slim_model.config.inner_widths == model.config.inner_widths
     assert slim_model.config.stage_widths == tuple(int(u.sum()) for u in kept.values()) == (2, 2)
     groups = [g for g in model.groups if g.name in kept]
@@ -125,7 +125,7 @@ def test_some_groups_only():
 def test_a_training_step_on_the_slim_model_is_the_masked_one_cut():
     model, variables = made("basic")
     kept = random_units(model, 5)
-    slim_model, slim = compact.slim(model, variables, kept)
+    slim_model, slim = compact.rebuild(model, variables, kept)
     keep = units.expand(kept, model.groups, variables.params)
     tx = optax.sgd(0.01, momentum=0.9)
     x, y = batch(model, 6), jnp.array([0, 1, 2, 0, 1, 2])
@@ -209,9 +209,9 @@ def test_cut_works_under_jit_and_vmap_with_sizes():
 def test_another_task_of_the_same_sizes_compiles_nothing():
     p = params()
     compact.cut(p, GROUPS, KEPT)
-    before = compact._gather._cache_size()
+    before = cutting._gather._cache_size()
     compact.cut(params(2), GROUPS, {n: u[::-1] for n, u in KEPT.items()})
-    assert compact._gather._cache_size() == before
+    assert cutting._gather._cache_size() == before
 
 
 @pytest.mark.parametrize("kind", ["distiller", "vit_mean"])
@@ -279,6 +279,6 @@ def test_bad_input_is_refused():
         compact.embed(p, GROUPS, KEPT, p)
     model, variables = made("option_a")
     with pytest.raises(ValueError, match="no unit is kept"):
-        compact.slim(model, variables, {g.name: jnp.zeros(g.size, bool) for g in model.groups})
+        compact.rebuild(model, variables, {g.name: jnp.zeros(g.size, bool) for g in model.groups})
     with pytest.raises(ValueError, match="only in units"):
-        compact.slim(model, variables, {"stem/conv": jnp.ones(4, bool)})
+        compact.rebuild(model, variables, {"stem/conv": jnp.ones(4, bool)})

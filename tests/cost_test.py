@@ -58,7 +58,7 @@ def test_parameters_and_bytes():
 def test_pruning_costs_less():
     model, variables = made("distiller")
     before = cost.of(model, variables)
-    slim_model, slim = compact.slim(model, variables, random_units(model, 0))
+    slim_model, slim = compact.rebuild(model, variables, random_units(model, 0))
     after = cost.of(slim_model, slim)
     assert after.params < 0.5 * before.params
     assert after.flops < 0.5 * before.flops

@@ -14,6 +14,8 @@ HEAVY = ("flax", "jax", "matplotlib", "optax", "orbax", "scipy", "sklearn", "ten
 NOT_OFFERED = {
     "main": "run, not imported",
     "allocation": "prune re-exports it",
+    "cutting": "compact re-exports it",
+    "tracing": "what graph and compact.slim are made of",
     "ranking": "the algorithm under prune",
     "pictures": "reports re-exports it",
     "records": "reports re-exports it",

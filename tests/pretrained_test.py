@@ -108,7 +108,7 @@ def test_truncated_and_missing_files_are_refused(tmp_path):
 def test_a_slim_model_is_reloaded_from_its_folder(kind, tmp_path):
     model, variables = made(kind)
     kept = random_units(model, 7)
-    slim_model, slim = compact.slim(model, variables, kept)
+    slim_model, slim = compact.rebuild(model, variables, kept)
     where = pretrained.save(tmp_path / "out" / "slim", slim_model, slim, units=kept, extra={"accuracy": 0.5})
     assert sorted(p.name for p in where.iterdir()) == ["model.json", "weights.safetensors"]
     assert [p.name for p in where.parent.iterdir()] == ["slim"]
