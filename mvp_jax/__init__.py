@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvp_jax import bank as bank
+    from mvp_jax import budget as budget
     from mvp_jax import checkpoint as checkpoint
     from mvp_jax import compact as compact
     from mvp_jax import comparison as comparison
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mvp_jax import reports as reports
     from mvp_jax import saliency as saliency
     from mvp_jax import schedules as schedules
+    from mvp_jax import sensitivity as sensitivity
     from mvp_jax import similarity as similarity
     from mvp_jax import train as train
     from mvp_jax import trees as trees
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 _MODULES = frozenset(
     {
         "bank",
+        "budget",
         "checkpoint",
         "compact",
         "comparison",
@@ -62,6 +65,7 @@ _MODULES = frozenset(
         "reports",
         "saliency",
         "schedules",
+        "sensitivity",
         "similarity",
         "train",
         "trees",
@@ -94,6 +98,7 @@ __all__ = [
     "Variables",
     "__version__",
     "bank",
+    "budget",
     "checkpoint",
     "compact",
     "comparison",
@@ -111,6 +116,7 @@ __all__ = [
     "reports",
     "saliency",
     "schedules",
+    "sensitivity",
     "similarity",
     "train",
     "trees",

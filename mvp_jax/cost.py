@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 from mvp_jax.types import PyTree, Variables
@@ -49,8 +50,8 @@ def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int])
     """Floating-point operations of `apply(variables, x)`, one example's share, as XLA counts them.
 
     The count is taken from the program before optimisation: what the mathematics needs, equal on every device and
-    without compiling. XLA counts the body of a loop once, so an `apply` with `lax.scan` or `lax.map` inside is
-    undercounted; the models of this package have none.
+    without compiling. XLA counts the body of a loop once; bodies of `lax.scan` and `lax.map` are counted here as often
+    as they run, those of a `while_loop`, whose number nobody knows, once.
 
     Args:
         apply: a model's `apply`, or any traceable function of variables and a batch.
@@ -71,10 +72,33 @@ def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int])
 @functools.lru_cache(maxsize=1024)
 def _flops(apply: Callable[..., Any], structure: Any, leaves: tuple[Any, ...], shape: tuple[int, ...]) -> float:
     variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(s, d) for s, d in leaves])
-    lowered = jax.jit(apply).lower(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    counted: Any = lowered.cost_analysis()
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return (_counted(apply, variables, x) + _repeated(jax.make_jaxpr(apply)(variables, x).jaxpr)) / shape[0]
+
+
+def _counted(function: Callable[..., Any], *shapes: Any) -> float:
+    """What XLA counts, loop bodies once."""
+    counted: Any = jax.jit(function).lower(*shapes).cost_analysis()
     counted = counted[0] if isinstance(counted, list) else counted  # older versions: one entry per device
-    return float(counted["flops"]) / shape[0]
+    return float(counted.get("flops", 0.0))
+
+
+def _repeated(jaxpr: Any) -> float:
+    """What loop bodies do beyond their first run, nested ones included."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if not hasattr(inner, "eqns"):
+                continue
+            open_one: Any = getattr(inner, "jaxpr", inner)
+            further = _repeated(open_one)
+            if eqn.primitive.name == "scan":
+                length = eqn.params["length"]
+                body = jax.extend.core.jaxpr_as_fun(inner)
+                shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in open_one.invars]
+                further = length * further + (length - 1) * _counted(body, *shapes)
+            total += further
+    return total
 
 
 def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
@@ -93,6 +117,18 @@ def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
         flops(model.apply, Variables(*variables), (batch, *model.input_shape)),
         bytes(variables),
     )
+
+
+def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
+    """Bytes that the compiled `apply(variables, *inputs)` needs for intermediate values at once.
+
+    Compiles the program; arguments and results are not counted. Shapes will do in place of arrays.
+
+    >>> memory(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T), jnp.ones((4, 4)), jnp.ones((8, 4))) > 0
+    True
+    """
+    analysis = jax.jit(apply).lower(variables, *inputs).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
 def latency(fn: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2) -> float:

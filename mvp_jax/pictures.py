@@ -1,4 +1,4 @@
-"""Results as pictures: accuracy against fine-tuning steps, overlap against depth, cost before and after.
+"""Results as pictures: accuracy against fine-tuning steps, overlap against depth, sensitivity, cost.
 
 Colours are Okabe and Ito's, told apart by every kind of sight; each line also has a marker and its name beside it.
 """
@@ -230,6 +230,71 @@ def plot_overlap_against_depth(
     _save(figure, path)
 
 
+def plot_sensitivity(
+    curves: Mapping[str, Any],
+    ratios: Sequence[float],
+    path: str | os.PathLike[str],
+    *,
+    quantity: str = "accuracy",
+    title: str = "Sensitivity of each group alone, without fine-tuning",
+) -> None:
+    """One line a group against the share of its units removed; a heat map for more than 12 groups.
+
+    Args:
+        curves: `{group: [R]}` from `sensitivity.curves`, from input to output: the deeper, the darker the line.
+        ratios: as given there, `R` of them.
+        path: the picture.
+        quantity: what the metric is, with its split and unit.
+        title: above it.
+
+    Raises:
+        ValueError: if there are no curves, or they do not fit the ratios.
+    """
+    if not curves or np.ndim(ratios) != 1 or any(np.shape(v) != (len(ratios),) for v in curves.values()):
+        shapes = {name: np.shape(v) for name, v in curves.items()}
+        raise ValueError(f"curves of shapes {shapes} at ratios {ratios!r}; give at least one, with a value a ratio")
+    from matplotlib import colormaps
+
+    order = np.argsort(ratios, kind="stable")
+    x = 100 * np.asarray(ratios, float)[order]
+    values = np.array([np.asarray(v, float)[order] for v in curves.values()])
+    names = list(curves)
+    longest = max(map(len, names))
+    height = 4.6 if len(names) <= 12 else 1.6 + 0.17 * len(names)
+    figure = _figure(max(5.2, 0.42 * min(len(x), 12) + 1.5) + 0.075 * longest, height)
+    axes = figure.subplots()
+    if len(names) <= 12:
+        ends: list[tuple[float, float, str, Any, bool]] = []
+        for k, (name, line) in enumerate(zip(names, values, strict=True)):
+            shade = colormaps["viridis"](0.1 + 0.75 * (1 - (k + 0.5) / len(names)))
+            axes.plot(x, line, color=shade, marker=_MARKERS[k % len(_MARKERS)], markersize=4.5, linewidth=1.6)
+            known = np.flatnonzero(np.isfinite(line))
+            if len(known):
+                ends.append((x[known[-1]], line[known[-1]], name, shade, False))
+        if x[0] == 0:
+            axes.axhline(values[0, 0], color="black", linewidth=0.8, linestyle="--")
+            axes.annotate("dense", (0.98, values[0, 0]), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                          textcoords="offset points", fontsize=8, va="bottom", ha="right")  # fmt: skip
+        axes.set_xticks(x if len(x) <= 12 else x[:: -(-len(x) // 12)])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylabel(quantity)
+        _tidy(axes)
+        if ends:
+            _name_lines(axes, ends, height - 1.4)
+    else:
+        image = axes.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest")
+        shown = range(0, len(x), -(-len(x) // 12))
+        axes.set_xticks(shown, [f"{x[i]:g}" for i in shown])
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylabel("group, from input to output")
+        figure.colorbar(image, label=quantity)
+        if x[0] == 0:
+            figure.supxlabel(f"{quantity} of the dense model: {values[0, 0]:.4g}", fontsize=8, color="#5f5f5f")
+    axes.set_xlabel("units of the group removed, %")
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
 _QUANTITIES = (
     ("params", "parameters"),
     ("flops", "FLOPs an example"),
@@ -283,4 +348,4 @@ def plot_cost(
     _save(figure, path)
 
 
-__all__ = ["plot_accuracy_against_steps", "plot_cost", "plot_overlap_against_depth", "spread"]
+__all__ = ["plot_accuracy_against_steps", "plot_cost", "plot_overlap_against_depth", "plot_sensitivity", "spread"]

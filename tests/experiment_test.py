@@ -125,6 +125,8 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
     plan, accuracy = experiment.check(config()), by_name(rows)
     costs = json.loads((work / "cost.json").read_text())
     assert max(costs["masked_minus_slim"].values()) < 1e-4
+    assert max(costs["random_cuts"]["differences"]) < 1e-5
+    assert min(costs["random_cuts"]["changes"]) > 1e-2
     dense, slim = costs["models"]
     assert slim["params"] < dense["params"]
     assert slim["flops"] < dense["flops"]

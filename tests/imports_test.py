@@ -45,7 +45,9 @@ def test_import_is_quick_and_light():
     assert seconds < 1.5
 
 
-@pytest.mark.parametrize("name", ["masks", "prune", "vote", "units", "similarity", "compact", "bank", "checkpoint"])
+@pytest.mark.parametrize(
+    "name", ["masks", "prune", "vote", "units", "similarity", "compact", "sensitivity", "bank", "checkpoint"]
+)
 def test_the_core_does_not_load_frameworks(name):
     _, modules = _loaded_by(f"import mvp_jax; mvp_jax.{name}")
     assert "jax" in modules
