@@ -51,10 +51,10 @@ def _cifar(config: ConfigDict, model: str) -> None:
     config.bank.tasks = 60
     config.bank.rounds, config.bank.steps_per_round, config.bank.final_steps = 3, 40, 80
     config.bank.batch = 32
-    config.tune.batch = 16
+    config.tune.batch = 32
     config.targets.count = 10
     config.targets.seeds = 2
-    config.steps = (0, 25, 100)
+    config.steps = (0, 10, 50)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

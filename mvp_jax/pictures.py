@@ -262,6 +262,7 @@ def plot_sensitivity(
     longest = max(map(len, names))
     height = 4.6 if len(names) <= 12 else 1.6 + 0.17 * len(names)
     figure = _figure(max(5.2, 0.42 * min(len(x), 12) + 1.5) + 0.075 * longest, height)
+    figure.get_layout_engine().set(w_pad=0.1)  # names beside the axes are measured a little too short
     axes = figure.subplots()
     if len(names) <= 12:
         ends: list[tuple[float, float, str, Any, bool]] = []
@@ -291,6 +292,41 @@ def plot_sensitivity(
         if x[0] == 0:
             figure.supxlabel(f"{quantity} of the dense model: {values[0, 0]:.4g}", fontsize=8, color="#5f5f5f")
     axes.set_xlabel("units of the group removed, %")
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def plot_coupling(explanation: Any, path: str | os.PathLike[str], *, title: str = "What is cut together") -> None:
+    """Which arrays make (filled) and read (open) the units of which group; arrays that no group touches are left out.
+
+    Args:
+        explanation: from `graph.explain`.
+        path: the picture.
+        title: above it.
+
+    Raises:
+        ValueError: if there is no group.
+    """
+    if not explanation.rows:
+        raise ValueError("no groups to draw; print(explanation) says what is frozen and why")
+    touched = {a.rpartition("[")[0] for row in explanation.rows for a in (*row.makes, *row.reads)}
+    arrays = {a: y for y, a in enumerate(a for a in explanation.arrays if a in touched)}
+    names = [f"{row.name} ({row.size})" for row in explanation.rows]
+    room = 0.075 * max(map(len, arrays))
+    figure = _figure(room + 1.2 + 0.26 * len(names), 1.2 + 0.075 * max(map(len, names)) + 0.19 * len(arrays))
+    axes = figure.subplots()
+    for x, row in enumerate(explanation.rows):
+        colour = _COLOURS[x % len(_COLOURS)]
+        ys = [arrays[a.rpartition("[")[0]] for a in (*row.makes, *row.reads)]
+        axes.plot([x, x], [min(ys), max(ys)], color=colour, linewidth=1, alpha=0.5)
+        for kind, filled in ((row.makes, True), (row.reads, False)):
+            y = [arrays[a.rpartition("[")[0]] for a in kind]
+            axes.plot([x] * len(y), y, "o", color=colour, markersize=6, markerfacecolor=colour if filled else "white")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(arrays)), list(arrays), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("group (units); filled: makes its units, open: reads them", fontsize=8)
+    _tidy(axes)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     _save(figure, path)
 
@@ -348,4 +384,11 @@ def plot_cost(
     _save(figure, path)
 
 
-__all__ = ["plot_accuracy_against_steps", "plot_cost", "plot_overlap_against_depth", "plot_sensitivity", "spread"]
+__all__ = [
+    "plot_accuracy_against_steps",
+    "plot_coupling",
+    "plot_cost",
+    "plot_overlap_against_depth",
+    "plot_sensitivity",
+    "spread",
+]

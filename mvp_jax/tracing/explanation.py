@@ -39,7 +39,7 @@ class Explanation(NamedTuple):
         frozen: parameter axes that may not be cut, and why.
         params: of the whole function.
         flops: of one call on the inputs that it was traced with.
-        arrays: paths of all parameters, in the order of the tree.
+        arrays: paths of all parameters, in the order in which the function uses them.
     """
 
     rows: tuple[Row, ...]
@@ -115,7 +115,12 @@ def explain(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: a
                 reads=tuple(f"{s.path}[{s.axis}]" for s in touched if not s.scored),
             )
         )
-    return Explanation(tuple(rows), found.frozen, total, flops, tuple(shapes))
+    first: dict[str, int] = {}
+    for i, note in enumerate(found.traced.notes):
+        for source in note.sources:
+            first.setdefault(source.removeprefix("params:"), i)
+    arrays = sorted(shapes, key=lambda path: first.get(path, len(found.traced.notes)))
+    return Explanation(tuple(rows), found.frozen, total, flops, tuple(arrays))
 
 
 def _paths(slots: list[Slot]) -> list[str]:

@@ -51,11 +51,18 @@ class Replay:
 
     def cut(self, x: Any, axes: Axes) -> Any:
         """An array of the dense function without the removed entries."""
-        for a, e in enumerate(axes):
-            keep = self.vector(e)
-            if keep is not None and not keep.all():
+        keeps = {a: keep for a, e in enumerate(axes) if (keep := self.vector(e)) is not None and not keep.all()}
+        if not keeps:
+            return x
+        if isinstance(x, jax.core.Tracer):
+            for a, keep in keeps.items():
                 x = jnp.take(x, np.flatnonzero(keep), axis=a)
-        return x
+            return x
+        # On the host: a compiled gather for each shape would cost seconds for a large model.
+        cut = np.asarray(x)
+        for a, keep in keeps.items():
+            cut = np.compress(keep, cut, axis=a)
+        return jnp.asarray(cut)
 
     def run(self, program: Program, args: list[Any]) -> list[Any]:
         """Results for smaller arguments; constants come and go in the shapes that they had."""
