@@ -13,7 +13,13 @@ import rich.box
 import rich.table
 import rich.text
 
-from mvp_jax.pictures import plot_accuracy_against_steps, plot_cost, plot_overlap_against_depth
+from mvp_jax.pictures import (
+    plot_accuracy_against_steps,
+    plot_cost,
+    plot_coupling,
+    plot_overlap_against_depth,
+    plot_sensitivity,
+)
 from mvp_jax.records import Metrics, Row, by_seed, progress, read_csv, read_metrics, write_csv, write_json, write_text
 
 
@@ -359,7 +365,9 @@ __all__ = [
     "paired",
     "plot_accuracy_against_steps",
     "plot_cost",
+    "plot_coupling",
     "plot_overlap_against_depth",
+    "plot_sensitivity",
     "progress",
     "read_csv",
     "read_metrics",

@@ -3,12 +3,14 @@
 import itertools
 
 import hypothesis
+import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mvp_jax import pictures
+from mvp_jax import graph, pictures
 
 
 @pytest.fixture
@@ -98,3 +100,25 @@ def test_labels_keep_their_order_and_distance(wanted):
     assert max(places) <= 1 + 1e-9
     if len(wanted) == 1 or np.diff(np.sort(wanted)).min() >= 0.04:
         np.testing.assert_allclose(places, wanted, atol=1e-9)
+
+
+def test_the_coupling_shows_who_makes_and_who_reads(drawn, tmp_path):
+    def apply(params, x):
+        return jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"]) @ params["c"]
+
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 5)), "c": jnp.ones((5, 2))}
+    explanation = graph.explain(apply, params, jnp.ones((1, 3)))
+    pictures.plot_coupling(explanation, tmp_path / "coupling.png")
+    axes = drawn[0].axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a (4)", "b (5)"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b", "c"]
+    marks = {
+        (x, y, line.get_markerfacecolor() == "white")
+        for line in axes.lines
+        if line.get_marker() == "o"
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert marks == {(0, 0, False), (0, 1, True), (1, 1, False), (1, 2, True)}
+    nothing = graph.explain(lambda p, x: jax.nn.softmax(x @ p["a"]), params, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match="no groups to draw"):
+        pictures.plot_coupling(nothing, tmp_path / "none.png")

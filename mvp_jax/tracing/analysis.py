@@ -168,12 +168,15 @@ def describe(traced: Traced) -> Analysis:
     frozen: list[Frozen] = []
     numbers: dict[Dim, int] = {}
     made = _roles(traced)
+    used = {d for note in traced.notes for d in roots(note.axis)}
     for leaf in traced.leaves:
         for axis, e in enumerate(leaf.value.dims or []):
             for place in places(e):
                 d = place.root
                 if d.size < 2:
                     continue
+                if d not in used:
+                    freeze(d, "the function does not use it")
                 if d.why:
                     if leaf.collection == "params":
                         frozen.append(Frozen(leaf.path, axis, d.size, d.why, numbers.setdefault(d, len(numbers))))
