@@ -123,3 +123,40 @@ def test_bad_settings_are_refused(case):
 def test_a_slot_without_group_keeps_whole_axes():
     slot = Slot(path="w", axis=0, start=2, length=5)
     assert units.spread(jnp.array([True, False]), slot).tolist() == [True, True, True, False, True]
+
+
+def test_the_meter_counts_products_by_hand():
+    def net(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    params, x = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}, jnp.ones((5, 3))
+    groups = graph.groups(net, params, x)
+    cost_of = budget.meter(net, params, groups, x)
+    for kept in (8, 3):
+        want = budget.Totals(5 * kept, 5 * (2 * 3 * kept + kept + 2 * kept * 2), 5 * (kept + kept + 2))
+        assert cost_of({"a": kept}) == want
+    assert cost_of({}) == cost_of({"a": 8})
+    looped = budget.meter(
+        lambda p, x: jax.lax.scan(lambda h, _: (net(p, h) @ jnp.ones((2, 3)), None), x, None, length=4)[0],
+        params,
+        groups,
+        x,
+    )
+    assert looped({}).flops == 4 * (cost_of({}).flops + 2 * 5 * 2 * 3)
+
+
+def test_savings_are_those_of_one_group_alone(case):
+    variables, groups, _ = case
+    rows = budget.savings(apply, variables, groups, jnp.ones(SHAPE), ratio=0.5)
+    assert [r.group for r in rows] == [g.name for g in groups]
+    for row, g in list(zip(rows, groups, strict=True))[:3]:
+        units = {g.name: jnp.arange(g.size) < g.size // 2}
+        _, small = compact.slim(apply, variables, [g], units, jnp.ones(SHAPE))
+        left = cost.parameters(small.params) / cost.parameters(variables.params)
+        assert row.params == pytest.approx(1 - left)
+        assert 0 < row.flops < 1
+        assert 0 < row.activations < 1
+        assert row.latency is None
+    (timed,) = budget.savings(apply, variables, groups[:1], jnp.ones(SHAPE), latency=True, repeats=3)
+    assert timed.latency is not None
+    assert timed.latency < 1

@@ -83,3 +83,28 @@ def test_latency_is_the_median_of_calls_after_the_first():
     assert 0.0 <= seconds < 1.0
     with pytest.raises(ValueError, match="at least one call"):
         cost.latency(lambda: None, repeats=0)
+
+
+def test_loop_bodies_are_counted_as_often_as_they_run():
+    def chain(w, x):
+        return jax.lax.scan(lambda h, m: (h @ m, None), x, w)[0]
+
+    def nested(w, x):
+        return jax.lax.scan(lambda h, _: (jax.jit(chain)(w, h), None), x, None, length=7)[0]
+
+    w = jnp.zeros((5, 4, 4))
+    one = 2 * 4 * 4
+    assert cost.flops(chain, w, (3, 4)) == pytest.approx(5 * one, rel=0.02)
+    assert cost.flops(nested, w, (3, 4)) == pytest.approx(35 * one, rel=0.02)
+    unrolled = cost.flops(lambda w, x: x @ w[0] @ w[1] @ w[2] @ w[3] @ w[4], w, (3, 4))
+    assert cost.flops(chain, w, (3, 4)) == pytest.approx(unrolled, rel=0.05)
+
+
+def test_memory_grows_with_what_has_to_be_kept():
+    def deep(w, x):
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ w) @ w))
+
+    w = jnp.ones((64, 64))
+    forward, backward = cost.memory(deep, w, jnp.ones((256, 64))), cost.memory(jax.grad(deep), w, jnp.ones((256, 64)))
+    assert backward > forward
+    assert backward >= 256 * 64 * 4
