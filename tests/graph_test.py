@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -281,3 +283,64 @@ def test_random_compositions_have_groups_to_cut():
     rng = np.random.default_rng(0)
     programs = [[tuple(map(int, rng.integers(0, 60, 3))) for _ in range(3)] for _ in range(8)]
     assert sum(len(graph.groups(*random_functions.build(p))) for p in programs) >= 8
+
+
+def test_the_optimiser_goes_on_in_the_slim_function():
+    """Momenta are cut along, also where heads share an axis; slim training is masked training."""
+
+    def attend(p, x):
+        q, k, v = jnp.moveaxis((x @ p["qkv"]).reshape(4, 5, 3, 2, 4), 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(4, 5, 8) @ p["out"]
+
+    rng = np.random.default_rng(0)
+    params = {k: jnp.asarray(rng.normal(size=s) / 2, jnp.float32) for k, s in (("qkv", (6, 24)), ("out", (8, 3)))}
+    x = jnp.asarray(rng.normal(size=(4, 5, 6)), jnp.float32)
+    groups = graph.groups(attend, params, x)
+    assert [g.kind for g in groups] == ["head", "qk"]
+    kept = {groups[0].name: jnp.array([False, True]), groups[1].name: jnp.array([True, False, True, True])}
+    masks = units.expand(kept, groups, params)
+    tx = optax.adam(1e-2)
+
+    def train(apply, params, state, masks=None, steps=3):
+        for _ in range(steps):
+            grads = jax.grad(lambda p: jnp.mean(jnp.square(apply(p, x) - 1)))(params)
+            updates, state = tx.update(grads, state)
+            params = optax.apply_updates(params, updates)
+            if masks is not None:
+                params = jax.tree.map(lambda p, m: jnp.where(m, p, 0), params, masks)
+        return params, state
+
+    warm, state = train(attend, params, tx.init(params))
+    masked = compact.mask(warm, groups, kept)
+    small, slim_params = compact.slim(attend, warm, groups, kept, x)
+    slim_state = compact.cut(state, groups, kept)
+    assert slim_state[0].mu["qkv"].shape == slim_params["qkv"].shape == (6, 9)
+    want, _ = train(attend, masked, state, masks)
+    got, _ = train(small, slim_params, slim_state)
+    want = compact.cut(want, groups, kept)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    assert float(jnp.max(jnp.abs(got["qkv"] - slim_params["qkv"]))) > 1e-2
+
+
+def test_an_nnx_state_is_read_as_it_is():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.b(jax.nn.relu(self.a(x)))
+
+    definition, state = nnx.split(Net(nnx.Rngs(0)))
+
+    def apply(state, x):
+        return nnx.merge(definition, state)(x)
+
+    (group,) = graph.groups(apply, state, X)
+    assert (group.name, {s.path for s in group.slots}) == ("a", {"a/kernel", "a/bias", "b/kernel"})
+    seen = compact.verify(apply, state, [group], X, key=jax.random.key(0), cuts=2)
+    assert max(seen.differences) < 1e-6
+    assert max(seen.changes) > 1e-3  # a unit may be dead on two examples
+    _, small = compact.slim(apply, state, [group], {"a": jnp.arange(8) < 3}, X)
+    assert isinstance(small, nnx.State)
+    assert small["a"]["kernel"][...].shape == (3, 3)
