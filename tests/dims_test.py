@@ -107,6 +107,12 @@ def test_reshape_regroups_factors_and_freezes_what_it_cuts_across():
     assert not any(d.why for d in (n, h, w, c))
     bad = reshape([Dim(6), Dim(4)], (8, 3))
     assert all(d.why for e in bad for d in roots(e))
+    good = Dim(5)
+    whole = reshape([Dim(6), Dim(1), Dim(4), good, Dim(1)], (8, 3, 1, 5))
+    assert [bool(next(roots(e)).why) for e in whole] == [True, True, False, False]
+    assert resolve(whole[3]) is good
+    assert [resolve(e).size for e in reshape([Dim(1)], (1, 1))] == [1, 1]
+    assert reshape([Dim(1)], ()) == []
 
 
 def test_take_refines_and_gives_the_same_part_each_time():

@@ -183,7 +183,10 @@ def careless(make, pick, n):
         lambda: x * jnp.linalg.norm(make((x.shape[-1], 3)), axis=-1),
         lambda: jnp.where(x > 0.3, x, 1.0),
         lambda: jnp.repeat(x, 2, -1),
-    )[n % 20]()
+        lambda: jnp.stack([x, jnp.tanh(x)], -1).reshape(BATCH, TOKENS, -1),
+        lambda: jnp.tile(x, 2),
+        lambda: jnp.pad(x, ((0, 0), (0, 0), (1, 1)), mode="edge"),
+    )[n % 23]()
 
 
 NAMES = tuple(OPERATIONS)

@@ -168,20 +168,28 @@ def describe(traced: Traced) -> Analysis:
     frozen: list[Frozen] = []
     numbers: dict[Dim, int] = {}
     made = _roles(traced)
+    here: dict[tuple[str, int], set[str]] = {}
+    for note in traced.notes:
+        for source in note.sources:
+            here.setdefault((source, id(note.axis)), set()).add(note.role)
     used = {d for note in traced.notes for d in roots(note.axis)}
     for leaf in traced.leaves:
         for axis, e in enumerate(leaf.value.dims or []):
             for place in places(e):
                 d = place.root
-                if d.size < 2:
+                if d.size < 2 and leaf.value.shape[axis] < 2:
                     continue
+                if d.size < 2:
+                    freeze(d, "it is split into single units")
                 if d not in used:
                     freeze(d, "the function does not use it")
                 if d.why:
                     if leaf.collection == "params":
                         frozen.append(Frozen(leaf.path, axis, d.size, d.why, numbers.setdefault(d, len(numbers))))
                     continue
-                role: set[str] = made.get(d, {}).get(f"{leaf.collection}:{leaf.path}", set())
+                source = f"{leaf.collection}:{leaf.path}"
+                # A square kernel may make and read the same units; where it is used as it is, each axis tells.
+                role = here.get((source, id(e))) or made.get(d, {}).get(source, set())
                 slots.setdefault(d, []).append(
                     Slot(
                         path=leaf.path,

@@ -250,6 +250,7 @@ CONTRACTIONS: dict[str, Rule] = {
     "rev": Rule(_ordered("rev", "dimensions"), moved),
     "sort": Rule(_ordered("sort", "dimension"), _each),
     **{name: Rule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
+    "cumlogsumexp": Rule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
     "dot_general": Rule(_dot, _dot_zeros),
     "conv_general_dilated": Rule(_conv, _conv_zeros, _emit_conv),
     **{name: Rule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},

@@ -188,9 +188,26 @@ def _unify_product_with_sum(factors: list[Expr], terms: list[Expr]) -> None:
 
 
 def reshape(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
-    """The axes of a row-major reshape; those that do not line up are frozen."""
+    """The axes of a row-major reshape; those that do not line up are frozen, the others not."""
     if 0 in shape:
-        return [Dim(n, "an empty array") for n in shape]
+        return [Dim(n) for n in shape]
+    # Where the products of the leading lengths agree, what comes before has nothing to do with what comes after.
+    out: Axes = []
+    a = b = 0
+    while a < len(axes) or b < len(shape):
+        start, first, before, after = a, b, 1, 1
+        while (a == start and b == first) or before != after:
+            if a < len(axes) and before <= after:
+                before *= resolve(axes[a]).size
+                a += 1
+            else:
+                after *= shape[b]
+                b += 1
+        out += _regroup(axes[start:a], shape[first:b])
+    return out
+
+
+def _regroup(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
     left = [f for e in axes for f in _flat(Prod, e) if f.size != 1]
     out: Axes = []
     for n in shape:

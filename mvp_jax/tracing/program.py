@@ -227,7 +227,8 @@ class Tracer:
         add = self.notes.append
         if name == "dot_general":
             contracted, batch = params["dimension_numbers"]
-            by_data = all(v.active for v in used)
+            # Learned queries are made of parameters alone, but of several: they are data, not a kernel.
+            by_data = all(v.active or (batch[0] and len(v.sources) > 1) for v in used)
             for v, other, c, b in zip(used, reversed(used), contracted, batch, strict=True):
                 for a, e in enumerate(v.dims or []):
                     if by_data:

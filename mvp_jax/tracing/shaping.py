@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
-from mvp_jax.tracing.dims import Axes, Dim, Expr, freeze, reshape, resolve, roots, take, total, unify
+from mvp_jax.tracing.dims import Axes, Dim, Expr, freeze, product, reshape, resolve, roots, take, total, unify
 from mvp_jax.tracing.rules import Rule, Seen, Zeros, moved, nothing, shape_of
 
 
@@ -163,7 +164,35 @@ def _emit_reshape(seen: Seen, values: list[Any], size: Callable[[Expr], int], pa
     return lax.reshape(values[0], shape_of(seen.outs[0], size))
 
 
+def _stack(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
+    for axes in ins[1:]:
+        for a, b in zip(ins[0], axes, strict=True):
+            unify(a, b)
+    out = list(ins[0])
+    out.insert(params["axis"], Dim(len(ins), "it counts the parts of a stack"))
+    return [out]
+
+
+def _stack_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    if all(z is None for z in zs):
+        return [None]
+    out = [frozenset.intersection(*(seen.zero(z, i, a) for i, z in enumerate(zs))) for a in range(len(seen.ins[0]))]
+    out.insert(seen.params["axis"], frozenset())
+    return [tuple(out)]
+
+
+def _tile(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
+    return [[product([Dim(n), e]) for n, e in zip(params["reps"], ins[0], strict=True)]]
+
+
+def _emit_tile(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+    reps = [size(out) // max(n, 1) for out, n in zip(seen.outs[0], values[0].shape, strict=True)]
+    return jnp.tile(values[0], reps)
+
+
 SHAPING: dict[str, Rule] = {
+    "stack": Rule(_stack, _stack_zeros),
+    "tile": Rule(_tile, moved, _emit_tile),
     "broadcast_in_dim": Rule(_broadcast, _broadcast_zeros, _emit_broadcast),
     "reshape": Rule(_reshape, moved, _emit_reshape),
     "transpose": Rule(_transpose, moved),
