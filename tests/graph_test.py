@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mvp_jax import compact, graph, models, units
 from mvp_jax.tracing.rules import Rule, same, where_all
 from mvp_jax.units import Group, Slot
-from tests import random_functions
+from tests import declared, random_functions
 
 X = jnp.ones((2, 3))
 MLP = {
@@ -49,18 +49,32 @@ def test_tracing_finds_what_the_models_declare(name, options):
     def facts(g):
         return g.size, g.kind, frozenset(g.slots)
 
+    by_hand = declared.groups(model)
+    assert [(g.name, *facts(g)) for g in model.groups] == [(g.name, *facts(g)) for g in by_hand]
+    assert len(by_hand) >= 3
     found = {facts(g): g.name for g in analysis.groups}
-    declared = {facts(g): g.name for g in model.groups}
-    assert set(declared) <= set(found)
-    assert len(declared) >= 3
+    assert {facts(g) for g in by_hand} <= set(found)
     assert len({g.name for g in analysis.groups}) == len(analysis.groups)
-    for fact, its_name in declared.items():
+    for g in by_hand:
         # A stage is named for its first maker; everything else as the models name it.
-        assert found[fact] == its_name or fact[1] == "stage"
-    further = [g for g in analysis.groups if facts(g) not in declared]
+        assert found[facts(g)] == g.name or g.kind == "stage"
+    further = [g for g in analysis.groups if facts(g) not in set(map(facts, by_hand))]
     # Streams behind padding shortcuts cannot be cut by a model of the same class; a traced function can.
     assert all(g.kind in ("stage", "filter") for g in further)
     assert bool(further) == (name == "resnet8")
+
+
+def test_models_of_one_unit_know_their_groups():
+    model = models.create("resnet8_distiller", image_size=16, channels=3)
+    slim = model.resize({g.name: 1 for g in model.groups})
+    assert {g.size for g in slim.groups} == {1}
+    assert [g.slots for g in slim.groups] == [g.slots for g in model.groups]
+    patched = models.create("resnet8_distiller", image_size=16, channels=3, conv="im2col")
+    assert [g.slots for g in patched.groups] == [g.slots for g in model.groups]
+    shapes = jax.eval_shape(patched.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, *patched.input_shape), jnp.float32)
+    found = graph.groups(lambda v, x: patched.apply(v, x)[0], shapes, x)
+    assert {(g.size, frozenset(g.slots)) for g in found} == {(g.size, frozenset(g.slots)) for g in model.groups}
 
 
 def test_a_padding_shortcut_splits_the_streams_into_what_each_stage_adds():

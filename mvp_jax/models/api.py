@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mvp_jax import trees
+from mvp_jax import graph, trees
 from mvp_jax.trees import Rules
 from mvp_jax.types import Array, Key, PyTree, Variables
 from mvp_jax.units import Group
@@ -149,6 +149,35 @@ class Hooks:
     def activations(self) -> dict[str, Array]:
         """The noted magnitudes, `{group: [N, C]}`."""
         return {name: sum(taps[1:], taps[0]) / len(taps) for name, taps in (self._taps or {}).items()}
+
+
+def coupled(
+    make: Callable[[Noise], nnx.Module], input_shape: tuple[int, ...], made: Mapping[str, tuple[str, int]]
+) -> dict[str, Group]:
+    """The groups of a module by the names that it gives them, found by tracing it.
+
+    Args:
+        make: see `from_module`.
+        input_shape: of one example.
+        made: `{name: (path, axis)}`, for each group an axis along which its units lie.
+
+    Returns:
+        `{name: group}`; groups that the module does not name are left out.
+    """
+    definition, abstract = _split(nnx.eval_shape(lambda: make(Noise())))
+
+    def apply(variables: Variables, x: Array) -> Array:
+        logits: Array = nnx.merge(definition, variables.params, variables.rest)(x, Hooks())[0]
+        return logits
+
+    found = graph.groups(apply, abstract, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    at = {(s.path, s.axis): g for g in found for s in g.slots if not s.length}
+    return {name: dataclasses.replace(at[slot], name=name) for name, slot in made.items()}
+
+
+def sized(groups: Mapping[str, Group], sizes: Mapping[str, int]) -> tuple[Group, ...]:
+    """The same groups with other numbers of units, in the order of `sizes`."""
+    return tuple(dataclasses.replace(groups[name], size=size) for name, size in sizes.items())
 
 
 _KNOBS = ("batch_norm_momentum", "dropout")

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mvp_jax.models import api, layers
 from mvp_jax.types import Array
-from mvp_jax.units import Group, Slot
+from mvp_jax.units import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,52 +237,43 @@ class ResNet(nnx.Module):
         return self.head(hooks.dropout(x, self.config.dropout))
 
 
-def _made(conv: str, norm: str) -> tuple[Slot, ...]:
-    """The producing side of a filter: its kernel's last axis and everything of its norm."""
-    return (
-        Slot(path=f"{conv}/kernel", axis=3, scored=True),
-        Slot(path=f"{norm}/scale", axis=0, scored=True),
-        Slot(path=f"{norm}/bias", axis=0, scored=True),
-        Slot(path=f"{norm}/mean", axis=0, collection="rest"),
-        Slot(path=f"{norm}/var", axis=0, collection="rest"),
+def _sizes(config: ResNetConfig) -> dict[str, int]:
+    """Units of each group, in order of depth."""
+    streams = config.streams()
+    sizes = {"stem/conv": config.stem_width} if streams[0] == "stem/conv" else {}
+    for s, stage in enumerate(config.inner_widths):
+        if f"stages/{s}" in streams:
+            sizes[f"stages/{s}"] = config.stage_widths[s]
+        sizes |= {
+            f"stages/{s}/blocks/{b}/conv{j}": width
+            for b, block in enumerate(stage)
+            for j, width in enumerate(block, start=1)
+        }
+    return sizes
+
+
+@functools.cache
+def _traced(config: ResNetConfig) -> Mapping[str, Group]:
+    """What goes with each group's units. A stream is known by the last convolution of its first block."""
+    made = {
+        name: f"{name}/blocks/0/conv{len(config.inner_widths[int(name[7:])][0]) + 1}" if name.count("/") == 1 else name
+        for name in _sizes(config)
+        if name != "stem/conv"
+    } | ({"stem/conv": "stem/conv"} if "stem/conv" in _sizes(config) else {})
+    return api.coupled(
+        lambda noise: ResNet(config, noise=noise),
+        (config.image_size, config.image_size, config.channels),
+        {name: (f"{conv}/kernel", 3) for name, conv in made.items()},
     )
 
 
 def _groups(config: ResNetConfig) -> tuple[Group, ...]:
-    streams = config.streams()
-    widths = dict(zip(streams, (config.stem_width, *config.stage_widths), strict=True))
-    slots: dict[str, list[Slot]] = {name: [] for name in streams if name is not None}
-    inner: dict[str, list[Group]] = {f"stages/{s}": [] for s in range(len(config.stage_widths))}
-    if streams[0] is not None:
-        slots[streams[0]] += _made("stem/conv", "stem/norm")
-    for s, stage in enumerate(config.inner_widths):
-        for b, block in enumerate(stage):
-            path = f"stages/{s}/blocks/{b}"
-            source, target = streams[s] if b == 0 else streams[s + 1], streams[s + 1]
-            if source is not None:
-                slots[source].append(Slot(path=f"{path}/conv1/kernel", axis=2))
-            if b == 0 and config.projections[s]:
-                assert source is not None
-                assert target is not None
-                slots[source].append(Slot(path=f"{path}/shortcut/conv/kernel", axis=2))
-                slots[target] += _made(f"{path}/shortcut/conv", f"{path}/shortcut/norm")
-            for j, width in enumerate(block, start=1):
-                made = _made(f"{path}/conv{j}", f"{path}/norm{j}")
-                used = Slot(path=f"{path}/conv{j + 1}/kernel", axis=2)
-                inner[f"stages/{s}"].append(Group(name=f"{path}/conv{j}", size=width, slots=(*made, used)))
-            if target is not None:
-                last = len(block) + 1
-                slots[target] += _made(f"{path}/conv{last}", f"{path}/norm{last}")
-    if streams[-1] is not None:
-        slots[streams[-1]].append(Slot(path="head/kernel", axis=0 if config.pool == 1 else 2))
-    groups: list[Group] = []
-    if "stem/conv" in slots:
-        groups.append(Group(name="stem/conv", size=config.stem_width, slots=tuple(slots["stem/conv"])))
-    for name, filters in inner.items():
-        if name in slots:
-            groups.append(Group(name=name, size=widths[name], slots=tuple(slots[name]), kind="stage"))
-        groups += filters
-    return tuple(groups)
+    """Widths do not matter for what is coupled, so that all networks of one build share a trace."""
+    twos = tuple(tuple((2,) * len(block) for block in stage) for stage in config.inner_widths)
+    small = dataclasses.replace(config, inner_widths=twos, classes=2, dropout=0.0, conv="native")
+    if not config.pad:
+        small = dataclasses.replace(small, stem_width=2, stage_widths=(2,) * len(config.stage_widths))
+    return api.sized(_traced(small), _sizes(config))
 
 
 def _resized(config: ResNetConfig, sizes: Mapping[str, int]) -> ResNetConfig:

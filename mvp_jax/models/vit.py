@@ -15,7 +15,7 @@ from flax import nnx
 
 from mvp_jax.models import api, layers
 from mvp_jax.types import Array
-from mvp_jax.units import Group, Slot
+from mvp_jax.units import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,49 +167,38 @@ class ViT(nnx.Module):
         return self.head(x[:, 0] if c.pool == "cls" else jnp.mean(x, axis=1))
 
 
-def _groups(config: ViTConfig) -> tuple[Group, ...]:
-    groups = []
-    for i in range(len(config.heads)):
+def _sizes(config: ViTConfig) -> dict[str, int]:
+    """Units of each group, in order of depth."""
+    sizes: dict[str, int] = {}
+    for i, (heads, qk, value, mlp) in enumerate(
+        zip(config.heads, config.qk_dim, config.v_dim, config.mlp, strict=True)
+    ):
         a = f"layers/{i}/attention"
+        sizes |= {a: heads, f"{a}/query": qk, f"{a}/value": value, f"layers/{i}/fc1": mlp}
+    return sizes
 
-        def made(names: tuple[str, ...], axis: int, a: str = a) -> tuple[Slot, ...]:
-            """Kernel `[D, H, d]` and bias `[H, d]` of the projections that make the units."""
-            return tuple(
-                slot
-                for name in names
-                for slot in (
-                    Slot(path=f"{a}/{name}/kernel", axis=axis, scored=True),
-                    Slot(path=f"{a}/{name}/bias", axis=axis - 1, scored=True),
-                )
-            )
 
-        out = f"{a}/out/kernel"
-        groups += [
-            Group(
-                name=a,
-                size=config.heads[i],
-                slots=(*made(("query", "key", "value"), 1), Slot(path=out, axis=0)),
-                kind="head",
-            ),
-            Group(name=f"{a}/query", size=config.qk_dim[i], slots=made(("query", "key"), 2), kind="qk"),
-            Group(
-                name=f"{a}/value",
-                size=config.v_dim[i],
-                slots=(*made(("value",), 2), Slot(path=out, axis=1)),
-                kind="value",
-            ),
-            Group(
-                name=f"layers/{i}/fc1",
-                size=config.mlp[i],
-                slots=(
-                    Slot(path=f"layers/{i}/fc1/kernel", axis=1, scored=True),
-                    Slot(path=f"layers/{i}/fc1/bias", axis=0, scored=True),
-                    Slot(path=f"layers/{i}/fc2/kernel", axis=0),
-                ),
-                kind="neuron",
-            ),
-        ]
-    return tuple(groups)
+@functools.cache
+def _traced(config: ViTConfig) -> Mapping[str, Group]:
+    """What goes with each group's units."""
+
+    def made(name: str) -> tuple[str, int]:
+        if name.endswith("attention"):
+            return f"{name}/query/kernel", 1
+        return f"{name}/kernel", 1 if name.endswith("fc1") else 2
+
+    return api.coupled(
+        lambda noise: ViT(config, noise=noise),
+        (config.image_size, config.image_size, config.channels),
+        {name: made(name) for name in _sizes(config)},
+    )
+
+
+def _groups(config: ViTConfig) -> tuple[Group, ...]:
+    """Sizes do not matter for what is coupled, so that all transformers of one build share a trace."""
+    twos = (2,) * len(config.heads)
+    small = dataclasses.replace(config, heads=twos, qk_dim=twos, v_dim=twos, mlp=twos, classes=2, dropout=0.0)
+    return api.sized(_traced(small), _sizes(config))
 
 
 def _resized(config: ViTConfig, sizes: Mapping[str, int]) -> ViTConfig:

@@ -177,14 +177,15 @@ def _unify_sums(left: list[Expr], right: list[Expr]) -> None:
 
 def _unify_product_with_sum(factors: list[Expr], terms: list[Expr]) -> None:
     """`m × n` against `m` parts of length `n` each: the parts are alike, and `m` stays whole."""
-    outer = factors[0]
-    inner = product(factors[1:])
-    if outer.size == len(terms) and all(t.size == inner.size for t in terms):
-        freeze(outer, "it counts the parts of a concatenation")
-        for t in terms:
-            unify(t, inner)
-    else:
-        _give_up(product(factors), total(terms), "a product of axes meets a concatenation")
+    for k in range(1, len(factors)):
+        inner = product(factors[k:])
+        if math.prod(f.size for f in factors[:k]) == len(terms) and all(t.size == inner.size for t in terms):
+            for outer in factors[:k]:
+                freeze(outer, "it counts the parts of a concatenation")
+            for t in terms:
+                unify(t, inner)
+            return
+    _give_up(product(factors), total(terms), "a product of axes meets a concatenation")
 
 
 def reshape(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
