@@ -43,9 +43,7 @@ def normalise(scores: UnitScores, how: Normalisation = "mean") -> dict[str, Arra
     def one(s: Array) -> Array:
         if how == "none":
             return s
-        by = (
-            jnp.mean(s) if how == "mean" else jnp.max(s) if how == "max" else jnp.sum(s) if how == "sum" else jnp.std(s)
-        )
+        by = getattr(s, "std" if how == "standard" else how)()
         s = s - jnp.mean(s) if how == "standard" else s
         return jnp.where(by == 0, 0.0, s / jnp.where(by == 0, 1.0, by))
 
@@ -195,7 +193,6 @@ def fit(
         return share_of(kept), kept
 
     low, high = 0.0, np.nextafter(1.0, 0.0)
-    best = None
     share, kept = attempt(low)
     if share <= target:
         best = low, share, kept
@@ -215,8 +212,12 @@ def fit(
             else:
                 low = middle
     ratio, share, kept = best
-    units = prune.by_leaf({g.name: scores[g.name] for g in groups}, {n: jnp.int32(k) for n, k in kept.items()})
-    return Fit(dict(units), float(ratio), share)
+    return Fit(_best(scores, kept), float(ratio), share)
+
+
+def _best(scores: UnitScores, kept: Mapping[str, int]) -> dict[str, Array]:
+    """The units of highest score, so many of each group."""
+    return dict(prune.by_leaf({n: scores[n] for n in kept}, {n: jnp.int32(k) for n, k in kept.items()}))
 
 
 class Totals(NamedTuple):
@@ -309,14 +310,14 @@ def savings(
     """
     cost_of = meter(apply, variables, groups, *inputs, rules=rules)
     dense = cost_of({})
-    kept = prune.keep_counts({g.name: g.size for g in groups}, ratio)
+    whole = {g.name: g.size for g in groups}
+    kept = prune.keep_counts(whole, ratio)
+    scores = {g.name: jnp.zeros(g.size) for g in groups}  # which units go changes no time
+    timed = _latency(apply, variables, groups, scores, inputs, repeats, rules) if latency else None
     rows = []
     for g in groups:
         left = cost_of({g.name: kept[g.name]})
-        share = None
-        if latency:
-            timed = _latency(apply, variables, [g], {g.name: jnp.zeros(g.size)}, inputs, repeats, rules)
-            share = 1 - timed({g.name: kept[g.name]})
+        share = 1 - timed(whole | {g.name: kept[g.name]}) if timed else None
         params, flops, activations = (1 - a / max(b, 1) for a, b in zip(left, dense, strict=True))
         rows.append(Saving(g.name, params, flops, activations, share))
     return rows
@@ -338,7 +339,7 @@ def _latency(
     def share(kept: Mapping[str, int]) -> float:
         key = tuple(kept.values())
         if key not in known:
-            units = prune.by_leaf({g.name: scores[g.name] for g in groups}, {n: jnp.int32(k) for n, k in kept.items()})
+            units = _best(scores, kept)
             small, small_variables = compact.slim(apply, variables, groups, units, *inputs, rules=rules)
             known[key] = cost.latency(jax.jit(small), small_variables, *inputs, repeats=repeats) / before
         return known[key]

@@ -16,17 +16,21 @@ from mvp_jax.cutting import cut, embed, sizes
 from mvp_jax.tracing.primitives import RULES
 from mvp_jax.tracing.replay import Replay
 from mvp_jax.types import Array, Key, PyTree, Units, Variables
-from mvp_jax.units import Group, Slot
+from mvp_jax.units import Group
 
 
 def _named(model: Any, units: Units) -> tuple[Group, ...]:
     """The model's groups that `units` speak of."""
     groups = tuple(g for g in model.groups if g.name in units)
+    _check_kept(units, groups)
+    return groups
+
+
+def _check_kept(units: Units, groups: Sequence[Group]) -> None:
     units_lib.check(units, groups)
     empty = [name for name, n in sizes(units).items() if n == 0]
     if empty:
         raise ValueError(f"no unit is kept in {empty[:5]}; keep at least one in every group, or nothing passes through")
-    return groups
 
 
 def rebuild(model: Any, variables: Variables, units: Units) -> tuple[Any, Variables]:
@@ -107,11 +111,8 @@ def slim(
     >>> small(cut_params, jnp.ones((2, 3))).tolist(), cut_params["b"].shape
     ([[4.0, 6.0], [4.0, 6.0]], (2, 2))
     """
-    units_lib.check(units, groups)
+    _check_kept(units, groups)
     kept = {name: np.asarray(u) for name, u in units.items()}
-    empty = [name for name, u in kept.items() if not u.any()]
-    if empty:
-        raise ValueError(f"no unit is kept in {empty[:5]}; keep at least one in every group, or nothing passes through")
     table = RULES | dict(rules)
     shapes = jax.tree.map(_shape, variables)
     known: dict[Any, tuple[graph.Traced, Replay]] = {}
@@ -152,19 +153,12 @@ def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
         groups: from there.
         units: `{name: bool[C]}`, for exactly these groups; may be traced.
     """
-    units_lib.check(units, groups)
-    cuts: dict[str, list[tuple[str, Slot]]] = {}
-    for g in groups:
-        for s in g.slots:
-            if s.collection == "params":
-                cuts.setdefault(s.path, []).append((g.name, s))
     leaves, structure = jax.tree.flatten(variables)
-    for i, (path, collection) in enumerate(graph.collections(variables)):
-        for name, s in cuts.get(path, []) if collection == "params" else []:
-            along = [1] * jnp.ndim(leaves[i])
-            along[s.axis] = -1
-            keep = jnp.reshape(units_lib.spread(units[name], s), along)
-            leaves[i] = jnp.where(keep, leaves[i], jnp.zeros((), leaves[i].dtype))
+    touched = {s.path for g in groups for s in g.slots if s.collection == "params"}
+    at = {path: i for i, (path, where) in enumerate(graph.collections(variables)) if where == "params"}
+    params = {path: leaves[i] for path, i in at.items() if path in touched}
+    for path, leaf in masks.apply(params, units_lib.expand(units, groups, params)).items():
+        leaves[at[path]] = leaf
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -15,6 +15,14 @@ from mvp_jax import trees
 from mvp_jax.types import Array, Masks, Params, PyTree, Units, UnitScores
 
 
+def positions(size: int, start: int, step: int, repeats: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Where each of `size` units lies along an axis, `int[C, R]`; see `Slot`."""
+    at = start + step * np.arange(size)[:, None]
+    for count, stride in repeats:
+        at = (at[:, :, None] + stride * np.arange(count)).reshape(size, -1)
+    return at
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slot:
     """One axis of one array along which a group's units lie.
@@ -46,10 +54,7 @@ class Slot:
         >>> Slot(path="qkv", axis=1, start=4, step=2, repeats=((2, 1),)).index(2).tolist()
         [[4, 5], [6, 7]]
         """
-        at = self.start + self.step * np.arange(size)[:, None]
-        for count, stride in self.repeats:
-            at = (at[:, :, None] + stride * np.arange(count)).reshape(size, -1)
-        return at
+        return positions(size, self.start, self.step, self.repeats)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,4 +213,16 @@ def restrict(values: Mapping[str, Array], groups: Sequence[Group]) -> dict[str, 
     return {g.name: values[g.name] for g in groups}
 
 
-__all__ = ["Group", "Slot", "UnitScores", "check", "count", "expand", "full", "reduce", "restrict", "spread"]
+__all__ = [
+    "Group",
+    "Slot",
+    "UnitScores",
+    "check",
+    "count",
+    "expand",
+    "full",
+    "positions",
+    "reduce",
+    "restrict",
+    "spread",
+]

@@ -1,5 +1,6 @@
 """Groups from a traced function: both passes over its jaxpr, names, kinds, and what may not be cut."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 from mvp_jax import trees
 from mvp_jax.tracing import program as programs
 from mvp_jax.tracing import zeros
-from mvp_jax.tracing.dims import Axes, Dim, Expr, freeze, places, roots
+from mvp_jax.tracing.dims import Dim, freeze, places, roots
 from mvp_jax.tracing.primitives import RULES
 from mvp_jax.tracing.program import Program, Tracer, Value
 from mvp_jax.tracing.rules import Rule
@@ -208,13 +209,9 @@ def describe(traced: Traced) -> Analysis:
     for d, (name, kind) in named.items():
         own = slots[d]
         if not any(s.scored for s in own):
-            own = [_scored(s) for s in own]
+            own = [dataclasses.replace(s, scored=s.collection == "params") for s in own]
         result.append((d, Group(name=name, size=d.size, slots=tuple(own), kind=kind)))
     return Analysis(tuple(g for _, g in result), tuple(frozen), traced, {g.name: d for d, g in result})
-
-
-def _scored(slot: Slot) -> Slot:
-    return Slot(**{**vars(slot), "scored": slot.collection == "params"})
 
 
 def _roles(traced: Traced) -> dict[Dim, dict[str, set[str]]]:
@@ -315,6 +312,3 @@ def find(traced: Traced, group: Group) -> Dim:
     if d.why:
         raise ValueError(f"group {group.name!r} cannot be cut in this function: {d.why}")
     return d
-
-
-__all__ = ["Analysis", "Axes", "Expr", "Frozen", "Traced", "analyse", "describe", "find", "groups", "leaks", "trace"]

@@ -6,7 +6,7 @@ from typing import Any
 from jax import lax
 
 from mvp_jax.tracing.dims import Axes, Dim, Expr, freeze, product, resolve, roots, unify
-from mvp_jax.tracing.rules import Dims, Rule, Seen, Zeros, leak, moved, nothing, same, shape_of, where_any
+from mvp_jax.tracing.rules import Dims, Rule, Seen, Zeros, leak, moved, nothing, same, shape_of
 
 Shapes = list[tuple[int, ...]]
 
@@ -258,5 +258,3 @@ CONTRACTIONS: dict[str, Rule] = {
     "dynamic_slice": Rule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
     "dynamic_update_slice": Rule(_dynamic_update, _updated_zeros),
 }
-
-__all__ = ["CONTRACTIONS", "where_any"]

@@ -118,9 +118,9 @@ def unify(a: Expr, b: Expr) -> None:
                 freeze(a, b.why)
             _become(b, a)
     elif isinstance(a, Prod) and isinstance(b, Prod):
-        _unify_products(_flat(Prod, a), _flat(Prod, b))
+        _refine(Prod, _flat(Prod, a), _flat(Prod, b))
     elif isinstance(a, Sum) and isinstance(b, Sum):
-        _unify_sums(_flat(Sum, a), _flat(Sum, b))
+        _refine(Sum, _flat(Sum, a), _flat(Sum, b))
     else:
         whole, parts = (a, b) if isinstance(a, Prod) else (b, a)
         _unify_product_with_sum(_flat(Prod, whole), _flat(Sum, parts))
@@ -131,12 +131,12 @@ def _give_up(a: Expr, b: Expr, why: str) -> None:
     freeze(b, why)
 
 
-def _unify_products(left: list[Expr], right: list[Expr]) -> None:
-    """Common refinement of two factorisations, from the outermost factor on."""
+def _refine(kind: type[Prod] | type[Sum], left: list[Expr], right: list[Expr]) -> None:
+    """Common refinement of two factorisations (two partitions), from the outermost factor (the first part) on."""
     while left and right:
         a, b = resolve(left[0]), resolve(right[0])
-        if isinstance(a, Prod) or isinstance(b, Prod):  # refined meanwhile
-            left[:1], right[:1] = _flat(Prod, a), _flat(Prod, b)
+        if isinstance(a, kind) or isinstance(b, kind):  # refined meanwhile
+            left[:1], right[:1] = _flat(kind, a), _flat(kind, b)
             continue
         if a.size == b.size:
             unify(a, b)
@@ -144,33 +144,13 @@ def _unify_products(left: list[Expr], right: list[Expr]) -> None:
             continue
         if a.size < b.size:
             left, right, a, b = right, left, b, a
-        if not isinstance(a, Dim) or a.size % b.size or any(r is a for r in roots(b)):
-            _give_up(product(left), product(right), "two ways to split an axis do not fit together")
+        uneven = kind is Prod and a.size % b.size
+        if not isinstance(a, Dim) or uneven or any(r is a for r in roots(b)):
+            verb = "split" if kind is Prod else "partition"
+            _give_up(kind(left), kind(right), f"two ways to {verb} an axis do not fit together")
             return
-        rest = Dim(a.size // b.size)
-        _become(a, Prod([b, rest]))
-        left[0] = rest
-        del right[0]
-
-
-def _unify_sums(left: list[Expr], right: list[Expr]) -> None:
-    """Common refinement of two partitions, from the first part on."""
-    while left and right:
-        a, b = resolve(left[0]), resolve(right[0])
-        if isinstance(a, Sum) or isinstance(b, Sum):  # refined meanwhile
-            left[:1], right[:1] = _flat(Sum, a), _flat(Sum, b)
-            continue
-        if a.size == b.size:
-            unify(a, b)
-            del left[0], right[0]
-            continue
-        if a.size < b.size:
-            left, right, a, b = right, left, b, a
-        if not isinstance(a, Dim) or any(r is a for r in roots(b)):
-            _give_up(total(left), total(right), "two ways to partition an axis do not fit together")
-            return
-        rest = Dim(a.size - b.size)
-        _become(a, Sum([b, rest]))
+        rest = Dim(a.size // b.size if kind is Prod else a.size - b.size)
+        _become(a, kind([b, rest]))
         left[0] = rest
         del right[0]
 

@@ -17,6 +17,7 @@ from mvp_jax.tracing.dims import Axes, Dim, Expr, places, resolve
 from mvp_jax.tracing.program import Node, Program, called, open_jaxpr, scan_split
 from mvp_jax.tracing.rules import Rule
 from mvp_jax.types import Array
+from mvp_jax.units import positions
 
 
 class Replay:
@@ -37,9 +38,7 @@ class Replay:
         for place in places(e):
             if place.root not in self.kept:
                 continue
-            at = place.start + place.step * np.arange(place.root.size)[:, None]
-            for count, stride in place.repeats:
-                at = (at[:, :, None] + stride * np.arange(count)).reshape(place.root.size, -1)
+            at = positions(place.root.size, place.start, place.step, place.repeats)
             keep = np.ones(resolve(e).size, bool) if keep is None else keep
             keep[at[~self.kept[place.root]]] = False
         return keep
