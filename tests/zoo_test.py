@@ -71,6 +71,11 @@ def difference(a, b):
     return worst
 
 
+def test_every_claim_is_looked_at():
+    # Equinox cases claim nothing, and are not built where it is missing.
+    assert set(NAIVE) == {name for name in CASES if not name.startswith("equinox") and built(name).naive}
+
+
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 24
     assert len(ARCHITECTURES) + len(adversarial.CASES) + len(borderline.CASES) == len(CASES)
@@ -184,9 +189,12 @@ def naive_difference(name, ratio):
         return np.inf
 
 
-@pytest.mark.parametrize("name", CASES)
+# Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), "linear_attention"]
+
+
+@pytest.mark.parametrize("name", sorted(NAIVE))
 def test_what_must_stay_really_must(name):
     """Where a truth says that removal is not masking, plain removal does give something else."""
-    if not built(name).naive:
-        pytest.skip("nothing claimed")
+    assert built(name).naive
     assert max(naive_difference(name, ratio) for ratio in REMOVED[:3]) > 1e-3
