@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import models, pretrained, train
+from mvp_jax import evaluation, models, pretrained
 from mvp_jax.data import sources
 
 STATISTICS = {
@@ -45,7 +45,7 @@ def main() -> None:
     correct = 0
     for start in range(0, len(test.y), 500):
         x, y = test.x[start : start + 500], test.y[start : start + 500]
-        logits, _ = train.infer(model, variables, jnp.asarray(x), batch=500)
+        logits, _ = evaluation.infer(model, variables, jnp.asarray(x), batch=500)
         correct += int(np.sum(np.argmax(np.asarray(logits), -1) == y))
     print(f"{args.model}: {correct / len(test.y):.2%} of {len(test.y)} images of {source.name}")
 

@@ -48,7 +48,7 @@ def main() -> None:
         (loss, (_, rest)), grads = jax.value_and_grad(objective, has_aux=True)(params)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         variables = Variables(optax.apply_updates(params, updates), rest)
-        return train.TrainState(state.step + 1, variables, opt_state, state.masks, state.key), loss
+        return state._replace(step=state.step + 1, variables=variables, opt_state=opt_state), loss
 
     batch = {
         "x": jax.random.normal(jax.random.key(1), (args.batch, 32, 32, 3)),

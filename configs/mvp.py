@@ -65,8 +65,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
-    config.mapping = "vmap"  # members at once; "loop" where one member fills the machine
-    config.chunk = 6  # members (bank tasks, targets x seeds) at a time; few fit a CPU's caches, accelerators take more
+    config.mapping = "vmap"  # members at once; "map": in turn, one program; "loop": one call each; "auto": what suits
+    config.chunk = 6  # members (bank tasks, targets x seeds) a call and device; few fit a CPU's caches
+    config.devices = 0  # of this process, to share members out over; 0: all accelerators, or one CPU
+
+    config.multihost = False  # one run of several processes: docs/scaling.md
+    config.distributed = ConfigDict()  # empty: detected (Cloud TPU, Slurm, MPI)
+    config.distributed.coordinator = ""  # host:port of process 0
+    config.distributed.processes = config_dict.placeholder(int)
+    config.distributed.process = config_dict.placeholder(int)
 
     config.data = ConfigDict()
     config.data.name = data

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mvp_jax import comparison as comparison
     from mvp_jax import cost as cost
     from mvp_jax import data as data
+    from mvp_jax import evaluation as evaluation
     from mvp_jax import experiment as experiment
     from mvp_jax import graph as graph
     from mvp_jax import masks as masks
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mvp_jax import population as population
     from mvp_jax import pretrained as pretrained
     from mvp_jax import probe as probe
+    from mvp_jax import processes as processes
     from mvp_jax import prune as prune
     from mvp_jax import reports as reports
     from mvp_jax import saliency as saliency
@@ -53,6 +55,7 @@ _MODULES = frozenset(
         "comparison",
         "cost",
         "data",
+        "evaluation",
         "experiment",
         "graph",
         "masks",
@@ -61,6 +64,7 @@ _MODULES = frozenset(
         "population",
         "pretrained",
         "probe",
+        "processes",
         "prune",
         "reports",
         "saliency",
@@ -104,6 +108,7 @@ __all__ = [
     "comparison",
     "cost",
     "data",
+    "evaluation",
     "experiment",
     "graph",
     "masks",
@@ -112,6 +117,7 @@ __all__ = [
     "population",
     "pretrained",
     "probe",
+    "processes",
     "prune",
     "reports",
     "saliency",

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mvp_jax import trees
+from mvp_jax import processes, solitary, trees
 from mvp_jax.types import PyTree, Variables
 
 
@@ -27,14 +27,19 @@ class Checkpoints:
     """The last few states of a run, in a directory; a context manager.
 
     A state is any pytree of arrays, random keys and Python numbers. Steps must go up. A save that was killed is never
-    seen, and is cleared away when the directory is opened again; one process at a time may have it open.
+    seen, and is cleared away when the directory is opened again; one run at a time may have it open.
+
+    In a run of several processes all of them take part in every call, each with its shards of the state's arrays, and
+    the directory is one that all see. `alone` is for a state that lies in this process: no call waits for the others,
+    and one process at a time may save.
 
     Args:
         directory: made if it is not there.
         keep: how many states to keep, the newest.
+        alone: whether this process acts for itself; with one process the same.
 
     Raises:
-        ValueError: if the directory cannot be written, or `keep` is less than 1.
+        ValueError: if the directory cannot be written, `keep` is less than 1, or processes see different states.
 
     >>> state = {"step": jax.numpy.int32(7), "key": jax.random.key(0)}
     >>> with Checkpoints(tempfile.mkdtemp()) as saved:
@@ -43,17 +48,25 @@ class Checkpoints:
     (7, 7)
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2, *, alone: bool = False) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}; a run needs at least one state to continue from")
         self.directory = pathlib.Path(directory).absolute()
-        writable(self.directory)
+        self._store: Any
+        self._alone = alone
+        if alone and jax.process_count() > 1:
+            writable(self.directory)
+            self._store = solitary.Store(self.directory, keep)
+            return
+        # Where one process cannot write, the others would wait for it in Orbax for minutes.
+        processes.together("checkpoints", lambda: writable(self.directory))
         from orbax.checkpoint import v1 as ocp  # here, because it takes its time to import
 
         policy = ocp.training.preservation_policies.LatestN(keep)
         self._store = ocp.training.Checkpointer(
             self.directory, preservation_policy=policy, cleanup_tmp_directories=True
         )
+        processes.same("states", f"checkpoints of {self.steps()}", "use a folder that all processes see")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -75,6 +88,21 @@ class Checkpoints:
         """The last step saved; `None` if there is none."""
         return max(self.steps(), default=None)
 
+    def leading(self, step: int | None = None) -> int:
+        """The first axis of a saved state's first leaf: how many members a population had.
+
+        Raises:
+            ValueError: if there is no such step, it is damaged, or it is not of stacked members.
+        """
+        saved = self._described(self._step(step))
+        shapes = [json.loads(text[text.index("[") :]) for text in saved.values() if "[" in text]
+        sizes = {shape[0] if shape else 0 for shape in shapes}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                f"the state in {self.directory} is not one of stacked members: its axes are {sorted(sizes)}"
+            )
+        return int(sizes.pop())
+
     def save(self, step: int, state: PyTree) -> None:
         """Saves a state and returns when it is on disk.
 
@@ -84,6 +112,9 @@ class Checkpoints:
         latest = self.latest()
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} is not after the last one saved, {latest}; restore it first")
+        if not self._alone:
+            # Orbax starts with a device collective, in which nobody hears of a failure, and gloo waits 30 s at most.
+            processes.barrier("saving")
         with writing(self.directory):
             self._store.save(step, state, force=True, custom_metadata={"leaves": _describe(state)})
 
@@ -101,16 +132,8 @@ class Checkpoints:
         Raises:
             ValueError: if there is no such step, it does not fit `like` (with what differs), or it is damaged.
         """
-        steps = self.steps()
-        step = self.latest() if step is None else step
-        if step is None or step not in steps:
-            raise ValueError(f"{self.directory} has no checkpoint of step {step}; there are {steps}")
-        try:
-            saved = dict(self._store.metadata(step).custom_metadata or {}).get("leaves", {})
-        except Exception as error:  # whatever Orbax meets in a damaged directory
-            raise self._damaged(step, error) from error
-        if not saved:
-            raise self._damaged(step, ValueError("its metadata is missing"))
+        step = self._step(step)
+        saved = self._described(step)
         asked = _describe(like)
         wrong = [
             f"{path} is {saved.get(path, 'missing')}, {asked.get(path, 'not')} wanted"
@@ -123,8 +146,29 @@ class Checkpoints:
                 f"{'; ...' if len(wrong) > 8 else ''}; use the settings it was made with, or a new directory"
             )
         try:
+            if self._metadata(step).get("plain"):
+                return solitary.dressed(self._store.load(step, solitary.plain_like(like)), like)
             return self._store.load(step, jax.tree.map(_abstract, like))
         except Exception as error:
+            raise self._damaged(step, error) from error
+
+    def _step(self, step: int | None) -> int:
+        steps = self.steps()
+        step = max(steps, default=None) if step is None else step
+        if step is None or step not in steps:
+            raise ValueError(f"{self.directory} has no checkpoint of step {step}; there are {steps}")
+        return step
+
+    def _described(self, step: int) -> dict[str, str]:
+        saved = self._metadata(step).get("leaves")
+        if not saved:
+            raise self._damaged(step, ValueError("its metadata is missing"))
+        return dict(saved)
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        try:
+            return dict(self._store.metadata(step).custom_metadata or {})
+        except Exception as error:  # whatever Orbax meets in a damaged directory
             raise self._damaged(step, error) from error
 
     def _damaged(self, step: int, error: BaseException) -> ValueError:
@@ -140,7 +184,7 @@ class Checkpoints:
 def _abstract(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return leaf
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

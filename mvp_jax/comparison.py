@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from mvp_jax import population, train
+from mvp_jax import evaluation, population, train
 from mvp_jax.methods import api, ifp, mvp, oneshot
 from mvp_jax.types import Array, Batch, Key, Variables
 
@@ -129,12 +130,73 @@ def pick(bank: api.Neighbours, index: Array, similarity: Array) -> api.Neighbour
     return jax.tree.map(lambda leaf: leaf[index], bank)._replace(similarity=similarity)
 
 
+# What is done for each member, as values that compare equal, so that equal work finds its program again.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decision:
+    start: Callable[..., api.Start]
+    settings: Any
+
+    def __call__(
+        self,
+        data: Batch,
+        index: Array,
+        similarity: Array,
+        key: Key,
+        template: api.Problem,
+        bank: api.Neighbours | None,
+    ) -> api.Start:
+        neighbours = None if bank is None else pick(bank, index, similarity[index])
+        problem = dataclasses.replace(template, train=data, neighbours=neighbours)
+        return self.start(problem, self.settings, jax.random.fold_in(key, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    settings: ifp.Settings
+
+    def __call__(self, data: Batch, key: Key, template: api.Problem) -> ifp.Found:
+        return ifp.search(dataclasses.replace(template, train=data), self.settings, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+    tuning: api.Tuning
+
+    def __call__(self, data: Batch, start: api.Start, key: Key, template: api.Problem) -> train.TrainState:
+        problem = dataclasses.replace(template, train=data)
+        variables = api.prepare(problem, start, self.tuning)
+        return api.begin(problem, variables, self.tuning, jax.random.fold_in(key, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Further:
+    tuning: api.Tuning
+    steps: int
+
+    def __call__(
+        self, data: Batch, state: train.TrainState, template: api.Problem
+    ) -> tuple[train.TrainState, Variables]:
+        problem = dataclasses.replace(template, train=data)
+        state, _ = api.advance(template.slim, data, state, self.tuning, self.steps)
+        return state, api.settle(problem, state, self.tuning)
+
+
+def _judge(variables: Variables, data: Batch, template: api.Problem) -> Array:
+    accuracy: Array = evaluation.evaluate(template.slim, variables, data)["accuracy"]
+    return accuracy
+
+
 class Outcome(NamedTuple):
-    """What a variant gave for a chunk of members: accuracies by step, and the final slim variables and units."""
+    """What a variant gave for a chunk of members: accuracies by step, the final slim variables and units, and for whom
+    training stayed finite.
+    """
 
     accuracy: dict[tuple[int, str], np.ndarray]
     variables: Variables
     units: Mapping[str, Array]
+    alive: np.ndarray
 
 
 def run_variant(
@@ -146,6 +208,7 @@ def run_variant(
     bank: api.Neighbours | None = None,
     index: np.ndarray | None = None,
     mapping: population.Mapping = "vmap",
+    mesh: Mesh | None = None,
 ) -> Outcome:
     """Runs one line of the table for all members of a chunk.
 
@@ -158,22 +221,18 @@ def run_variant(
         bank: all entries stacked, with `index [M, k]` the voters of each member.
         index: see `bank`.
         mapping: see `population.over`.
+        mesh: see `population.over`.
 
     Returns:
         Accuracies `[M]` by `(steps, split)`, and the slim variables `[M, ...]` after the last step.
     """
     tuning: api.Tuning = variant.settings.tuning
     template = api.all_kept(problem) if variant.dense else problem
-    over = functools.partial(population.over, mapping=mapping)
+    over = functools.partial(population.over, shared=(template,), mapping=mapping, mesh=mesh)
     chosen = jnp.zeros((members.similarity.shape[0], 0), jnp.int32) if index is None else jnp.asarray(index)
 
-    def own(data: Batch, index: Array, similarity: Array) -> api.Problem:
-        neighbours = None if bank is None or index.shape[0] == 0 else pick(bank, index, similarity[index])
-        return dataclasses.replace(template, train=data, neighbours=neighbours)
-
     def judge(variables: Variables, split: str) -> np.ndarray:
-        data = getattr(members, split)
-        return over(lambda v, d: train.evaluate(template.slim, v, d)["accuracy"], variables, data)
+        return over(_judge, variables, getattr(members, split))
 
     accuracy: dict[tuple[int, str], Any] = {}
 
@@ -187,39 +246,26 @@ def run_variant(
             if at == 0:
                 continue
             settings = ifp.with_budget(variant.settings, at * variant.budget)
-            found = over(
-                lambda d, k, s=settings: ifp.search(dataclasses.replace(template, train=d), s, k),
-                members.train,
-                members.key,
-            )
+            found = over(_Search(settings), members.train, members.key)
             look(found.slim, at)
-        return Outcome(jax.tree.map(np.asarray, accuracy), found.slim, found.units)
+        return Outcome(jax.tree.map(np.asarray, accuracy), found.slim, found.units, np.asarray(found.alive))
 
     start = over(
-        lambda d, i, s, k: variant.start(own(d, i, s), variant.settings, jax.random.fold_in(k, 0)),  # type: ignore[misc]
+        _Decision(variant.start, variant.settings),
         members.train,
         chosen,
         members.similarity,
         members.key,
+        shared=(template, bank if chosen.shape[1] else None),
     )
-
-    def first(data: Batch, start: api.Start, key: Key) -> train.TrainState:
-        problem = dataclasses.replace(template, train=data)
-        return api.begin(problem, api.prepare(problem, start, tuning), tuning, jax.random.fold_in(key, 1))
-
-    def further(data: Batch, state: train.TrainState, steps: int) -> tuple[train.TrainState, Variables]:
-        problem = dataclasses.replace(template, train=data)
-        state, _ = api.advance(template.slim, data, state, tuning, steps)
-        return state, api.settle(problem, state, tuning)
-
-    state = over(first, members.train, start, members.key)
+    state = over(_First(tuning), members.train, start, members.key)
     variables, done = state.variables, 0
     for at in steps:
         if at > done:
-            state, variables = over(functools.partial(further, steps=at - done), members.train, state)
+            state, variables = over(_Further(tuning, at - done), members.train, state)
             done = at
         look(variables, at)
-    return Outcome(jax.tree.map(np.asarray, accuracy), variables, start.units)
+    return Outcome(jax.tree.map(np.asarray, accuracy), variables, start.units, np.asarray(state.alive))
 
 
 def examples_used(variant: Variant, at: int, examples: int, batch: int) -> int:

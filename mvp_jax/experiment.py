@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mvp_jax import comparison, models, prune, records, results, stages, train
+from mvp_jax import comparison, mapping, models, processes, prune, records, results, stages, train
 from mvp_jax.data import sources, tasks, transforms
 from mvp_jax.methods import api, ifp, mvp
 from mvp_jax.models import resnet
@@ -28,23 +29,45 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
     """The main job; returns the rows of the results table.
 
     Args:
-        config: resolved, as from `configs/mvp.py`.
-        workdir: where everything goes; a run that was killed there is continued.
+        config: resolved, as from `configs/mvp.py`; with `multihost`, the same in all processes.
+        workdir: where everything goes; a run that was killed there is continued. Several processes see the same one.
 
     Raises:
         ValueError: for anything wrong with config, data, checkpoint, bank or folder, before work starts.
     """
-    work = Path(workdir)
+    join(config)
+    with processes.guarded():
+        return _run(config, Path(workdir))
+
+
+def _run(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
     plan = check(config)
-    claim(work, config)
-    tasks.save(plan.setting.bank_tasks, work / "bank_tasks.json")
-    tasks.save(plan.setting.targets, work / "targets.json")
+    processes.only_first("claim", lambda: claim(work, config))
+    processes.together("claimed", lambda: claimed(work, config))
+    if processes.first():
+        tasks.save(plan.setting.bank_tasks, work / "bank_tasks.json")
+        tasks.save(plan.setting.targets, work / "targets.json")
     variables = stages.pretrain(plan, work)
     bank = stages.build_bank(plan, variables, work)
-    results.study_overlap(plan, variables, bank, work)
+    if processes.first():
+        results.study_overlap(plan, variables, bank, work)
     rows = results.compare(plan, variables, bank, work)
-    results.report(plan, variables, rows, work)
+    # The others wait, as JAX stops all processes soon after one has ended.
+    processes.only_first("report", lambda: results.report(plan, variables, rows, work))
     return rows
+
+
+def join(config: ConfigDict) -> None:
+    """Makes this process one of several if the config says so; comes before anything that uses a device.
+
+    Raises:
+        ValueError: as `processes.initialize` does, or if the config names processes without `multihost`.
+    """
+    given = config.distributed
+    if config.multihost:
+        processes.initialize(given.coordinator, given.processes, given.process)
+    elif given.coordinator or given.processes is not None or given.process is not None:
+        raise ValueError("distributed.* is set, but multihost is False; add --config.multihost=True, or leave them out")
 
 
 def check(config: ConfigDict) -> stages.Plan:
@@ -81,8 +104,10 @@ def check(config: ConfigDict) -> stages.Plan:
         raise ValueError(f"steps must rise from 0, as (0, 25, 50), got {steps}")
     if config.targets.seeds < 1:
         raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
-    if config.mapping not in ("vmap", "loop") or config.chunk < 1:
-        raise ValueError(f"mapping must be 'vmap' or 'loop' and chunk >= 1, got {config.mapping!r} and {config.chunk}")
+    if config.mapping not in mapping.MAPPINGS or config.chunk < 1:
+        raise ValueError(
+            f"mapping must be one of {mapping.MAPPINGS} and chunk >= 1, got {config.mapping!r} and {config.chunk}"
+        )
     if config.bank.tasks < 2:
         raise ValueError(f"a bank of {config.bank.tasks} tasks cannot vote; set bank.tasks to at least 2")
     train.optimizer(config.pretrain.optimizer)  # refuses an unknown name
@@ -109,6 +134,7 @@ def check(config: ConfigDict) -> stages.Plan:
         seeds=config.targets.seeds,
         mapping=config.mapping,
         chunk=config.chunk,
+        mesh=devices(config),
         checkpoint=config.model.checkpoint,
         similarity=config.bank.similarity,
         pretraining=stages.Pretraining(
@@ -127,7 +153,7 @@ def claim(work: Path, config: ConfigDict) -> None:
     Raises:
         ValueError: if it cannot be written, or holds a run of another config.
     """
-    text = config.to_json_best_effort(indent=2, sort_keys=True)
+    text = described(config)
     try:
         work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=work):
@@ -143,6 +169,24 @@ def claim(work: Path, config: ConfigDict) -> None:
             "continue it with the same config, or choose an empty folder"
         )
     records.write_text(path, text)
+
+
+def claimed(work: Path, config: ConfigDict) -> None:
+    """Raises `ValueError` unless process 0's claim is seen here, and is of the same config."""
+    path = work / "config.json"
+    if not path.exists() or path.read_text() != described(config):
+        raise ValueError(
+            f"workdir {str(work)!r} does not hold what process 0 wrote there; "
+            "give all processes the same config, and a folder that all of them see"
+        )
+
+
+def described(config: ConfigDict) -> str:
+    """What is computed, as JSON; not where, so that a run may be continued by other processes."""
+    found = config.copy_and_resolve_references()
+    with found.unlocked():
+        del found.multihost, found.distributed, found.devices
+    return found.to_json_best_effort(indent=2, sort_keys=True)
 
 
 def load(config: ConfigDict) -> stages.Setting:
@@ -180,6 +224,19 @@ def load(config: ConfigDict) -> stages.Setting:
     return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
 
 
+def devices(config: ConfigDict) -> Mesh | None:
+    """The devices of this process that share its members out; `None` for a single one.
+
+    Raises:
+        ValueError: for more devices than there are.
+    """
+    local = jax.local_devices()
+    wanted = config.devices or (1 if local[0].platform == "cpu" else len(local))
+    if not 1 <= wanted <= len(local):
+        raise ValueError(f"devices is {config.devices}, but this process has {len(local)}; 0 takes all accelerators")
+    return None if wanted == 1 else mapping.mesh(devices=local[:wanted])
+
+
 def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
     """The dense model that the config names."""
     options = config.model.options.to_dict() | {
@@ -192,7 +249,7 @@ def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) ->
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(models.PRESETS)}")
     if name in resnet.PRESETS:
         # Under vmap over members XLA's CPU back end is slow with convolutions unless they are matrix products.
-        slow = jax.default_backend() == "cpu" and config.mapping == "vmap"
+        slow = jax.default_backend() == "cpu" and config.mapping in ("vmap", "map")
         options["conv"] = config.model.conv if config.model.conv != "auto" else "im2col" if slow else "native"
     return models.create(name, **options)
 

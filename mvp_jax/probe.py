@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mvp_jax import train
+from mvp_jax import evaluation, train
 from mvp_jax.models import api
 from mvp_jax.types import Array, Batch, Variables
 
@@ -79,6 +79,6 @@ def fit_head(
     x, y = data["x"][:examples], data["y"][:examples]
     # The old head may have another number of classes; features do not depend on it.
     variables = api.replace_head(variables, model)
-    _, features = train.infer(model, variables, x)
+    _, features = evaluation.infer(model, variables, x)
     kernel, bias = logistic(features, y, model.num_classes, l2=l2)
     return api.replace_head(variables, model, kernel=kernel, bias=bias)

@@ -15,6 +15,7 @@ from mvp_jax import (
     cost,
     pictures,
     pretrained,
+    processes,
     records,
     reports,
 )
@@ -37,7 +38,10 @@ def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -
     if done.exists():
         return
     # Classes take turns in a task's images, so the first ones are a balanced sample.
-    sample = [sources.take(d.train, np.arange(min(len(d.train.y), _STUDIED))) for d in bank.images]
+    sample = [
+        sources.take(d.train, np.arange(min(len(d.train.y), _STUDIED)))
+        for d in map(bank.images, (e.task for e in bank.entries))
+    ]
     near = np.stack([similarities(plan, variables, bank, batch_of(d)) for d in sample])
     chosen = bank.entries
     shared = np.array([[len(set(a.classes) & set(b.classes)) for b in chosen] for a in chosen])
@@ -103,7 +107,8 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
     """Runs every variant for every target and seed; finished (variant, chunk)s are read back, not run again."""
     names, members = members_of(plan, variables, bank)
     near = np.asarray(members.similarity)
-    _write_neighbours(plan, bank, names, near, work)
+    if processes.first():
+        _write_neighbours(plan, bank, names, near, work)
     voters = in_dense_shapes(plan, variables, bank)
     # As many as the variant lets vote: given more, a copy of the farthest would be of the nearest among the far.
     index = {
@@ -116,13 +121,13 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
         False: cost.of(problem.slim, jax.tree.map(lambda leaf: leaf[0], bank.slim)),
         True: cost.of(plan.task_model, replace_head(variables, plan.task_model)),
     }
-    size = min(plan.chunk, len(names)) if plan.mapping == "vmap" else 1
+    size = min(plan.at_once, len(names))
     folder = work / "rows"
     folder.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    starts = range(0, len(names), size)
-    with records.progress(len(plan.variants) * len(starts), "pruning the targets by every method") as advance:
-        for start in starts:
+    starts = list(range(0, len(names), size))
+    own = processes.share(starts)
+    with records.progress(len(plan.variants) * len(own), "pruning the targets by every method") as advance:
+        for start in own:
             here = names[start : start + size]
             # A last, smaller chunk would compile everything anew; it is filled up and the surplus dropped.
             rows_of = np.array([start + i if i < len(here) else start for i in range(size)])
@@ -130,7 +135,6 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
             for method, variant in plan.variants.items():
                 path = folder / f"{method}-{start:04d}.json"
                 if path.exists():
-                    rows += json.loads(path.read_text())
                     advance(1, method)
                     continue
                 voting = variant.voters != "none"
@@ -142,7 +146,13 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
                     bank=voters if voting else None,
                     index=index[method][rows_of] if voting else None,
                     mapping=plan.mapping,
+                    mesh=plan.mesh,
                 )
+                for (target, seed), alive in zip(here, outcome.alive, strict=False):
+                    if not alive:
+                        records.say(
+                            f"{method} diverged on {target}, seed {seed}; its row is of the last finite weights"
+                        )
                 if method == "mvp":
                     deliver(plan, problem, outcome, here, part, work)
                 examples = part.train["y"].shape[1]
@@ -166,9 +176,10 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
                     for i, (target, seed) in enumerate(here)
                 ]
                 records.write_json(path, new)
-                rows += new
                 advance(1, method)
-    return rows
+    processes.barrier("compared")
+    found = [folder / f"{method}-{start:04d}.json" for start in starts for method in plan.variants]
+    return [row for path in found for row in json.loads(path.read_text())]
 
 
 def _write_neighbours(plan: Plan, bank: Stacked, names: list[tuple[str, int]], near: np.ndarray, work: Path) -> None:
@@ -219,12 +230,24 @@ def deliver(
             units=kept,
             extra={"task": target, "masked_minus_slim": difference, "ratio": plan.ratio},
         )
-        with checkpoint.Checkpoints(folder / "orbax") as saved:
-            saved.save(plan.steps[-1], slim)
+
+
+def copy_slim(plan: Plan, work: Path) -> None:
+    """The slim models as Orbax states too; by process 0, the only one that Orbax lets save by itself."""
+    for folder in _slim_models(work):
+        with checkpoint.Checkpoints(folder / "orbax", alone=True) as saved:
+            if saved.latest() is None:
+                saved.save(plan.steps[-1], pretrained.reload(folder)[1])
+
+
+def _slim_models(work: Path) -> list[Path]:
+    """Their folders; hidden ones are what a killed run was writing."""
+    return sorted(p for p in (work / "slim").glob("[!.]*") if p.is_dir())
 
 
 def report(plan: Plan, variables: Variables, rows: list[dict[str, Any]], work: Path) -> None:
-    """Tables and pictures: `results.csv`, `results.md`, `accuracy.png`, `cost.png`."""
+    """Tables and pictures: `results.csv`, `results.md`, `accuracy.png`, `cost.png`; slim models as Orbax states."""
+    copy_slim(plan, work)
     records.write_csv(rows, work / "results.csv")
     ours = "mvp" if "mvp" in plan.variants else next(iter(plan.variants))
     table = reports.summary(rows, ours)
@@ -244,8 +267,7 @@ def report(plan: Plan, variables: Variables, rows: list[dict[str, Any]], work: P
 
 def report_cost(plan: Plan, variables: Variables, work: Path) -> None:
     """Parameters, FLOPs, bytes of arrays and compiled latency, dense against the slim models on disk."""
-    # Hidden ones are what a killed run was writing.
-    folders = sorted(p for p in (work / "slim").glob("[!.]*") if p.is_dir())
+    folders = _slim_models(work)
     if not folders:
         return
     slim, slim_variables = pretrained.reload(folders[0])

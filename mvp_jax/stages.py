@@ -5,25 +5,30 @@ it there again.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from mvp_jax import bank as banks
 from mvp_jax import (
     checkpoint,
     comparison,
+    evaluation,
     population,
     pretrained,
+    processes,
     records,
     similarity,
     train,
 )
-from mvp_jax.data import sources, tasks
+from mvp_jax.data import prefetch, sources, tasks
 from mvp_jax.methods import api, ifp, mvp
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.types import Array, Batch, Variables
@@ -94,6 +99,7 @@ class Plan:
     seeds: int
     mapping: population.Mapping
     chunk: int
+    mesh: Mesh | None
     checkpoint: str
     similarity: str
     pretraining: Pretraining
@@ -107,6 +113,11 @@ class Plan:
     def slim(self) -> Model:
         return self.task_model.resize(dict(self.keep))
 
+    @property
+    def at_once(self) -> int:
+        """Members handed to the devices in one call: what is finished after it is kept."""
+        return (1 if self.mapping == "loop" else self.chunk) * (1 if self.mesh is None else self.mesh.size)
+
     def problem(self, variables: Variables, data: Batch) -> api.Problem:
         api.check_labels(data["y"], self.sizes.classes_per_task)
         # The pre-trained head knows other classes; every method fits its own.
@@ -115,14 +126,17 @@ class Plan:
 
 
 class Stacked(NamedTuple):
-    """The bank in memory: slim variables `[T, ...]`, and all entries in the dense model's shapes."""
+    """The bank in memory: slim variables `[T, ...]`, and all entries in the dense model's shapes.
+
+    `images` reads the images of the task of a name.
+    """
 
     slim: Variables
     entries: list[banks.BankEntry]
     units: dict[str, Array]
     saliency: dict[str, Array]
     prototypes: Array | None
-    images: tuple[tasks.TaskData, ...]
+    images: Callable[[str], tasks.TaskData]
 
 
 def batch_of(pair: sources.Arrays) -> Batch:
@@ -131,7 +145,7 @@ def batch_of(pair: sources.Arrays) -> Batch:
 
 
 def pretrain(plan: Plan, work: Path) -> Variables:
-    """The pre-trained model: read from the checkpoint, or trained here on the pre-training classes."""
+    """The pre-trained model: read from the checkpoint, or trained by process 0 on the pre-training classes."""
     if plan.checkpoint:
         return pretrained.load(plan.checkpoint, plan.model)
     model, settings, setting = plan.model, plan.pretraining, plan.setting
@@ -140,7 +154,23 @@ def pretrain(plan: Plan, work: Path) -> Variables:
     tx = train.optimizer(settings.optimizer, weight_decay=settings.weight_decay)
     key_init, key_fit = jax.random.split(jax.random.key(plan.seed))
     state = train.create(model.init(key_init), tx, key_fit)
-    with checkpoint.Checkpoints(work / "pretrain") as saved:
+    learned = processes.only_first("pre-training", lambda: _learn(plan, state, data, tx, work))
+    if learned is None:
+        with checkpoint.Checkpoints(work / "pretrain", alone=True) as saved:
+            learned = state if saved.latest() is None else saved.restore(state)
+    variables = evaluation.reestimate(model, learned.variables, data["x"][:512])
+    accuracy = float(evaluation.evaluate(model, variables, held_out)["accuracy"])
+    if processes.first():
+        records.say(f"pre-trained on {len(setting.pretrain_classes)} classes: {accuracy:.1%} on held-out images")
+    return variables
+
+
+def _learn(
+    plan: Plan, state: train.TrainState, data: Batch, tx: optax.GradientTransformation, work: Path
+) -> train.TrainState:
+    """The state after pre-training; continues what is there."""
+    model, settings = plan.model, plan.pretraining
+    with checkpoint.Checkpoints(work / "pretrain", alone=True) as saved:
         if saved.latest() is not None:
             state = saved.restore(state)
         done = int(state.step)
@@ -167,10 +197,7 @@ def pretrain(plan: Plan, work: Path) -> Variables:
                 saved.save(done, state)
                 written.write(step=done, loss=metrics["loss"], accuracy=metrics["accuracy"])
                 advance(count, f"loss {float(metrics['loss']):.3f}")
-    variables = train.reestimate(model, state.variables, data["x"][:512])
-    accuracy = float(train.evaluate(model, variables, held_out)["accuracy"])
-    records.say(f"pre-trained on {len(setting.pretrain_classes)} classes: {accuracy:.1%} on held-out images")
-    return variables
+    return state
 
 
 def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
@@ -192,38 +219,57 @@ def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
         "seed": plan.seed,
     }
     mark = banks.fingerprint(variables)
-    bank = banks.create(work / "bank", fingerprint=mark, settings=settings, exist_ok=True)
-    data = {
-        t.name: tasks.materialise(
-            t, setting.pools.source, shots=sizes.source_images, valid_from=setting.pools.valid, seed=plan.seed
+    make = functools.partial(banks.create, work / "bank", fingerprint=mark, settings=settings, exist_ok=True)
+    processes.only_first("bank", make)
+    bank = make()
+
+    def images(task: tasks.Task) -> tasks.TaskData:
+        return tasks.materialise(
+            task, setting.pools.source, shots=sizes.source_images, valid_from=setting.pools.valid, seed=plan.seed
         )
-        for t in setting.bank_tasks
-    }
-    missing = [(i, t) for i, t in enumerate(setting.bank_tasks) if not banks.has(bank, t.name)]
-    template = plan.problem(variables, batch_of(data[setting.bank_tasks[0].name].train))
-    slim = plan.slim
+
+    lost = work / "diverged"
+    missing = [
+        (i, t)
+        for i, t in enumerate(setting.bank_tasks)
+        if not banks.has(bank, t.name) and not (lost / f"{t.name}.json").exists()
+    ]
+    processes.barrier("bank listed")  # or one would miss what another has added meanwhile, and share otherwise
+    missing = processes.share(missing)
+    template = plan.problem(variables, batch_of(images(setting.bank_tasks[0]).train))
     spent = ifp.spent(template, plan.search)
     with records.progress(len(setting.bank_tasks), "bank of pruned models") as advance:
         advance(len(setting.bank_tasks) - len(missing))
-        size = min(plan.chunk, len(setting.bank_tasks)) if plan.mapping == "vmap" else 1
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
+        size = min(plan.at_once, len(setting.bank_tasks))
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+
+        def load(part: list[tuple[int, tasks.Task]]) -> tuple[Batch, Batch, Array]:
             # A smaller chunk would compile anew, and round otherwise, so that a continued bank were another one than
             # an uninterrupted; it is filled up and the surplus dropped.
             filled = part + part[:1] * (size - len(part))
-            stacked = tasks.stack([data[t.name] for _, t in filled])
+            stacked = tasks.stack([images(t) for _, t in filled])
             keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed + 1), i) for i, _ in filled])
+            return batch_of(stacked.train), batch_of(stacked.valid), keys
 
-            def one(d: Batch, valid: Batch, key: Array) -> tuple[ifp.Found, Array]:
-                found = ifp.search(dataclasses.replace(template, train=d), plan.search, key)
-                return found, train.evaluate(slim, found.slim, valid)["accuracy"]
-
+        # Only the images of this chunk and the next are on the device.
+        loaded = prefetch.prefetch(parts, place=load, ahead=1)
+        for part, members in zip(parts, loaded, strict=True):
             found, accuracy = population.over(
-                one, batch_of(stacked.train), batch_of(stacked.valid), keys, mapping=plan.mapping
+                _Entry(plan.search),
+                *members,
+                shared=(template,),
+                mapping=plan.mapping,
+                mesh=plan.mesh,
             )
             found, accuracy = jax.tree.map(np.asarray, (found, accuracy))
             for j, (_, task) in enumerate(part):
                 own = jax.tree.map(lambda leaf, j=j: leaf[j], found)
+                if not own.alive:
+                    records.write_json(lost / f"{task.name}.json", {"task": task.name, "classes": list(task.classes)})
+                    records.say(
+                        f"{task.name} diverged and is left out of the bank; lower bank.learning_rate to have it"
+                    )
+                    continue
                 banks.add(
                     bank,
                     banks.BankEntry(
@@ -237,7 +283,9 @@ def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
                     {"variables": own.slim, "units": own.units, "saliency": own.saliency},
                 )
             advance(len(part), f"accuracy {float(np.mean(accuracy[: len(part)])):.1%}")
-    entries = [e for e in banks.entries(bank) if e.task in data]
+    processes.barrier("bank built")
+    task_of = {t.name: t for t in setting.bank_tasks}
+    entries = [e for e in banks.entries(bank) if e.task in task_of]
     if len(entries) < 2:
         raise ValueError(f"a bank of {len(entries)} tasks cannot vote; set bank.tasks to at least 2")
     return Stacked(
@@ -245,11 +293,22 @@ def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
         entries=entries,
         units=jax.tree.map(jnp.asarray, banks.ballots(entries)),
         saliency=jax.tree.map(jnp.asarray, banks.stacked(entries, "saliency")),
-        prototypes=_prototypes(plan, variables, [data[e.task].train for e in entries])
+        prototypes=_prototypes(plan, variables, [images(task_of[e.task]).train for e in entries])
         if plan.similarity == "prototype"
         else None,
-        images=tuple(data[e.task] for e in entries),
+        images=lambda name: images(task_of[name]),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A task's pruned model and its accuracy; compares by value, so that all chunks share a program."""
+
+    search: ifp.Settings
+
+    def __call__(self, data: Batch, valid: Batch, key: Array, template: api.Problem) -> tuple[ifp.Found, Array]:
+        found = ifp.search(dataclasses.replace(template, train=data), self.search, key)
+        return found, evaluation.evaluate(template.slim, found.slim, valid)["accuracy"]
 
 
 def _prototypes(plan: Plan, variables: Variables, data: list[sources.Arrays]) -> Array:
@@ -258,7 +317,7 @@ def _prototypes(plan: Plan, variables: Variables, data: list[sources.Arrays]) ->
     def one(pair: sources.Arrays) -> Array:
         batch = batch_of(pair)
         body = replace_head(variables, plan.task_model)
-        _, features = train.infer(plan.task_model, body, batch["x"])
+        _, features = evaluation.infer(plan.task_model, body, batch["x"])
         return similarity.prototypes(features, batch["y"], plan.sizes.classes_per_task)
 
     return jnp.stack([one(pair) for pair in data])
@@ -269,6 +328,6 @@ def similarities(plan: Plan, variables: Variables, bank: Stacked, data: Batch) -
     if plan.similarity == "leep":
         return mvp.leep_to_all(plan.slim, bank.slim, data, num_classes=plan.sizes.classes_per_task)
     body = replace_head(variables, plan.task_model)
-    _, features = train.infer(plan.task_model, body, data["x"])
+    _, features = evaluation.infer(plan.task_model, body, data["x"])
     own = similarity.prototypes(features, data["y"], plan.sizes.classes_per_task)
     return jax.vmap(lambda source: similarity.prototype_cosine(own, source))(bank.prototypes)

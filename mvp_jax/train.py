@@ -1,162 +1,35 @@
-"""Training: one masked step, many steps as one compiled loop, evaluation, batch-norm re-estimation.
+"""Training: one masked step, many steps as one compiled loop.
 
 Everything is a pure function of its arguments. The number of steps, the learning rate, masks and keys are traced:
-one compilation serves every budget, rate, sparsity and seed. All functions work under `jax.vmap` over members.
+one compilation serves every budget, rate, sparsity and seed. All functions work under `jax.vmap` over members; what a
+member has of its own beside data and key is its `Protocol`.
 """
 
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mvp_jax import masks as masks_lib
+from mvp_jax import mapping
 from mvp_jax.models.api import Model
-from mvp_jax.types import Array, Batch, Key, Masks, PyTree, Variables
+from mvp_jax.stepping import (
+    Augment,
+    Loss,
+    Metrics,
+    Protocol,
+    Score,
+    Step,
+    TrainState,
+    create,
+    cross_entropy,
+    make_step,
+    optimizer,
+    restrict,
+)
+from mvp_jax.types import Array, Batch, Key, PyTree
 from mvp_jax.units import Group
-
-Loss: TypeAlias = Callable[[Array, Array], Array]
-"""`(logits [N, Y], labels int32[N]) -> losses [N]`."""
-
-Augment: TypeAlias = Callable[[Key, Array], Array]
-"""`(key, x [N, ...]) -> x [N, ...]`."""
-
-Score: TypeAlias = Literal["fisher", "activation"] | None
-
-
-class TrainState(NamedTuple):
-    """A run in progress; every leaf is an array, so it stacks, shards and saves as it is."""
-
-    step: Array
-    variables: Variables
-    opt_state: PyTree
-    masks: Masks
-    key: Key
-
-
-Metrics: TypeAlias = dict[str, Any]
-Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy of each example, in nats: `[N, Y], int32[N] -> [N]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-@functools.lru_cache
-def optimizer(
-    name: Literal["sgd", "adamw"] = "sgd", *, momentum: float = 0.9, weight_decay: float = 0.0
-) -> optax.GradientTransformation:
-    """An optimiser whose learning rate is a value of its state, and so traced.
-
-    Cached, so that equal arguments give the same object and compiled functions that close over it are reused.
-
-    Args:
-        name: `sgd` with Nesterov-free momentum, or `adamw`.
-        momentum: for `sgd`.
-        weight_decay: coupled for `sgd`, decoupled for `adamw`.
-
-    Raises:
-        ValueError: for another name.
-
-    >>> tx = optimizer("sgd", momentum=0.9)
-    >>> tx is optimizer("sgd", momentum=0.9)
-    True
-    """
-    if name == "sgd":
-
-        def make(learning_rate: float) -> optax.GradientTransformation:
-            return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
-
-    elif name == "adamw":
-
-        def make(learning_rate: float) -> optax.GradientTransformation:
-            return optax.adamw(learning_rate, weight_decay=weight_decay)
-
-    else:
-        raise ValueError(f"unknown optimizer {name!r}; choose 'sgd' or 'adamw', or pass an optax transformation")
-    return optax.inject_hyperparams(make)(learning_rate=0.0)
-
-
-def create(
-    variables: Variables, tx: optax.GradientTransformation, key: Key, *, masks: Masks | None = None
-) -> TrainState:
-    """A state at step 0, its parameters already masked.
-
-    Args:
-        variables: where to start.
-        tx: the optimiser.
-        key: feeds batch order, dropout and augmentation.
-        masks: kept fixed while training; all kept if not given.
-    """
-    masks = masks_lib.ones(variables.params, ()) if masks is None else masks
-    params = masks_lib.apply(variables.params, masks)
-    return TrainState(jnp.zeros((), jnp.int32), Variables(params, variables.rest), tx.init(params), masks, key)
-
-
-def make_step(
-    model: Model,
-    loss: Loss,
-    tx: optax.GradientTransformation,
-    *,
-    augment: Augment | None = None,
-    score: Score = None,
-    groups: tuple[Group, ...] = (),
-) -> Step:
-    """Builds one training step of the masked model.
-
-    The gradient is taken at the masked parameters; the update is masked after the optimiser, so that momentum and
-    weight decay cannot revive what is pruned.
-
-    Args:
-        model: what to train.
-        loss: per-example loss; its mean is minimised.
-        tx: any optax transformation.
-        augment: applied to the inputs first.
-        score: also return unit scores of the batch, from the same backward pass: `fisher` (mean over examples
-            of squared gradients of per-example gates) or `activation` (mean absolute activation). In training
-            mode batch normalisation couples the examples of a batch, so that `fisher` is the per-example one
-            only up to that coupling.
-        groups: whose units are scored.
-
-    Returns:
-        `step(state, batch) -> (state, metrics)` with `loss`, `accuracy` and, if asked for, `scores` as device values.
-    """
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key_augment, key_model = jax.random.split(jax.random.fold_in(state.key, state.step))
-        x, y = batch["x"], batch["y"]
-        if augment is not None:
-            x = augment(key_augment, x)
-        gates = {g.name: jnp.ones((x.shape[0], g.size), x.dtype) for g in groups} if score == "fisher" else {}
-
-        def objective(params: PyTree, gates: Mapping[str, Array]) -> tuple[Array, tuple[Array, PyTree, PyTree]]:
-            variables = Variables(params, state.variables.rest)
-            if score == "activation":
-                seen = model.inspect(variables, x, train=True, key=key_model)
-                logits, rest, active = seen.logits, seen.rest, {g.name: seen.activations[g.name] for g in groups}
-            else:
-                logits, rest = model.apply(variables, x, train=True, key=key_model, gates=gates or None)
-                active = {}
-            return jnp.mean(loss(logits, y)), (logits, rest, active)
-
-        masked = masks_lib.apply(state.variables.params, state.masks)
-        (value, (logits, rest, active)), (grads, gate_grads) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
-            masked, gates
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, masked)
-        params = masks_lib.apply(optax.apply_updates(masked, updates), state.masks)
-        metrics: Metrics = {"loss": value, "accuracy": jnp.mean(jnp.argmax(logits, -1) == y)}
-        if score == "fisher":
-            # The loss is a mean, so an example's own gradient is N times what came back.
-            metrics["scores"] = {n: jnp.mean(jnp.square(g * x.shape[0]), 0) for n, g in gate_grads.items()}
-        elif score == "activation":
-            metrics["scores"] = {n: jnp.mean(a, 0) for n, a in active.items()}
-        return TrainState(state.step + 1, Variables(params, rest), opt_state, state.masks, state.key), metrics
-
-    return step
 
 
 def batch_indices(key: Key, step: Array, examples: int, batch: int) -> Array:
@@ -178,6 +51,14 @@ def batch_indices(key: Key, step: Array, examples: int, batch: int) -> Array:
     return jax.lax.dynamic_slice(order, ((step % per_epoch) * batch,), (batch,))
 
 
+def next_batch(state: TrainState, examples: int, batch: int) -> Array:
+    """The examples that a run sees in its next step: `int32[min(batch, examples)]`, from its key and step alone.
+
+    For data that do not fit on the device: read these on the host, `data.prefetch` and `population.advance`.
+    """
+    return batch_indices(jax.random.fold_in(state.key, 2**31 - 1), state.step, examples, batch)
+
+
 def loops_on_host(model: Model, *trees: PyTree) -> bool:
     """Whether a loop around this model's convolutions should be Python's rather than XLA's.
 
@@ -189,47 +70,68 @@ def loops_on_host(model: Model, *trees: PyTree) -> bool:
     return native and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-_STATIC = ("model", "loss", "tx", "batch", "augment", "score", "groups", "decay")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is static about training; equal recipes share compiled programs. See `fit` for the fields."""
+
+    model: Model
+    tx: optax.GradientTransformation
+    batch: int = 64
+    loss: Loss = cross_entropy
+    augment: Augment | None = None
+    decay: Literal["constant", "cosine"] = "constant"
+    score: Score = None
+    groups: tuple[Group, ...] = ()
+
+    def blank(self) -> Metrics:
+        """Sums over no steps."""
+        sums: Metrics = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(()), "taken": jnp.zeros(())}
+        if self.score:
+            sums["scores"] = {g.name: jnp.zeros(g.size) for g in self.groups}
+        return sums
+
+    def step(
+        self, state: TrainState, sums: Metrics, data: Batch, index: Array | None, total: Array
+    ) -> tuple[TrainState, Metrics]:
+        """One step on data that lies on the device: rate, batch, step, sums of the metrics."""
+        protocol = state.protocol
+        if self.decay == "cosine":
+            done = state.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0)))
+            rate = jnp.asarray(protocol.learning_rate) * factor
+            state = state._replace(protocol=protocol._replace(learning_rate=rate))
+        own = data["y"].shape[0] if index is None else index.shape[0]
+        chosen = next_batch(state, own, self.batch)
+        chosen = chosen if index is None else index[chosen]
+        one = make_step(
+            self.model, self.loss, self.tx, augment=self.augment, score=self.score, groups=self.groups
+        )  # fmt: skip
+        state, metrics = one(state, mapping.split_batch({"x": data["x"][chosen], "y": data["y"][chosen]}))
+        sums = jax.tree.map(lambda s, m: s + jnp.where(metrics["taken"], m, 0.0), sums, metrics)
+        return state._replace(protocol=protocol), sums
+
+    def steps(
+        self, state: TrainState, sums: Metrics, data: Batch, index: Array | None, count: Array, total: Array
+    ) -> tuple[TrainState, Metrics]:
+        """`count` steps, or what the protocol leaves of them, as one loop."""
+        if state.protocol.steps is not None:
+            # Under a mapping that takes members in turn, one that is done costs nothing more.
+            count = jnp.clip(state.protocol.steps - state.step, 0, count)
+
+        def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            return self.step(*carry, data, index, total)
+
+        return jax.lax.fori_loop(0, count, body, (state, sums))
 
 
-def _body(
-    state: TrainState,
-    sums: Metrics,
-    data: Batch,
-    learning_rate: Array,
-    total: Array,
-    *,
-    model: Model,
-    loss: Loss,
-    tx: optax.GradientTransformation,
-    batch: int,
-    augment: Augment | None,
-    score: Score,
-    groups: tuple[Group, ...],
-    decay: str,
-) -> tuple[TrainState, Metrics]:
-    """One step of `fit`: rate, batch, step, sums of the metrics."""
-    done = state.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
-    rate = learning_rate * (0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0))) if decay == "cosine" else 1.0)
-    hyper = state.opt_state.hyperparams | {"learning_rate": rate.astype(jnp.float32)}
-    state = state._replace(opt_state=state.opt_state._replace(hyperparams=hyper))
-    index = batch_indices(jax.random.fold_in(state.key, 2**31 - 1), state.step, data["y"].shape[0], batch)
-    step_fn = make_step(model, loss, tx, augment=augment, score=score, groups=groups)
-    state, metrics = step_fn(state, {"x": data["x"][index], "y": data["y"][index]})
-    return state, jax.tree.map(jnp.add, sums, metrics)
+_one_step = jax.jit(Recipe.step, static_argnums=0)
+_many_steps = jax.jit(Recipe.steps, static_argnums=0)
 
 
-_one_step = jax.jit(_body, static_argnames=_STATIC)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _many_steps(
-    state: TrainState, sums: Metrics, steps: Array, data: Batch, learning_rate: Array, total: Array, **static: Any
-) -> tuple[TrainState, Metrics]:
-    def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        return _body(*carry, data, learning_rate, total, **static)
-
-    return jax.lax.fori_loop(0, steps, body, (state, sums))
+@jax.jit
+def means(sums: Metrics) -> Metrics:
+    """Means over the steps taken, and their number as `taken`."""
+    return jax.tree.map(lambda s: s / jnp.maximum(sums["taken"], 1), sums) | {"taken": sums["taken"]}
 
 
 def fit(
@@ -239,7 +141,7 @@ def fit(
     steps: int | Array,
     *,
     tx: optax.GradientTransformation,
-    learning_rate: float | Array,
+    learning_rate: float | Array | None = None,
     batch: int = 64,
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
@@ -247,6 +149,7 @@ def fit(
     total: int | Array | None = None,
     score: Score = None,
     groups: tuple[Group, ...] = (),
+    index: Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`steps` training steps on data that lies on the device, as one compiled loop.
 
@@ -254,121 +157,74 @@ def fit(
         model: what to train; static.
         state: from `create`, or from a former call.
         data: `{"x": [N, ...], "y": int32[N]}`.
-        steps: how many; traced.
+        steps: how many; traced. The state's protocol may allow fewer.
         tx: an optimiser with an injected `learning_rate`, as from `optimizer`.
-        learning_rate: traced.
+        learning_rate: traced; default the protocol's.
         batch: examples a step, at most `N`.
         loss: per-example loss.
         augment: applied to each batch.
         decay: of the rate over `total` steps, counted from step 0 of the state.
-        total: default `steps`.
+        total: default the protocol's steps, else `steps`.
         score: see `make_step`.
         groups: see `make_step`.
+        index: `int32[n]`, the examples that this run may see; all by default.
 
     Returns:
-        The state after the steps, and means over the steps of `loss`, `accuracy` and `scores`; nothing waits for
-        the device.
+        The state after the steps, and means over the steps taken of `loss`, `accuracy` and `scores`, and their number
+        `taken`; nothing waits for the device.
 
     Raises:
-        ValueError: for an optimiser without a traced rate, or no data.
+        ValueError: for an optimiser without a traced rate, no rate, or no data.
     """
-    if not hasattr(state.opt_state, "hyperparams") or "learning_rate" not in state.opt_state.hyperparams:
+    recipe = Recipe(
+        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, score=score, groups=groups
+    )
+    own = state.protocol
+    if learning_rate is not None:
+        state = state._replace(protocol=own._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+    check_trainable(state, data, index)
+    if total is None:
+        total = steps if own.steps is None else own.steps
+    data = {"x": data["x"], "y": data["y"]}
+    total = jnp.asarray(total, jnp.int32)
+    sums = recipe.blank()
+    if loops_on_host(model, state, data, index, total, steps):
+        for _ in range(int(steps)):
+            state, sums = _one_step(recipe, state, sums, data, index, total)
+    else:
+        state, sums = _many_steps(recipe, state, sums, data, index, jnp.asarray(steps, jnp.int32), total)
+    return state._replace(protocol=own), means(sums)
+
+
+def check_trainable(state: TrainState, data: Batch, index: Array | None = None) -> None:
+    """Raises `ValueError` unless `fit` can train this state on these data."""
+    if "learning_rate" not in getattr(state.opt_state, "hyperparams", {}):
         raise ValueError("fit sets the learning rate in the optimiser's state; use train.optimizer(...) or wrap yours "
                          "in optax.inject_hyperparams")  # fmt: skip
-    if data["y"].shape[0] == 0:
+    if state.protocol.learning_rate is None:
+        raise ValueError("fit needs a learning rate: pass learning_rate=... or a protocol that has one")
+    if 0 in data["y"].shape or (index is not None and 0 in index.shape):
         raise ValueError("no examples to train on; the task's training split is empty")
-    data = {"x": data["x"], "y": data["y"]}
-    values = (data, jnp.asarray(learning_rate, jnp.float32), jnp.asarray(steps if total is None else total, jnp.int32))
-    static = {
-        "model": model,
-        "loss": loss,
-        "tx": tx,
-        "batch": min(batch, data["y"].shape[0]),
-        "augment": augment,
-        "score": score,
-        "groups": groups,
-        "decay": decay,
-    }
-    sums: Metrics = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
-    if score:
-        sums["scores"] = {g.name: jnp.zeros(g.size) for g in groups}
-    if loops_on_host(model, state, values, steps):
-        for _ in range(int(steps)):
-            state, sums = _one_step(state, sums, *values, **static)
-    else:
-        state, sums = _many_steps(state, sums, jnp.asarray(steps, jnp.int32), *values, **static)
-    return state, jax.tree.map(lambda s: s / jnp.maximum(steps, 1), sums)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def _infer(model: Model, variables: Variables, x: Array) -> tuple[Array, Array]:
-    seen = model.inspect(variables, x)
-    return seen.logits, seen.features
-
-
-@functools.partial(jax.jit, static_argnames=("model", "batch"))
-def _infer_many(model: Model, variables: Variables, x: Array, *, batch: int) -> tuple[Array, Array]:
-    n = x.shape[0]
-    chunks = -(-n // batch)
-    padded = jnp.concatenate([x, jnp.zeros((chunks * batch - n, *x.shape[1:]), x.dtype)])
-    out = jax.lax.map(lambda x: _infer(model, variables, x), padded.reshape(chunks, batch, *x.shape[1:]))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
-
-
-def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> tuple[Array, Array]:
-    """Logits and features of many examples, a batch at a time, in evaluation mode.
-
-    Args:
-        model: static.
-        variables: of one model (`vmap` for more).
-        x: `[N, ...]`.
-        batch: examples at a time.
-
-    Returns:
-        Logits `[N, Y]` and features `[N, F]`.
-    """
-    n = x.shape[0]
-    if n <= batch:
-        return _infer(model, variables, x)
-    if not loops_on_host(model, variables, x):
-        return _infer_many(model, variables, x, batch=batch)
-    # The last part overlaps the one before, so that all have one shape.
-    starts = [*range(0, n - batch, batch), n - batch]
-    parts = [_infer(model, variables, x[i : i + batch]) for i in starts]
-    fresh = n - batch - starts[-2]
-    parts[-1] = jax.tree.map(lambda a: a[batch - fresh :], parts[-1])
-    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-
-
-@jax.jit
-def _judge(logits: Array, labels: Array) -> Metrics:
-    return {
-        "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
-        "loss": jnp.mean(cross_entropy(logits, labels)),
-    }
-
-
-def evaluate(model: Model, variables: Variables, data: Batch, *, batch: int = 256) -> Metrics:
-    """Mean accuracy (0 to 1) and cross-entropy (nats) over all of `data`, as device values."""
-    logits, _ = infer(model, variables, data["x"], batch=batch)
-    return _judge(logits, data["y"])
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def reestimate(model: Model, variables: Variables, x: Array) -> Variables:
-    """Batch statistics replaced by those of one batch, layer after layer in a single forward pass.
-
-    A pruned network's activations have other means and variances than the dense one's; without this, a fresh
-    mask is judged on the wrong statistics. Models without batch norm come back unchanged.
-
-    Args:
-        model: static.
-        variables: their `rest` is replaced.
-        x: `[N, ...]`; 512 examples are plenty.
-    """
-    if not jax.tree.leaves(variables.rest):
-        return variables
-    # Any key will do: the means are wanted with dropout off, which a zero rate gives.
-    knobs = {"batch_norm_momentum": 0.0, "dropout": jnp.zeros(())}
-    _, rest = model.apply(variables, x, train=True, key=jax.random.key(0), knobs=knobs)
-    return Variables(variables.params, rest)
+__all__ = [
+    "Augment",
+    "Loss",
+    "Metrics",
+    "Protocol",
+    "Recipe",
+    "Score",
+    "Step",
+    "TrainState",
+    "batch_indices",
+    "check_trainable",
+    "create",
+    "cross_entropy",
+    "fit",
+    "loops_on_host",
+    "make_step",
+    "means",
+    "next_batch",
+    "optimizer",
+    "restrict",
+]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax import comparison, train, trees, units
+from mvp_jax import comparison, population, train, trees, units
 from mvp_jax.methods import METHODS, api, ifp, mvp, oneshot
 from tests import methods_test, mlp
 
@@ -179,3 +179,21 @@ def test_the_table_is_what_its_names_say():
     assert all(v.settings.tuning.learning_rate == TUNING.learning_rate for v in VARIANTS.values())
     assert isinstance(VARIANTS["dense"].settings, oneshot.Settings)
     assert METHODS["ifp"] is ifp.ifp
+
+
+@pytest.mark.parametrize("how", [{"mapping": "map"}, {"mapping": "vmap", "mesh": 2}], ids=str)
+@pytest.mark.parametrize("name", ["mvp", "ifp"])
+def test_no_mapping_or_number_of_devices_changes_a_line(outcomes, name, how):
+    index = comparison.voters("nearest", NEAR, 3, np.random.default_rng(0))
+    voting = VARIANTS[name].voters != "none"
+    got = comparison.run_variant(
+        VARIANTS[name], template(), members(), steps=STEPS, bank=bank() if voting else None,
+        index=index if voting else None, mapping=how["mapping"],
+        mesh=population.mesh(devices=jax.devices()[:2]) if "mesh" in how else None,
+    )  # fmt: skip
+    expected = outcomes[name]
+    for a, b in zip(jax.tree.leaves(got.variables), jax.tree.leaves(expected.variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+        assert np.ptp(b) > 0 or b.size < 3
+    jax.tree.map(np.testing.assert_array_equal, dict(got.units), dict(expected.units))
+    assert set(got.accuracy) == set(expected.accuracy)

@@ -16,7 +16,7 @@ import pytest
 
 from configs import mvp as config_file
 from mvp_jax import bank as banks
-from mvp_jax import checkpoint, experiment, pretrained, records, stages, train
+from mvp_jax import checkpoint, evaluation, experiment, pretrained, records, stages
 from mvp_jax.data import tasks
 
 METHODS = ("mvp", "copy_farthest", "ifp", "dense")
@@ -77,7 +77,10 @@ def test_the_rows_are_those_of_every_method_target_and_step(job):
 
 def test_config_tasks_and_neighbours_are_on_file(job):
     work, _ = job
-    assert json.loads((work / "config.json").read_text()) == json.loads(config().to_json_best_effort())
+    there, whole = json.loads((work / "config.json").read_text()), json.loads(config().to_json_best_effort())
+    # Where it runs is no part of what is run, so that other processes and devices may go on with it.
+    assert set(whole) - set(there) == {"multihost", "distributed", "devices"}
+    assert there == {name: whole[name] for name in there}
     bank_tasks, targets = (tasks.load(work / f"{n}.json") for n in ("bank_tasks", "targets"))
     plan = experiment.check(config())
     assert (bank_tasks, targets) == (plan.setting.bank_tasks, plan.setting.targets)
@@ -143,7 +146,7 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
             valid_from=pools.valid, test_from=pools.test, seed=0,
         )  # fmt: skip
         for split in ("valid", "test"):
-            got = train.evaluate(model, variables, stages.batch_of(getattr(data, split)))["accuracy"]
+            got = evaluation.evaluate(model, variables, stages.batch_of(getattr(data, split)))["accuracy"]
             assert float(got) == pytest.approx(accuracy[target.name, 0, "mvp", 2, split])
         with checkpoint.Checkpoints(folder / "orbax") as saved:
             again = saved.restore(jax.tree.map(jnp.zeros_like, variables), step=2)
@@ -307,3 +310,46 @@ def test_the_job_prunes_a_residual_network_by_every_method(tmp_path):
     assert len({r["method"] for r in rows}) == len(experiment.check(c).variants) > 15
     costs = json.loads((tmp_path / "cost.json").read_text())
     assert max(costs["masked_minus_slim"].values()) < 1e-4
+
+
+def test_a_bank_is_the_same_on_several_devices_and_by_other_mappings(job, tmp_path):
+    work, _ = job
+    expected = banks.entries(banks.open(work / "bank"))
+    for name, fields in (("devices", {"devices": 2, "chunk": 1}), ("auto", {"mapping": "auto"})):
+        plan = experiment.check(config(**fields))
+        folder = tmp_path / name
+        shutil.copytree(work / "pretrain", folder / "pretrain")
+        got = stages.build_bank(plan, stages.pretrain(plan, folder), folder)
+        for a, b in zip(got.entries, expected, strict=True):
+            assert (a.task, a.classes) == (b.task, b.classes)
+            assert a.accuracy == pytest.approx(b.accuracy, abs=0.05)
+            arrays = [banks.load(e, only=["saliency"])["saliency"] for e in (a, b)]
+            for x, y in zip(*map(jax.tree.leaves, arrays), strict=True):
+                np.testing.assert_allclose(x, y, rtol=0.05, atol=0.05 * np.abs(y).max())
+                assert np.ptp(y) > 0
+
+
+def test_a_task_that_diverges_is_reported_and_left_out_for_good(job, tmp_path, monkeypatch, capsys):
+    work, _ = job
+    plan = experiment.check(config())
+    shutil.copytree(work / "pretrain", tmp_path / "pretrain")
+    variables = stages.pretrain(plan, tmp_path)
+    lost = jax.random.key_data(jax.random.fold_in(jax.random.key(plan.seed + 1), 1))
+    search = stages.ifp.search
+
+    def breaking(problem, settings, key):
+        return search(problem, settings, key)._replace(alive=jnp.any(jax.random.key_data(key) != lost))
+
+    monkeypatch.setattr(stages.ifp, "search", breaking)
+    bank = stages.build_bank(plan, variables, tmp_path)
+    assert [e.task for e in bank.entries] == ["source-0000", "source-0002"]
+    assert "source-0001 diverged" in capsys.readouterr().err
+    monkeypatch.setattr(stages.ifp, "search", None)  # nothing is tried again
+    assert [e.task for e in stages.build_bank(plan, variables, tmp_path).entries] == ["source-0000", "source-0002"]
+
+
+def test_devices_are_those_that_there_are():
+    assert experiment.check(config()).mesh is None
+    assert dict(experiment.check(config(devices=2)).mesh.shape) == {"member": 2, "data": 1}
+    with pytest.raises(ValueError, match="devices is 9, but this process has 2"):
+        experiment.check(config(devices=9))

@@ -136,3 +136,14 @@ def test_the_last_head_is_fitted_to_the_pruned_features():
     refitted = probe.fit_head(given.slim, found.slim, given.train, l2=TUNING.probe_l2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found.slim, refitted)
     assert np.asarray(found.slim.params["head"]["kernel"]).any()
+
+
+def test_a_search_that_diverges_says_so():
+    settings = ifp.Settings(rounds=1, steps_per_round=3, tuning=TUNING)
+    sound = problem()
+    # The head is fitted to finite features; a rate beyond all bounds then breaks the training.
+    wild = dataclasses.replace(settings, tuning=dataclasses.replace(TUNING, learning_rate=1e38))
+    for how, alive in ((settings, True), (wild, False)):
+        found = ifp.search(sound, how, jax.random.key(0))
+        assert bool(found.alive) is alive
+        assert units.count(found.units) == sound.sizes

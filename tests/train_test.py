@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mvp_jax import compact, masks, models, train, trees, units
+from mvp_jax import compact, evaluation, masks, models, train, trees, units
 from mvp_jax.types import Variables
 from tests import mlp
 from tests.model_kinds import batch, made, random_units
@@ -145,9 +145,11 @@ def test_scores_of_a_run_are_means_over_its_steps():
     )
     state = train.create(variables, tx, jax.random.key(0), masks=keep)
     _, whole = run(state, steps=3)
+    assert float(whole.pop("taken")) == 3
     parts = []
     for _ in range(3):
         state, m = run(state, steps=1)
+        assert float(m.pop("taken")) == 1
         parts.append(m)
     jax.tree.map(lambda w, *p: np.testing.assert_allclose(w, np.mean(p, 0), rtol=1e-4, atol=1e-7), whole, *parts)
     assert not np.allclose(parts[0]["scores"]["a"], parts[2]["scores"]["a"], rtol=0.05)
@@ -192,8 +194,8 @@ def test_loops_on_the_host_compute_what_compiled_loops_do():
     assert distance(a.variables.params, in_float64(variables.params)) > 1e-2
     assert distance(seen_a, in_float64(seen_b)) < 1e-3
     for size in (4, 5, 11):
-        logits, features = train.infer(host, a.variables, data["x"], batch=size)
-        whole = train.infer(compiled, a.variables, data["x"], batch=11)
+        logits, features = evaluation.infer(host, a.variables, data["x"], batch=size)
+        whole = evaluation.infer(compiled, a.variables, data["x"], batch=11)
         np.testing.assert_allclose(logits, whole[0], atol=1e-4)
         np.testing.assert_allclose(features, whole[1], atol=1e-4)
         assert float(jnp.std(logits, axis=0).min()) > 1e-3
@@ -320,7 +322,7 @@ def _float32(tree):
 def test_statistics_are_those_of_the_first_layers_activations():
     model, variables = made("option_a")
     x = batch(model, 6)
-    got = train.reestimate(model, variables, x)
+    got = evaluation.reestimate(model, variables, x)
     leaves = trees.flatten(variables)
     kernel = np.asarray(leaves["params/stem/conv/kernel"], np.float64)
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -335,7 +337,7 @@ def test_statistics_are_those_of_the_first_layers_activations():
     # In evaluation mode the model now computes what it computes in training mode on this batch.
     np.testing.assert_allclose(model.apply(got, x)[0], model.apply(variables, x, train=True)[0], rtol=1e-3, atol=1e-4)
     vit, weights = made("vit_mean")
-    unchanged = train.reestimate(vit, weights, batch(vit))
+    unchanged = evaluation.reestimate(vit, weights, batch(vit))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, unchanged, weights)))
 
 
@@ -343,11 +345,11 @@ def test_statistics_are_those_of_the_first_layers_activations():
 def test_evaluation_in_batches_is_evaluation_at_once(n):
     model, variables = made("option_a")
     x, y = batch(model, n), jnp.arange(n) % 3
-    logits, features = train.infer(model, variables, x, batch=4)
+    logits, features = evaluation.infer(model, variables, x, batch=4)
     seen = model.inspect(variables, x)
     np.testing.assert_allclose(logits, seen.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(features, seen.features, rtol=1e-5, atol=1e-5)
-    got = train.evaluate(model, variables, {"x": x, "y": y}, batch=4)
+    got = evaluation.evaluate(model, variables, {"x": x, "y": y}, batch=4)
     z = np.asarray(seen.logits, np.float64)
     losses = np.log(np.exp(z).sum(1)) - z[np.arange(n), np.asarray(y)]
     assert float(got["accuracy"]) == pytest.approx(np.mean(z.argmax(1) == np.asarray(y)))

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import compact, probe, prune, train, units
+from mvp_jax import compact, evaluation, probe, prune, train, units
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.types import Array, Batch, Key, Masks, Units, UnitScores, Variables
 from mvp_jax.units import Group
@@ -175,7 +175,7 @@ def prepare(problem: Problem, start: Start, tuning: Tuning) -> Variables:
     """
     slim = problem.slim
     variables = compact.cut(start.variables, problem.groups, start.units, sizes=problem.sizes)
-    variables = train.reestimate(slim, variables, problem.train["x"][: tuning.norm_examples])
+    variables = evaluation.reestimate(slim, variables, problem.train["x"][: tuning.norm_examples])
     return probe.fit_head(slim, variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
 
 
@@ -203,7 +203,7 @@ def advance(
 
 def settle(problem: Problem, state: train.TrainState, tuning: Tuning, model: Model | None = None) -> Variables:
     """The variables of a run with statistics re-estimated for the weights as they now are."""
-    return train.reestimate(
+    return evaluation.reestimate(
         model or problem.slim, state.variables, problem.train["x"][: tuning.norm_examples]
     )  # fmt: skip
 

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import compact, cost, probe, prune, schedules, train, units
+from mvp_jax import compact, cost, evaluation, probe, prune, schedules, train, units
 from mvp_jax.methods import api
-from mvp_jax.types import Key, Units, UnitScores, Variables
+from mvp_jax.types import Array, Key, Units, UnitScores, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,15 @@ def with_budget(settings: Settings, steps: int) -> Settings:
 
 
 class Found(NamedTuple):
-    """An IFP result as the bank stores it: slim variables, units and the last score of every unit, dense index."""
+    """An IFP result as the bank stores it: slim variables, units and the last score of every unit, dense index.
+
+    `alive` is False if training diverged on the way; the rest is then of no use.
+    """
 
     slim: Variables
     units: Units
     saliency: UnitScores
+    alive: Array
 
 
 def counts(problem: api.Problem, settings: Settings, first: Mapping[str, int] | None = None) -> list[dict[str, int]]:
@@ -143,7 +147,7 @@ def search(
     else:
         model, sizes = problem.model.resize(first), dict(first)
         variables = compact.cut(start.variables, problem.groups, start.units, sizes=sizes)
-        variables = train.reestimate(model, variables, problem.train["x"][: tuning.norm_examples])
+        variables = evaluation.reestimate(model, variables, problem.train["x"][: tuning.norm_examples])
     groups = tuple(g for g in model.groups if g.name in names)
     head = probe.fit_head(model, variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
     state = train.create(head, tuning.tx, key)
@@ -159,11 +163,12 @@ def search(
     # The head was fitted to features that are gone; without a new one this method is unfairly weak.
     variables = api.settle(problem, state, tuning)
     variables = probe.fit_head(model, variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
+    alive = state.alive
     if tuning.steps:
         state = train.create(variables, tuning.tx, jax.random.fold_in(key, 1))
         state, _ = api.advance(model, problem.train, state, tuning, tuning.steps)
         variables = api.settle(problem, state, tuning)
-    return Found(variables, kept, saliency)
+    return Found(variables, kept, saliency, alive & state.alive)
 
 
 def ifp(problem: api.Problem, settings: Settings, key: Key) -> api.Pruned:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import prune, similarity, train, trees, units, vote
+from mvp_jax import evaluation, prune, similarity, train, trees, units, vote
 from mvp_jax.methods import api, ifp, oneshot
 from mvp_jax.models.api import Model
 from mvp_jax.types import Array, Batch, Key, PyTree, Units, UnitScores, Variables
@@ -90,7 +90,7 @@ def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: i
 
 
 def _leep(model: Model, variables: Variables, data: Batch, *, num_classes: int) -> Array:
-    logits, _ = train.infer(model, variables, data["x"])
+    logits, _ = evaluation.infer(model, variables, data["x"])
     return similarity.leep(jax.nn.softmax(logits), data["y"], num_classes)
 
 

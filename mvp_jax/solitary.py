@@ -1,0 +1,118 @@
+"""States on disk of one process among several, which takes no part in what the others do.
+
+Orbax's own store waits for all processes when it is opened. Its saving and loading of one state does not, if told so;
+this is the store around them, which the other one can read, and the other way round.
+"""
+
+import pathlib
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax.types import PyTree
+
+
+class Store:
+    """What `checkpoint.Checkpoints` uses of an Orbax store; process 0 may save.
+
+    Args:
+        directory: there already.
+        keep: how many states to keep, the newest.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int) -> None:
+        from orbax.checkpoint import v1 as ocp  # here, because it takes its time to import
+
+        me = jax.process_index()
+        self._directory, self._keep, self._ocp, self._context = directory, keep, ocp, ocp.Context()
+        options = self._context.multiprocessing
+        options.primary_host, options.active_processes, options.barrier_sync_key_prefix = me, {me}, f"alone-{me}"
+        self._manager: Any = None
+
+    @property
+    def checkpoints(self) -> list[Any]:
+        """Records with a `step`, ascending; what is being written has another name."""
+        found = sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdecimal())
+        return [types.SimpleNamespace(step=step) for step in found]
+
+    def save(self, step: int, state: PyTree, *, force: bool, custom_metadata: dict[str, Any]) -> None:
+        """Saves a state, and clears away older ones and what a killed save left; in process 0 only."""
+        if jax.process_index() != 0:
+            raise ValueError(
+                f"process {jax.process_index()} cannot save a state alone: Orbax writes such ones in process 0; "
+                "save it there, or as arrays by checkpoint.save_arrays"
+            )
+        # The new interface's `save` compares directories with all processes, whatever the options say (Orbax 0.12.8).
+        import orbax.checkpoint as before
+
+        if self._manager is None:
+            # Not when the store is opened: it clears away, and that may be to read beside a process that saves.
+            options = before.CheckpointManagerOptions(
+                create=False,
+                max_to_keep=self._keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+                multiprocessing_options=self._context.multiprocessing.v0(),
+            )
+            self._manager = before.CheckpointManager(self._directory, options=options)
+        args = before.args.Composite(state=before.args.PyTreeSave(plain(state)))
+        self._manager.save(step, args=args, force=force, custom_metadata=custom_metadata | {"plain": True})
+        self._manager.wait_until_finished()
+
+    def load(self, step: int, like: PyTree) -> PyTree:
+        """Reads a state as `like` has it."""
+        with self._context:
+            return self._ocp.load(self._directory / str(step), like)
+
+    def metadata(self, step: int) -> Any:
+        """A record with `custom_metadata`."""
+        with self._context:
+            return self._ocp.metadata(self._directory / str(step))
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        if self._manager is not None:
+            self._manager.close()
+
+
+def plain(state: PyTree) -> PyTree:
+    """A state of NumPy arrays, keys by their data: among several processes Orbax takes no array of one alone."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+    return jax.tree.map(one, state)
+
+
+def plain_like(like: PyTree) -> PyTree:
+    """What `plain` gives for such a state, values aside."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            return leaf
+        seen = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        return np.zeros(seen.shape, seen.dtype)
+
+    return jax.tree.map(one, like)
+
+
+def dressed(found: PyTree, like: PyTree) -> PyTree:
+    """A plain state as `like` has it: keys as keys, arrays on their devices."""
+
+    def one(leaf: Any, like: Any) -> Any:
+        if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+            return leaf
+        if _is_key(like):
+            leaf = jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+        return jax.device_put(leaf, like.sharding or jax.local_devices()[0])
+
+    return jax.tree.map(one, found, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
