@@ -17,16 +17,7 @@ and batch were chosen on validation images. Results, with what they do not show,
 
 from ml_collections import ConfigDict, config_dict
 
-
-def _parse(arg: str | None) -> dict[str, str]:
-    allowed = ("data", "model", "runlocal")
-    given = {}
-    for part in filter(None, (arg or "").split(",")):
-        key, _, value = part.partition("=")
-        if key not in allowed or (key == "runlocal") == bool(value):
-            raise ValueError(f"unknown config argument {part!r}; allowed are data=NAME, model=NAME and runlocal")
-        given[key] = value or "yes"
-    return given
+from mvp_jax import fragments
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
@@ -35,15 +26,9 @@ def _cifar(config: ConfigDict, model: str) -> None:
     20 classes stay out of the bank. Targets take their training images from a part of the training split that the bank
     does not see; half of the official test split validates, the other half reports.
     """
-    of_cifar100 = "distiller" in model
-    config.mapping = "loop"
+    fragments.cifar(config, "distiller" in model)
     config.prune.ratio = 0.75
     config.data.fractions = (0.7, 0.3)
-    config.data.mean = (0.507, 0.487, 0.441) if of_cifar100 else (0.485, 0.456, 0.406)
-    config.data.std = (0.267, 0.256, 0.276) if of_cifar100 else (0.229, 0.224, 0.225)
-    config.data.unseen_classes = 20
-    config.model.options = ConfigDict()
-    config.model.classes = 100 if of_cifar100 else 10
     config.tasks.classes_per_task = 10
     config.tasks.source_images = 60
     config.tasks.shots = 20
@@ -59,47 +44,11 @@ def _cifar(config: ConfigDict, model: str) -> None:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = _parse(arg)
+    given = fragments.arguments(arg)
     data, model = given.get("data", "digits"), given.get("model", "resnet")
     vit = model.startswith("vit")
 
-    config = ConfigDict()
-    config.seed = 0
-    config.mapping = "vmap"  # members at once; "map": in turn, one program; "loop": one call each; "auto": what suits
-    config.chunk = 6  # members (bank tasks, targets x seeds) a call and device; few fit a CPU's caches
-    config.devices = 0  # of this process, to share members out over; 0: all accelerators, or one CPU
-
-    config.multihost = False  # one run of several processes: docs/scaling.md
-    config.distributed = ConfigDict()  # empty: detected (Cloud TPU, Slurm, MPI)
-    config.distributed.coordinator = ""  # host:port of process 0
-    config.distributed.processes = config_dict.placeholder(int)
-    config.distributed.process = config_dict.placeholder(int)
-
-    config.data = ConfigDict()
-    config.data.name = data
-    config.data.path = ""
-    config.data.upsample = 1
-    config.data.mean = config_dict.placeholder(tuple)
-    config.data.std = config_dict.placeholder(tuple)
-    config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
-    config.data.unseen_classes = 2  # neither pre-training nor the bank sees them
-
-    config.model = ConfigDict()
-    config.model.name = {"resnet": "resnet8", "vit": "vit_micro"}.get(model, model)
-    config.model.options = ConfigDict() if vit else ConfigDict({"width": 16})
-    config.model.conv = "auto"
-    config.model.classes = 0  # of the pre-trained head; 0: the pre-training classes
-    config.model.checkpoint = ""  # safetensors with PyTorch's names; empty: pre-train here
-
-    config.pretrain = ConfigDict()
-    config.pretrain.classes = 6
-    config.pretrain.steps = 600
-    config.pretrain.learning_rate = 1e-3 if vit else 0.05
-    config.pretrain.optimizer = "adamw" if vit else "sgd"
-    config.pretrain.weight_decay = 1e-4
-    config.pretrain.batch = 64
-    config.pretrain.augment = "shift"
-    config.pretrain.save_every = 200
+    config = fragments.job("mvp", data, model)
 
     config.tasks = ConfigDict()
     config.tasks.classes_per_task = 3

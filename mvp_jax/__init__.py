@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mvp_jax import checkpoint as checkpoint
     from mvp_jax import compact as compact
     from mvp_jax import comparison as comparison
+    from mvp_jax import connections as connections
     from mvp_jax import cost as cost
     from mvp_jax import data as data
     from mvp_jax import evaluation as evaluation
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mvp_jax import masks as masks
     from mvp_jax import methods as methods
     from mvp_jax import models as models
+    from mvp_jax import patterns as patterns
     from mvp_jax import population as population
     from mvp_jax import pretrained as pretrained
     from mvp_jax import probe as probe
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from mvp_jax import sensitivity as sensitivity
     from mvp_jax import similarity as similarity
     from mvp_jax import train as train
+    from mvp_jax import transforms as transforms
     from mvp_jax import trees as trees
     from mvp_jax import types as types
     from mvp_jax import units as units
@@ -53,6 +56,7 @@ _MODULES = frozenset(
         "checkpoint",
         "compact",
         "comparison",
+        "connections",
         "cost",
         "data",
         "evaluation",
@@ -61,6 +65,7 @@ _MODULES = frozenset(
         "masks",
         "methods",
         "models",
+        "patterns",
         "population",
         "pretrained",
         "probe",
@@ -72,6 +77,7 @@ _MODULES = frozenset(
         "sensitivity",
         "similarity",
         "train",
+        "transforms",
         "trees",
         "types",
         "units",
@@ -106,6 +112,7 @@ __all__ = [
     "checkpoint",
     "compact",
     "comparison",
+    "connections",
     "cost",
     "data",
     "evaluation",
@@ -114,6 +121,7 @@ __all__ = [
     "masks",
     "methods",
     "models",
+    "patterns",
     "population",
     "pretrained",
     "probe",
@@ -125,6 +133,7 @@ __all__ = [
     "sensitivity",
     "similarity",
     "train",
+    "transforms",
     "trees",
     "types",
     "units",

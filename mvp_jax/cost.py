@@ -46,7 +46,7 @@ def bytes(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int]) -> float:
+def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int], *, dtype: Any = jnp.float32) -> float:
     """Floating-point operations of `apply(variables, x)`, one example's share, as XLA counts them.
 
     The count is taken from the program before optimisation: what the mathematics needs, equal on every device and
@@ -57,6 +57,7 @@ def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int])
         apply: a model's `apply`, or any traceable function of variables and a batch.
         variables: arrays or shapes.
         shape: of the batch, `[N, ...]`.
+        dtype: of the batch; a model's `input_dtype`.
 
     Returns:
         The count over `N`.
@@ -66,13 +67,15 @@ def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int])
     """
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype), variables)
     leaves, structure = jax.tree.flatten(shapes)
-    return _flops(apply, structure, tuple((s.shape, s.dtype) for s in leaves), tuple(shape))
+    return _flops(apply, structure, tuple((s.shape, s.dtype) for s in leaves), tuple(shape), jnp.dtype(dtype))
 
 
 @functools.lru_cache(maxsize=1024)
-def _flops(apply: Callable[..., Any], structure: Any, leaves: tuple[Any, ...], shape: tuple[int, ...]) -> float:
+def _flops(
+    apply: Callable[..., Any], structure: Any, leaves: tuple[Any, ...], shape: tuple[int, ...], dtype: Any
+) -> float:
     variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(s, d) for s, d in leaves])
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    x = jax.ShapeDtypeStruct(shape, dtype)
     return (_counted(apply, variables, x) + _repeated(jax.make_jaxpr(apply)(variables, x).jaxpr)) / shape[0]
 
 
@@ -105,7 +108,7 @@ def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
     """A model's cost.
 
     Args:
-        model: with `apply` and `input_shape`.
+        model: with `apply`, `input_shape` and perhaps `input_dtype`.
         variables: its variables.
         batch: examples in the traced program; the result is per example and hardly depends on it.
 
@@ -114,7 +117,12 @@ def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
     """
     return Cost(
         parameters(variables[0]),
-        flops(model.apply, Variables(*variables), (batch, *model.input_shape)),
+        flops(
+            model.apply,
+            Variables(*variables),
+            (batch, *model.input_shape),
+            dtype=getattr(model, "input_dtype", jnp.float32),
+        ),
         bytes(variables),
     )
 

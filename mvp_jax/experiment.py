@@ -18,10 +18,22 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mvp_jax import comparison, mapping, models, processes, prune, records, results, stages, train
-from mvp_jax.data import sources, tasks, transforms
-from mvp_jax.methods import api, ifp, mvp
-from mvp_jax.models import resnet
+from mvp_jax import (
+    comparison,
+    mapping,
+    models,
+    patterns,
+    processes,
+    prune,
+    records,
+    results,
+    stages,
+    train,
+    trials,
+)
+from mvp_jax.data import sources, tasks, text, transforms
+from mvp_jax.methods import api, ifp, isp, mvp, sparse, weak
+from mvp_jax.models import bert, resnet
 from mvp_jax.models.api import Model
 
 
@@ -41,6 +53,25 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
 
 
 def _run(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
+    jobs = {"mvp": _meta_vote, "trials": _trials}
+    if config.job not in jobs:
+        raise ValueError(f"unknown job {config.job!r}; choose one of {sorted(jobs)}")
+    return jobs[config.job](config, work)
+
+
+def _trials(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
+    plan = check_trials(config)
+    processes.only_first("claim", lambda: claim(work, config))
+    processes.together("claimed", lambda: claimed(work, config))
+    if processes.first():
+        tasks.save(plan.setting.targets, work / "targets.json")
+    variables = stages.pretrain(plan, work)
+    rows = trials.run(plan, variables, work)
+    processes.only_first("report", lambda: trials.report(plan, rows, work))
+    return rows
+
+
+def _meta_vote(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
     plan = check(config)
     processes.only_first("claim", lambda: claim(work, config))
     processes.together("claimed", lambda: claimed(work, config))
@@ -70,12 +101,82 @@ def join(config: ConfigDict) -> None:
         raise ValueError("distributed.* is set, but multihost is False; add --config.multihost=True, or leave them out")
 
 
+def _start(config: ConfigDict) -> dict[str, Any]:
+    """The part of a plan that every job has, and the checks of what every config has."""
+    setting = load(config)
+    train.optimizer(config.pretrain.optimizer)  # refuses an unknown name
+    if config.targets.seeds < 1:
+        raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
+    if config.mapping not in mapping.MAPPINGS or config.chunk < 1:
+        raise ValueError(
+            f"mapping must be one of {mapping.MAPPINGS} and chunk >= 1, got {config.mapping!r} and {config.chunk}"
+        )
+    return {
+        "setting": setting,
+        "model": build_model(config, setting.image_shape, config.model.classes or len(setting.pretrain_classes)),
+        "checkpoint": config.model.checkpoint,
+        "pretraining": stages.Pretraining(
+            **{
+                **{k: v for k, v in config.pretrain.to_dict().items() if k != "classes"},
+                "augment": augmentation(config.pretrain.augment),
+            }
+        ),
+        "seed": config.seed,
+    }
+
+
+def check_trials(config: ConfigDict) -> trials.Plan:
+    """Turns the config of a comparison at given sparsities into a plan, as `check` does."""
+    start = _start(config)
+    training = sparse.Training(**{**config.train.to_dict(), "augment": augmentation(config.train.augment)})
+    given = config.isp.to_dict()
+    base = isp.Settings(
+        **{**given, "diversity": weak.Diversity(**given["diversity"])}, training=training, mapping=config.mapping,
+        mesh=devices(config),
+    )  # fmt: skip
+    sparsities = tuple(config.sparsities)
+    if list(sparsities) != sorted(set(sparsities)) or not sparsities or not 0 < sparsities[0] <= sparsities[-1] < 1:
+        raise ValueError(f"sparsities must rise within (0, 1), as (0.5, 0.9), got {sparsities}")
+    plan = trials.Plan(
+        **start,
+        methods=tuple(config.methods),
+        sparsities=sparsities,
+        base=base,
+        pattern=pattern(config, start["model"]),
+        seeds=config.targets.seeds,
+        sizes=stages.Sizes(**config.tasks.to_dict(), source_images=None),
+        round_steps=config.round_steps,
+        examples=config.examples,
+        reference=config.reference,
+        ours=config.ours,
+        keep_rounds=config.keep_rounds,
+        masks_alone=config.masks_alone,
+    )
+    known = trials.names(plan)
+    methods = plan.methods or known
+    for what, names in (("methods", methods), ("reference", (plan.reference,)), ("ours", (plan.ours,))):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(f"{what} names {unknown}; there are {list(known)}")
+    return dataclasses.replace(plan, methods=methods)
+
+
+def pattern(config: ConfigDict, model: Model) -> patterns.Pattern:
+    """What the config prunes together."""
+    given = config.pattern
+    if given.name == "weights":
+        return patterns.Weights(given.allocation)
+    if given.name == "channels":
+        return patterns.Channels(allocation="global" if given.allocation == "global" else "uniform")
+    if given.name == "units":
+        return patterns.Units(tuple(g for g in model.groups if g.kind in given.kinds))
+    raise ValueError(f"unknown pattern {given.name!r}; choose 'weights', 'channels' or 'units'")
+
+
 def check(config: ConfigDict) -> stages.Plan:
     """Turns a config into a plan; everything that can be wrong with it is found here, before work starts."""
-    setting = load(config)
-    name = config.model.name
-    classes = config.model.classes or len(setting.pretrain_classes)
-    model = build_model(config, setting.image_shape, classes)
+    start = _start(config)
+    model, name = start["model"], config.model.name
     groups = tuple(g for g in model.groups if g.kind in config.prune.kinds)
     if not groups:
         raise ValueError(
@@ -102,15 +203,8 @@ def check(config: ConfigDict) -> stages.Plan:
     steps = tuple(config.steps)
     if list(steps) != sorted(set(steps)) or steps[0] != 0 or len(steps) < 2:
         raise ValueError(f"steps must rise from 0, as (0, 25, 50), got {steps}")
-    if config.targets.seeds < 1:
-        raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
-    if config.mapping not in mapping.MAPPINGS or config.chunk < 1:
-        raise ValueError(
-            f"mapping must be one of {mapping.MAPPINGS} and chunk >= 1, got {config.mapping!r} and {config.chunk}"
-        )
     if config.bank.tasks < 2:
         raise ValueError(f"a bank of {config.bank.tasks} tasks cannot vote; set bank.tasks to at least 2")
-    train.optimizer(config.pretrain.optimizer)  # refuses an unknown name
     if config.bank.similarity not in stages.SIMILARITIES:
         raise ValueError(f"unknown bank.similarity {config.bank.similarity!r}; choose one of {stages.SIMILARITIES}")
     table = comparison.variants(
@@ -120,8 +214,7 @@ def check(config: ConfigDict) -> stages.Plan:
     if unknown:
         raise ValueError(f"unknown methods {unknown}; choose among {sorted(table)}, or leave methods empty for all")
     return stages.Plan(
-        setting=setting,
-        model=model,
+        **start,
         groups=groups,
         keep=tuple(keep.items()),
         ratio=config.prune.ratio,
@@ -130,19 +223,11 @@ def check(config: ConfigDict) -> stages.Plan:
         tuning=tuning,
         search=search,
         k=config.vote.k,
-        seed=config.seed,
         seeds=config.targets.seeds,
         mapping=config.mapping,
         chunk=config.chunk,
         mesh=devices(config),
-        checkpoint=config.model.checkpoint,
         similarity=config.bank.similarity,
-        pretraining=stages.Pretraining(
-            **{
-                **{k: v for k, v in config.pretrain.to_dict().items() if k != "classes"},
-                "augment": augmentation(config.pretrain.augment),
-            }
-        ),
         sizes=stages.Sizes(**config.tasks.to_dict()),
     )
 
@@ -204,13 +289,18 @@ def load(config: ConfigDict) -> stages.Setting:
             raise ValueError(f"{data.path} has no test split; the report needs one")
         halves = tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
         pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *halves)
+    elif data.name == "docstrings":
+        source = text.docstrings(seed=config.seed)
+        pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions))
     else:
-        raise ValueError(f"unknown data {data.name!r}; choose 'digits' or 'npz' (with data.path)")
+        raise ValueError(f"unknown data {data.name!r}; choose 'digits', 'docstrings' or 'npz' (with data.path)")
     order = np.random.default_rng(config.seed).permutation(source.num_classes)
     seen = sorted(int(c) for c in order[: source.num_classes - data.unseen_classes])
     unseen = sorted(int(c) for c in order[source.num_classes - data.unseen_classes :])
     pretrain_classes = tuple(sorted(int(c) for c in order[: config.pretrain.classes]))
-    bank_tasks = tasks.draw(seen, config.bank.tasks, config.tasks.classes_per_task, config.seed, prefix="source")
+    bank_tasks: tuple[tasks.Task, ...] = ()
+    if "bank" in config:
+        bank_tasks = tasks.draw(seen, config.bank.tasks, config.tasks.classes_per_task, config.seed, prefix="source")
     targets = tasks.draw(
         source.num_classes,
         config.targets.count,
@@ -239,14 +329,17 @@ def devices(config: ConfigDict) -> Mesh | None:
 
 def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
     """The dense model that the config names."""
-    options = config.model.options.to_dict() | {
-        "image_size": image_shape[0],
-        "channels": image_shape[2],
-        "classes": classes,
-    }
     name = config.model.name
     if name not in models.PRESETS:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(models.PRESETS)}")
+    reads_text = name in bert.PRESETS
+    if reads_text != (len(image_shape) == 1):
+        fitting = sorted(n for n in models.PRESETS if (n in bert.PRESETS) != reads_text)
+        raise ValueError(
+            f"model {name!r} does not read examples of shape {tuple(image_shape)}; choose one of {fitting}"
+        )
+    sizes = {} if reads_text else {"image_size": image_shape[0], "channels": image_shape[2]}
+    options = config.model.options.to_dict() | sizes | {"classes": classes}
     if name in resnet.PRESETS:
         # Under vmap over members XLA's CPU back end is slow with convolutions unless they are matrix products.
         slow = jax.default_backend() == "cpu" and config.mapping in ("vmap", "map")

@@ -82,6 +82,11 @@ def count(*stacked: PyTree) -> int:
     return int(sizes.pop())
 
 
+def at_once(own: int, mapping: Mapping, chunk: int | None) -> int:
+    """How many of a device's `own` members are computed together."""
+    return min(chunk or (own if mapping == "vmap" else 1), own)
+
+
 def padded(k: int, where: Mesh | None) -> int:
     """`k`, or as many more as the devices of a mesh need to have the same number each."""
     return math.ceil(k / across(where)) * across(where)
@@ -177,11 +182,12 @@ def _some(function: Member, size: int, shared: int) -> Member:
 def blank(function: Member, carried: PyTree, stacked: tuple[PyTree, ...], shared: tuple[PyTree, ...]) -> PyTree:
     """Zeros for what the function returns besides, of all members."""
     k = count(carried, stacked)
-    _, out = jax.eval_shape(function, *_take_abstract((carried, *stacked)), *shared)
+    _, out = jax.eval_shape(function, *one_member((carried, *stacked)), *shared)
     return jax.tree.map(lambda leaf: _zeros((k, *leaf.shape), leaf.dtype), out)
 
 
-def _take_abstract(tree: PyTree) -> PyTree:
+def one_member(tree: PyTree) -> PyTree:
+    """The shapes of one member of a stacked tree."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
 
 
@@ -312,7 +318,7 @@ def run(
     own, over = divmod(k, across(where))
     if over:
         raise ValueError(f"{k} members cannot be shared out evenly over {across(where)} devices; see population.create")
-    chunk = min(chunk or (own if mapping == "vmap" else 1), own)
+    chunk = at_once(own, mapping, chunk)
     if mapping == "map" or chunk == own:
         many = np.int32(own)
         for _ in range(times):

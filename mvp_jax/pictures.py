@@ -11,24 +11,27 @@ import numpy as np
 
 from mvp_jax import records
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_GREY = "#8c8c8c"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#8c8c8c"
 
 
-def _figure(width: float, height: float) -> Any:
+def make_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
     # Without pyplot: no window, no global list of figures, no backend to choose.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a figure at once; the suffix chooses the format."""
     with records.replacing(path) as temporary:
         figure.savefig(temporary, dpi=160)
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """Only the axes and lines that help to read."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -59,7 +62,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return [round(float(p), 12) for p in found]
 
 
-def _name_lines(axes: Any, ends: Sequence[tuple[float, float, str, Any, bool]], height: float, size: float = 8) -> None:
+def name_lines(axes: Any, ends: Sequence[tuple[float, float, str, Any, bool]], height: float, size: float = 8) -> None:
     """Writes each line's name right of the axes: (x, y, name, colour, bold) of its last point; height in inches."""
     low, high = axes.get_ylim()
     tall = 1 + max(name.count("\n") for *_, name, _, _ in ends)
@@ -120,7 +123,7 @@ def plot_accuracy_against_steps(
     last = max(r["steps"] for r in rows if r["method"] == ours or ours not in methods)
     final = {m: [r["accuracy"] for r in rows if r["method"] == m and r["steps"] == last] for m in methods}
     others = sorted((m for m in methods if m != ours and final[m]), key=lambda m: -float(np.mean(final[m])))
-    chosen = [*([ours] if ours in methods else []), *(others if highlight is None else highlight)][: len(_COLOURS)]
+    chosen = [*([ours] if ours in methods else []), *(others if highlight is None else highlight)][: len(COLOURS)]
     unknown = sorted(set(chosen) - set(methods))
     if unknown:
         raise ValueError(f"no rows of {unknown} to highlight; there are {methods}")
@@ -128,7 +131,7 @@ def plot_accuracy_against_steps(
     ratios = sorted({r["ratio"] for r in rows})
     longest = max(len(m) for m in methods)
     height = max(4.2, 0.155 * len(methods) + 1.6)
-    figure = _figure(len(ratios) * (3.9 + 0.075 * longest), height)
+    figure = make_figure(len(ratios) * (3.9 + 0.075 * longest), height)
     panels = figure.subplots(1, len(ratios), squeeze=False, sharey=True)[0]
     ticks = sorted({r["steps"] for r in rows})
     positive = [s for s in ticks if s > 0]
@@ -144,7 +147,7 @@ def plot_accuracy_against_steps(
             seeds = [100 * records.by_seed([r for r in here if r["steps"] == s]) for s in steps]
             mean = np.array([a.mean() for a in seeds])
             k = chosen.index(method) if method in chosen else None
-            colour, marker = (_GREY, ".") if k is None else (_COLOURS[k], _MARKERS[k])
+            colour, marker = (GREY, ".") if k is None else (COLOURS[k], MARKERS[k])
             width = 2.6 if method == ours else 0.9 if k is None else 1.5
             panel.plot(steps, mean, color=colour, marker=marker, markersize=3 if k is None else 5, linewidth=width)
             if k is not None and min(len(a) for a in seeds) > 1:
@@ -156,7 +159,7 @@ def plot_accuracy_against_steps(
             panel.set_xscale("symlog", linthresh=min(positive), linscale=0.7)
         panel.set_xticks(ticks, [str(s) for s in ticks])
         panel.minorticks_off()
-        _tidy(panel)
+        tidy(panel)
         panel.set_xlabel("fine-tuning steps" + (", log scale" if len(ticks) > 2 else ""))
         panel.set_title(f"{100 * ratio:g} % of the units pruned", fontsize=10)
     panels[0].set_ylabel(f"{split} accuracy, % (mean over targets)")
@@ -167,13 +170,13 @@ def plot_accuracy_against_steps(
         if seen:
             panel.axhline(guess, color="black", linewidth=0.8, linestyle="--")
             panel.annotate("chance", (0.02, guess), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
-        _name_lines(panel, lines, height - 1.4)
+        name_lines(panel, lines, height - 1.4)
     notes = [f"{split} accuracy at the last step beside each name"]
     notes += ["bands: sd over seeds"] if len({r["seed"] for r in rows}) > 1 else []
     notes += [f"chance: {guess:.3g} %"] if guess is not None and not seen else []
     figure.suptitle(title, fontsize=12, fontweight="bold")
     figure.supxlabel("; ".join(notes), fontsize=8, color="#5f5f5f")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_overlap_against_depth(
@@ -202,14 +205,14 @@ def plot_overlap_against_depth(
     bins = sorted({r["bin"] for r in table})
     longest = max(len(r["label"]) for r in table)
     width, height = max(4.5, 0.42 * len(depths) + 1.5) + 0.075 * longest, 4.6
-    figure = _figure(width, height)
+    figure = make_figure(width, height)
     axes = figure.subplots()
     shades = colormaps["viridis"](np.linspace(0.78, 0.1, len(bins)))  # the darker, the more similar
     ends: list[tuple[float, float, str, Any, bool]] = []
     for k, (b, shade) in enumerate(zip(bins, shades, strict=True)):
         line = sorted((r for r in table if r["bin"] == b), key=lambda r: r["depth"])
         x, y = [at[r["depth"]] for r in line], [r["overlap"] for r in line]
-        axes.plot(x, y, color=shade, marker=_MARKERS[k % len(_MARKERS)], markersize=5, linewidth=1.8)
+        axes.plot(x, y, color=shade, marker=MARKERS[k % len(MARKERS)], markersize=5, linewidth=1.8)
         low, high = np.array([[r["low"], r["high"]] for r in line], float).T
         axes.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
         ends.append((x[-1], y[-1], f"{line[-1]['label']}\n{line[-1]['pairs']} pairs", shade, k == len(bins) - 1))
@@ -223,11 +226,11 @@ def plot_overlap_against_depth(
     axes.set_ylabel("overlap of kept units (intersection / union)")
     top = max(max(r["overlap"] for r in table), *chance, *(r["high"] for r in table if r["high"] == r["high"]))
     axes.set_ylim(0, min(1.02, 1.1 * top))
-    _tidy(axes)
-    _name_lines(axes, ends, height - 2.0)
+    tidy(axes)
+    name_lines(axes, ends, height - 2.0)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     figure.supxlabel("pairs of tasks binned by similarity; bands: 95 %, tasks as units", fontsize=8, color="#5f5f5f")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_sensitivity(
@@ -261,14 +264,14 @@ def plot_sensitivity(
     names = list(curves)
     longest = max(map(len, names))
     height = 4.6 if len(names) <= 12 else 1.6 + 0.17 * len(names)
-    figure = _figure(max(5.2, 0.42 * min(len(x), 12) + 1.5) + 0.075 * longest, height)
+    figure = make_figure(max(5.2, 0.42 * min(len(x), 12) + 1.5) + 0.075 * longest, height)
     figure.get_layout_engine().set(w_pad=0.1)  # names beside the axes are measured a little too short
     axes = figure.subplots()
     if len(names) <= 12:
         ends: list[tuple[float, float, str, Any, bool]] = []
         for k, (name, line) in enumerate(zip(names, values, strict=True)):
             shade = colormaps["viridis"](0.1 + 0.75 * (1 - (k + 0.5) / len(names)))
-            axes.plot(x, line, color=shade, marker=_MARKERS[k % len(_MARKERS)], markersize=4.5, linewidth=1.6)
+            axes.plot(x, line, color=shade, marker=MARKERS[k % len(MARKERS)], markersize=4.5, linewidth=1.6)
             known = np.flatnonzero(np.isfinite(line))
             if len(known):
                 ends.append((x[known[-1]], line[known[-1]], name, shade, False))
@@ -279,9 +282,9 @@ def plot_sensitivity(
         axes.set_xticks(x if len(x) <= 12 else x[:: -(-len(x) // 12)])
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(quantity)
-        _tidy(axes)
+        tidy(axes)
         if ends:
-            _name_lines(axes, ends, height - 1.4)
+            name_lines(axes, ends, height - 1.4)
     else:
         image = axes.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest")
         shown = range(0, len(x), -(-len(x) // 12))
@@ -293,7 +296,7 @@ def plot_sensitivity(
             figure.supxlabel(f"{quantity} of the dense model: {values[0, 0]:.4g}", fontsize=8, color="#5f5f5f")
     axes.set_xlabel("units of the group removed, %")
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_coupling(explanation: Any, path: str | os.PathLike[str], *, title: str = "What is cut together") -> None:
@@ -313,10 +316,10 @@ def plot_coupling(explanation: Any, path: str | os.PathLike[str], *, title: str 
     arrays = {a: y for y, a in enumerate(a for a in explanation.arrays if a in touched)}
     names = [f"{row.name} ({row.size})" for row in explanation.rows]
     room = 0.075 * max(map(len, arrays))
-    figure = _figure(room + 1.2 + 0.26 * len(names), 1.2 + 0.075 * max(map(len, names)) + 0.19 * len(arrays))
+    figure = make_figure(room + 1.2 + 0.26 * len(names), 1.2 + 0.075 * max(map(len, names)) + 0.19 * len(arrays))
     axes = figure.subplots()
     for x, row in enumerate(explanation.rows):
-        colour = _COLOURS[x % len(_COLOURS)]
+        colour = COLOURS[x % len(COLOURS)]
         ys = [arrays[a.rpartition("[")[0]] for a in (*row.makes, *row.reads)]
         axes.plot([x, x], [min(ys), max(ys)], color=colour, linewidth=1, alpha=0.5)
         for kind, filled in ((row.makes, True), (row.reads, False)):
@@ -326,9 +329,9 @@ def plot_coupling(explanation: Any, path: str | os.PathLike[str], *, title: str 
     axes.set_yticks(range(len(arrays)), list(arrays), fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("group (units); filled: makes its units, open: reads them", fontsize=8)
-    _tidy(axes)
+    tidy(axes)
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    _save(figure, path)
+    save(figure, path)
 
 
 _QUANTITIES = (
@@ -363,12 +366,12 @@ def plot_cost(
         return f"{value:.3g}"
 
     names = [str(r["name"]) for r in rows]
-    figure = _figure(2.6 * len(shown) + 0.07 * max(map(len, names)), 1.5 + 0.42 * len(rows))
+    figure = make_figure(2.6 * len(shown) + 0.07 * max(map(len, names)), 1.5 + 0.42 * len(rows))
     for k, (panel, (key, label)) in enumerate(
         zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True)
     ):
         values = np.array([float(r[key]) for r in rows])
-        panel.barh(range(len(rows)), values, color=[_GREY] + [_COLOURS[0]] * (len(rows) - 1), height=0.66)
+        panel.barh(range(len(rows)), values, color=[GREY] + [COLOURS[0]] * (len(rows) - 1), height=0.66)
         for y, value in enumerate(values):
             share = "" if y == 0 or not values[0] else f" ({100 * value / values[0]:.0f} %)"
             panel.annotate(
@@ -381,7 +384,7 @@ def plot_cost(
         panel.spines[["top", "right", "bottom"]].set_visible(False)
         panel.set_title(label, fontsize=10)
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    _save(figure, path)
+    save(figure, path)
 
 
 __all__ = [

@@ -71,8 +71,7 @@ def memory(
     where: Mesh | None,
 ) -> Memory:
     """What a program of `mapping.run` will need on each device; compiles it, allocates nothing."""
-    k = maps.count(carried, stacked) // maps.across(where)
-    chunk = min(chunk or (k if mapping == "vmap" else 1), k)
+    chunk = maps.at_once(maps.count(carried, stacked) // maps.across(where), mapping, chunk)
     carried, stacked = _abstract((carried, stacked), where, PartitionSpec(maps.MEMBER))
     shared = _abstract(shared, where, PartitionSpec())
     compiled = maps.compiled(carried, stacked, shared, function=function, chunk=chunk, where=where)
@@ -123,8 +122,7 @@ def choose(
     k = maps.count(carried, stacked) // maps.across(where)
     if k == 1:
         return Plan(mapping="loop", chunk=1, why="one member on each device")
-    member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (carried, *stacked))
-    seen = jax.jit(function).trace(*member, *jax.tree.map(_shape, shared))
+    seen = jax.jit(function).trace(*maps.one_member((carried, *stacked)), *jax.tree.map(_shape, shared))
     convolves = "conv_general_dilated" in set(primitives(seen.jaxpr.jaxpr))
     backend = jax.default_backend() if where is None else where.devices.flat[0].platform
     if backend == "cpu":

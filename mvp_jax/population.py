@@ -43,8 +43,8 @@ def protocols(count: int, **values: Any) -> Protocol:
     [0.10000000149011612, 0.20000000298023224, 0.30000001192092896]
     """
     ranges = {
-        "learning_rate": (0, np.inf), "weight_decay": (0, np.inf), "label_smoothing": (0, 1), "dropout": (0, 1),
-        "augment": (0, 1), "steps": (0, np.inf), "classes": (1, np.inf),
+        "learning_rate": (0, np.inf), "weight_decay": (0, np.inf), "adaptive": (0, 1), "label_smoothing": (0, 1),
+        "dropout": (0, 1), "augment": (0, 1), "steps": (0, np.inf), "classes": (1, np.inf),
     }  # fmt: skip
     unknown = sorted(set(values) - set(ranges))
     if unknown:
@@ -177,6 +177,7 @@ def fit(
     loss: train.Loss = train.cross_entropy,
     augment: train.Augment | None = None,
     decay: Literal["constant", "cosine"] = "constant",
+    warmup: int = 0,
     total: int | Array | None = None,
     score: train.Score = None,
     groups: tuple[Group, ...] = (),
@@ -199,6 +200,7 @@ def fit(
         loss: see `train.fit`.
         augment: see `train.fit`.
         decay: see `train.fit`.
+        warmup: see `train.fit`.
         total: see `train.fit`.
         score: see `train.fit`.
         groups: see `train.fit`.
@@ -215,8 +217,9 @@ def fit(
     maps.check(mapping, chunk, mesh)
     train.check_trainable(states, data, index)
     recipe = train.Recipe(
-        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, score=score, groups=groups
-    )
+        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, warmup=warmup, score=score,
+        groups=groups,
+    )  # fmt: skip
     k = maps.count(states)
     data = {"x": data["x"], "y": data["y"]}
     mine = data if index is None else index

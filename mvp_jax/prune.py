@@ -205,8 +205,8 @@ def _axes(axis: Any, entries: allocation.Entries) -> list[tuple[int, ...]]:
     return [(found[i],) if isinstance(found[i], int) else found[i] for i in entries.used]
 
 
-@functools.partial(jax.jit, static_argnames=("n", "m", "axis"))
-def _runs(x: Array, w: Any, tie: Any, *, n: int, m: int, axis: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("m", "axis"))
+def _runs(x: Array, w: Any, tie: Any, n: Array, *, m: int, axis: int) -> Array:
     keys = [ranking.order(jnp.asarray(v), w) for v in (x, tie) if v is not None]
     runs = [jnp.moveaxis(k, axis, -1).reshape(-1, m) for k in keys]
 
@@ -222,13 +222,13 @@ def _runs(x: Array, w: Any, tie: Any, *, n: int, m: int, axis: int) -> Array:
 
 
 def n_of_m(
-    scores: Scores, n: int, m: int, *, axis: int, within: Masks | None = None, tie_break: Scores | None = None
+    scores: Scores, n: int | Array, m: int, *, axis: int, within: Masks | None = None, tie_break: Scores | None = None
 ) -> Masks:
     """Keeps `n` of every `m` neighbours along an axis (2:4, 4:8 ...).
 
     Args:
         scores: real numbers, higher = keep; any pytree of arrays whose `axis` is a multiple of `m` long.
-        n: how many stay, from 0 to `m`; static.
+        n: how many stay, from 0 to `m`; traced.
         m: the length of a run; static.
         axis: along which the runs lie; hardware wants the axis that a product sums over.
         within: as in `by_leaf`; a run with fewer than `n` eligible entries keeps those it has.
@@ -245,7 +245,7 @@ def n_of_m(
 
     Reference: Zhou et al. 2021, "Learning N:M Fine-grained Structured Sparse Neural Networks" (arXiv:2102.04010).
     """
-    if not (0 <= n <= m and m > 0):
+    if m < 1 or (allocation.concrete(n) and not 0 <= n <= m):
         raise ValueError(f"{n} of {m} is impossible; n goes from 0 to m, and m is at least 1")
     entries = allocation.Entries(scores, within, tie_break)
     for i in entries.used:
@@ -256,8 +256,9 @@ def n_of_m(
                 "leave the leaf out by `within`, or choose another axis or m"
             )
     ties = entries.ties or [None] * len(entries.names)
+    count = allocation.as_count(n)
     return entries.masks(
-        [_runs(entries.scores[i], entries.within[i], ties[i], n=n, m=m, axis=axis) for i in entries.used]
+        [_runs(entries.scores[i], entries.within[i], ties[i], count, m=m, axis=axis) for i in entries.used]
     )
 
 

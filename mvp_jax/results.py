@@ -271,7 +271,7 @@ def report_cost(plan: Plan, variables: Variables, work: Path) -> None:
     if not folders:
         return
     slim, slim_variables = pretrained.reload(folders[0])
-    x = jnp.zeros((64, *slim.input_shape))
+    x = jnp.zeros((64, *slim.input_shape), slim.input_dtype)
     dense = replace_head(variables, plan.task_model)
     found: list[dict[str, Any]] = []
     for name, model, values in (("dense", plan.task_model, dense), ("slim", slim, slim_variables)):
@@ -306,7 +306,7 @@ def report_cost(plan: Plan, variables: Variables, work: Path) -> None:
 def self_check(plan: Plan, variables: Variables) -> compact.Verification:
     """Masked against slim on random cuts of the pre-trained model, by tracing it: no list of groups is trusted."""
     model = plan.model
-    x = jax.random.normal(jax.random.key(plan.seed), (4, *model.input_shape))
+    x = batch_of(sources.take(plan.setting.pools.test, np.arange(4)))["x"]
     return compact.verify(
         lambda v, x: model.apply(v, x)[0], variables, plan.groups, x, key=jax.random.key(plan.seed + 3), cuts=3
     )

@@ -82,11 +82,20 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A checked config: everything the stages need, as the library's own types."""
+class Start:
+    """Where every job begins: data, and the pre-trained model or how to make it."""
 
     setting: Setting
     model: Model
+    checkpoint: str
+    pretraining: Pretraining
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Start):
+    """A checked config of Meta-Vote Pruning: everything its stages need, as the library's own types."""
+
     groups: tuple[Group, ...]
     keep: tuple[tuple[str, int], ...]
     ratio: float
@@ -95,14 +104,11 @@ class Plan:
     tuning: api.Tuning
     search: ifp.Settings
     k: int
-    seed: int
     seeds: int
     mapping: population.Mapping
     chunk: int
     mesh: Mesh | None
-    checkpoint: str
     similarity: str
-    pretraining: Pretraining
     sizes: Sizes
 
     @property
@@ -144,7 +150,7 @@ def batch_of(pair: sources.Arrays) -> Batch:
     return {"x": jnp.asarray(sources.to_float(pair.x)), "y": jnp.asarray(pair.y, jnp.int32)}
 
 
-def pretrain(plan: Plan, work: Path) -> Variables:
+def pretrain(plan: Start, work: Path) -> Variables:
     """The pre-trained model: read from the checkpoint, or trained by process 0 on the pre-training classes."""
     if plan.checkpoint:
         return pretrained.load(plan.checkpoint, plan.model)
@@ -166,7 +172,7 @@ def pretrain(plan: Plan, work: Path) -> Variables:
 
 
 def _learn(
-    plan: Plan, state: train.TrainState, data: Batch, tx: optax.GradientTransformation, work: Path
+    plan: Start, state: train.TrainState, data: Batch, tx: optax.GradientTransformation, work: Path
 ) -> train.TrainState:
     """The state after pre-training; continues what is there."""
     model, settings = plan.model, plan.pretraining

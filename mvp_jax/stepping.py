@@ -33,6 +33,7 @@ class Protocol(NamedTuple):
     Attributes:
         learning_rate: of the optimiser.
         weight_decay: of the optimiser.
+        adaptive: of the optimiser `either`: 1 for AdamW, 0 for SGD.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         dropout: the rate, in [0, 1).
         augment: share of the examples that are augmented, in [0, 1].
@@ -42,6 +43,7 @@ class Protocol(NamedTuple):
 
     learning_rate: Array | None = None
     weight_decay: Array | None = None
+    adaptive: Array | None = None
     label_smoothing: Array | None = None
     dropout: Array | None = None
     augment: Array | None = None
@@ -110,16 +112,24 @@ def restrict(logits: Array, classes: Array | int) -> Array:
 
 @functools.lru_cache
 def optimizer(
-    name: Literal["sgd", "adamw"] = "sgd", *, momentum: float = 0.9, weight_decay: float = 0.0
+    name: Literal["sgd", "adamw", "either"] = "sgd",
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    sgd_rate: float = 1.0,
 ) -> optax.GradientTransformation:
     """An optimiser whose learning rate and weight decay are values of its state, and so traced.
 
     Cached, so that equal arguments give the same object and compiled functions that close over it are reused.
 
     Args:
-        name: `sgd` with Nesterov-free momentum, or `adamw`.
-        momentum: for `sgd`.
-        weight_decay: coupled for `sgd`, decoupled for `adamw`; a protocol may set another.
+        name: `sgd` with Nesterov-free momentum, `adamw`, or `either`: both are computed, a protocol's `adaptive` says
+            which counts, so that members of one population can differ in it.
+        momentum: for SGD.
+        weight_decay: coupled for SGD, decoupled for AdamW; a protocol may set another.
+        clip: gradients are scaled down to this global norm.
+        sgd_rate: for `either`: SGD's rate as a multiple of the learning rate.
 
     Raises:
         ValueError: for another name.
@@ -128,19 +138,35 @@ def optimizer(
     >>> tx is optimizer("sgd", momentum=0.9)
     True
     """
-    if name == "sgd":
+    first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
 
-        def make(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-            return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+    def sgd(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        return optax.chain(first, optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
 
-    elif name == "adamw":
+    def adamw(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        return optax.chain(first, optax.adamw(learning_rate, weight_decay=weight_decay))
 
-        def make(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-            return optax.adamw(learning_rate, weight_decay=weight_decay)
+    def either(learning_rate: Any, weight_decay: Any, adaptive: Any) -> optax.GradientTransformation:
+        both = (sgd(learning_rate * sgd_rate, weight_decay), adamw(learning_rate, weight_decay))
 
-    else:
-        raise ValueError(f"unknown optimizer {name!r}; choose 'sgd' or 'adamw', or pass an optax transformation")
-    return optax.inject_hyperparams(make)(learning_rate=0.0, weight_decay=weight_decay)
+        def init(params: PyTree) -> PyTree:
+            return tuple(tx.init(params) for tx in both)
+
+        def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+            (slow, fast), after = zip(
+                *(tx.update(grads, s, params) for tx, s in zip(both, state, strict=True)), strict=True
+            )
+            return jax.tree.map(lambda a, b: jnp.where(adaptive > 0.5, b, a), slow, fast), after
+
+        return optax.GradientTransformation(init, update)
+
+    if name == "either":
+        return optax.inject_hyperparams(either)(learning_rate=0.0, weight_decay=weight_decay, adaptive=1.0)
+    if name not in ("sgd", "adamw"):
+        raise ValueError(
+            f"unknown optimizer {name!r}; choose 'sgd', 'adamw' or 'either', or pass an optax transformation"
+        )
+    return optax.inject_hyperparams(sgd if name == "sgd" else adamw)(learning_rate=0.0, weight_decay=weight_decay)
 
 
 def create(
@@ -176,7 +202,7 @@ def create(
 
 def _prescribed(opt_state: PyTree, protocol: Protocol) -> PyTree:
     """The optimiser's state with the protocol's rate and decay in it."""
-    wanted = {n: v for n in ("learning_rate", "weight_decay") if (v := getattr(protocol, n)) is not None}
+    wanted = {n: v for n in ("learning_rate", "weight_decay", "adaptive") if (v := getattr(protocol, n)) is not None}
     if not wanted:
         return opt_state
     there = getattr(opt_state, "hyperparams", {})
@@ -235,7 +261,7 @@ def make_step(
                 lot = jax.random.uniform(jax.random.fold_in(key_augment, 2**31 - 1), x.shape[:1])
                 changed = jnp.where(jnp.reshape(lot < protocol.augment, (-1,) + (1,) * (x.ndim - 1)), changed, x)
             x = changed
-        gates = {g.name: jnp.ones((x.shape[0], g.size), x.dtype) for g in groups} if score == "fisher" else {}
+        gates = {g.name: jnp.ones((x.shape[0], g.size), jnp.float32) for g in groups} if score == "fisher" else {}
         knobs = None if protocol.dropout is None else {"dropout": protocol.dropout}
         particular = {
             name: value

@@ -80,6 +80,7 @@ class Recipe:
     loss: Loss = cross_entropy
     augment: Augment | None = None
     decay: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
     score: Score = None
     groups: tuple[Group, ...] = ()
 
@@ -95,11 +96,13 @@ class Recipe:
     ) -> tuple[TrainState, Metrics]:
         """One step on data that lies on the device: rate, batch, step, sums of the metrics."""
         protocol = state.protocol
+        rate = jnp.asarray(protocol.learning_rate)
         if self.decay == "cosine":
             done = state.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
-            factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0)))
-            rate = jnp.asarray(protocol.learning_rate) * factor
-            state = state._replace(protocol=protocol._replace(learning_rate=rate))
+            rate = rate * (0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0))))
+        if self.warmup:
+            rate = rate * jnp.minimum((state.step + 1) / self.warmup, 1.0)
+        state = state._replace(protocol=protocol._replace(learning_rate=rate))
         own = data["y"].shape[0] if index is None else index.shape[0]
         chosen = next_batch(state, own, self.batch)
         chosen = chosen if index is None else index[chosen]
@@ -146,6 +149,7 @@ def fit(
     loss: Loss = cross_entropy,
     augment: Augment | None = None,
     decay: Literal["constant", "cosine"] = "constant",
+    warmup: int = 0,
     total: int | Array | None = None,
     score: Score = None,
     groups: tuple[Group, ...] = (),
@@ -164,6 +168,7 @@ def fit(
         loss: per-example loss.
         augment: applied to each batch.
         decay: of the rate over `total` steps, counted from step 0 of the state.
+        warmup: steps over which the rate rises linearly, counted likewise; static.
         total: default the protocol's steps, else `steps`.
         score: see `make_step`.
         groups: see `make_step`.
@@ -177,8 +182,9 @@ def fit(
         ValueError: for an optimiser without a traced rate, no rate, or no data.
     """
     recipe = Recipe(
-        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, score=score, groups=groups
-    )
+        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, warmup=warmup, score=score,
+        groups=groups,
+    )  # fmt: skip
     own = state.protocol
     if learning_rate is not None:
         state = state._replace(protocol=own._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mvp_jax import compact, comparison, probe, trees, units
-from mvp_jax.methods import METHODS, api, ifp, mvp, oneshot
+from mvp_jax.methods import METHODS, api, ifp, metasoup, mvp, oneshot, reptile
 from mvp_jax.types import Variables
 from tests import mlp, model_kinds
 
@@ -29,11 +29,16 @@ CASES = {
     "mvp_sampled": (METHODS["mvp"], mvp.Settings(k=3, temperature=0.5, tuning=TUNING)),
     "mvp_untuned": (METHODS["mvp"], mvp.Settings(k=3, tuning=dataclasses.replace(TUNING, steps=0))),
     "mvp_adamw": (METHODS["mvp"], mvp.Settings(k=3, tuning=dataclasses.replace(TUNING, optimizer="adamw"))),
+    "metasoup": (METHODS["metasoup"], metasoup.Settings(vote=mvp.Settings(k=3, tuning=TUNING), members=2, steps=2)),
+    "reptile_iht": (
+        METHODS["reptile_iht"],
+        reptile.Settings(outer_steps=3, tasks=2, inner_steps=2, threshold_every=2, tuning=TUNING),
+    ),
     "mvp_then_rounds": (METHODS["mvp"], mvp.Settings(k=3, rounds=1, start_ratio=0.25, tuning=TUNING)),
 }
 # What each compiles under `vmap` beyond what the others do, and one of every kind of start.
 AT_ONCE = ("table_dense", "table_mvp", "table_mvp_anchored", "table_mvp_weighted", "table_own_mask_mean_weights",
-           "table_random_units", "table_oneshot_fisher", "ifp", "mvp_sampled")  # fmt: skip
+           "table_random_units", "table_oneshot_fisher", "ifp", "mvp_sampled", "metasoup", "reptile_iht")  # fmt: skip
 DRAWS = ("table_random_units", "mvp_sampled")  # whose units hang on the key
 UNPRUNED = ("dense", "table_dense")
 
@@ -62,7 +67,8 @@ def problem(seed=0, kind="mlp"):
         model, variables = model_kinds.made(kind)
         data = mlp.data(12, seed=seed + 1, shape=model.input_shape)
     template = api.problem(model, variables, data, ratio=0.5)
-    return dataclasses.replace(template, neighbours=voters(template, seed))
+    others = [mlp.data(12, seed=seed + i, shape=model.input_shape) for i in range(10, 14)]
+    return dataclasses.replace(template, neighbours=voters(template, seed), sources=trees.stack(others))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import models, trees
-from mvp_jax.models import resnet, vit
+from mvp_jax.models import bert, resnet, vit
 from mvp_jax.types import Variables
 
 _BASIC = resnet.ResNetConfig(
@@ -53,6 +53,7 @@ KINDS = {
     "bottleneck": _BOTTLENECK,
     "vit_cls": vit.micro(layers=2, dim=12, heads=3, mlp=10, classes=3),
     "vit_mean": _LAYER,
+    "bert": bert.micro(16, positions=7, layers=2, dim=12, heads=3, mlp=10, classes=3),
 }
 
 
@@ -81,8 +82,14 @@ def randomise(like: Variables, seed: int) -> Variables:
 
 
 def batch(model: models.Model, n: int = 4, seed: int = 1) -> jax.Array:
-    """Random images."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, *model.input_shape)), jnp.float32)
+    """Random images, or texts: `[CLS]`, two segments, padding after some."""
+    rng = np.random.default_rng(seed)
+    if model.input_dtype != jnp.int32:
+        return jnp.asarray(rng.normal(size=(n, *model.input_shape)), jnp.float32)
+    c = model.config
+    x = rng.integers(c.separator + 1, c.vocab, (n, *model.input_shape), np.int32)
+    x[:, 0], x[:, 3], x[::2, -1], x[1::4, -2:], x[3::4, -1] = 1, c.separator, c.separator, (c.separator, c.pad), c.pad
+    return jnp.asarray(x)
 
 
 def random_units(model: models.Model, seed: int, share: float = 0.5) -> dict[str, jax.Array]:

@@ -17,8 +17,8 @@ from mvp_jax import graph, pictures
 def drawn(monkeypatch):
     """The figure that a plot function saves."""
     kept = []
-    save = pictures._save
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    save = pictures.save
+    monkeypatch.setattr(pictures, "save", lambda figure, path: (kept.append(figure), save(figure, path)))
     return kept
 
 
@@ -42,7 +42,7 @@ def test_every_method_has_its_line_and_name(drawn, tmp_path):
         want = [100 * (0.8 - 0.2 * ratio + 0.001 * j + 0.05 + 0.005) for j in (0, 25, 100)]
         np.testing.assert_allclose(last.get_ydata(), want)
         assert {t.get_text().split()[0] for t in panel.texts} == set(methods)
-        coloured = {line.get_color() for line in panel.lines} - {pictures._GREY}
+        coloured = {line.get_color() for line in panel.lines} - {pictures.GREY}
         assert len(coloured) == 6
         heights = sorted(t.xyann[1] for t in panel.texts)
         assert np.diff(heights).min() > 0.5

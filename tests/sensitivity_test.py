@@ -207,8 +207,8 @@ def test_the_table_has_a_row_for_each_group_and_ratio():
 def drawn(monkeypatch):
     """The figure that a plot function saves."""
     kept = []
-    save = pictures._save
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    save = pictures.save
+    monkeypatch.setattr(pictures, "save", lambda figure, path: (kept.append(figure), save(figure, path)))
     return kept
 
 

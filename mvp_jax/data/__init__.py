@@ -1,5 +1,5 @@
-"""Where images come from (`sources`), how they are varied (`transforms`), which classes make a task (`tasks`)."""
+"""Where examples come from (`sources`, `text`), how images vary (`transforms`), which classes make a task (`tasks`)."""
 
-from mvp_jax.data import sources, tasks, transforms
+from mvp_jax.data import sources, tasks, text, transforms
 
-__all__ = ["sources", "tasks", "transforms"]
+__all__ = ["sources", "tasks", "text", "transforms"]

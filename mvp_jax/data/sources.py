@@ -1,4 +1,4 @@
-"""Labelled images on the host: the embedded digits, `.npz` archives, arrays of one's own.
+"""Labelled images or texts on the host: the embedded digits, `.npz` archives, arrays of one's own.
 
 Everything here is NumPy; a `Source` is validated once, when it is made, so that nothing built on it need look again.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Arrays(NamedTuple):
-    """Images `x`, `[N, H, W, C]` float32 or uint8, and labels `y`, `int32[N]`."""
+    """Images `x`, `[N, H, W, C]` float32 or uint8, or token ids, `int32[N, L]`; and labels `y`, `int32[N]`."""
 
     x: np.ndarray
     y: np.ndarray
@@ -49,7 +49,7 @@ class Source:
         if self.test is not None and self.test.x.shape[1:] != self.train.x.shape[1:]:
             raise ValueError(
                 f"{self.name}: train images are {self.train.x.shape[1:]}, test images {self.test.x.shape[1:]}; "
-                "give both splits one [H, W, C]"
+                "give both splits one [H, W, C], or one length of texts"
             )
         if self.coarse and len(self.coarse) != self.num_classes:
             raise ValueError(
@@ -64,15 +64,20 @@ class Source:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """`(H, W, C)`."""
+        """`(H, W, C)`, or `(L,)` of token ids."""
         return self.train.x.shape[1:]
 
 
 def _check(what: str, pair: Arrays, num_classes: int) -> None:
     x, y = pair
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"{what}: images have shape {x.shape}; expected [N, H, W, C] with nothing empty")
-    if x.dtype not in (np.float32, np.uint8):
+    if _is_tokens(x):
+        if 0 in x.shape or x.min() < 0:
+            raise ValueError(f"{what}: token ids {list(x.shape)} are empty, or negative; expected int32 [N, L] from 0")
+    elif x.ndim != 4 or 0 in x.shape:
+        raise ValueError(
+            f"{what}: images have shape {x.shape}; expected [N, H, W, C] with nothing empty, or int32 token ids [N, L]"
+        )
+    elif x.dtype not in (np.float32, np.uint8):
         raise ValueError(f"{what}: images are {x.dtype}; expected float32 (or uint8, which stands for 0 to 255)")
     if y.dtype != np.int32 or y.shape != x.shape[:1]:
         raise ValueError(f"{what}: labels are {y.dtype}{list(y.shape)}; expected int32[{len(x)}], one for each image")
@@ -84,6 +89,10 @@ def _check(what: str, pair: Arrays, num_classes: int) -> None:
             f"{what}: labels {outside[:8].tolist()} are outside the {num_classes} classes (0 to {num_classes - 1}); "
             "number the classes from 0, or name all of them"
         )
+
+
+def _is_tokens(x: np.ndarray) -> bool:
+    return x.ndim == 2 and x.dtype == np.int32
 
 
 def _images(x: Any) -> np.ndarray:
@@ -117,7 +126,8 @@ def arrays(
 
     Args:
         name: what tables call it.
-        train: images `[N, H, W, C]` or `[N, H, W]` (uint8, or floats, kept as float32), and integer labels `[N]`.
+        train: images `[N, H, W, C]` or `[N, H, W]` (uint8, or floats, kept as float32), or token ids `int32[N, L]`;
+            and integer labels `[N]`.
         test: the same, or `None`.
         class_names: one for each class; without it the classes are `0` to the largest training label.
         coarse: the superclass of each class.
@@ -311,12 +321,14 @@ def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:
         A new source; the first stays as it was.
 
     Raises:
-        ValueError: if `std` is not positive everywhere.
+        ValueError: if `std` is not positive everywhere, or the source holds token ids.
 
     >>> x = normalise(digits()).train.x
     >>> f"{abs(x.mean()):.3f} {x.std():.3f}"
     '0.000 1.000'
     """
+    if _is_tokens(source.train.x):
+        raise ValueError(f"{source.name} holds token ids, which are looked up as they are; only images are normalised")
     train = to_float(source.train.x)
     mean = np.asarray(train.mean((0, 1, 2), dtype=np.float64) if mean is None else mean, np.float32)
     std = np.asarray(train.std((0, 1, 2), dtype=np.float64) if std is None else std, np.float32)
@@ -327,11 +339,13 @@ def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:
 
 
 def to_float(x: np.ndarray) -> np.ndarray:
-    """Float32 images; uint8 is divided by 255.
+    """Float32 images; uint8 is divided by 255. Token ids, int32, stay as they are.
 
     >>> to_float(np.array([0, 255], np.uint8)).tolist()
     [0.0, 1.0]
     """
+    if x.dtype == np.int32:
+        return x
     return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
 
 

@@ -40,6 +40,7 @@ class Problem:
         variables: the pre-trained model's, under a head of the model's number of classes (its values do not count).
         train: the target task's training examples, all that a method may look at.
         neighbours: what methods that vote vote over.
+        sources: training examples of source tasks with as many classes, `[T, n, ...]`, for methods that learn there.
         model: the dense model with the target's number of classes.
         groups: whose units are pruned; the model's other groups stay whole.
         keep: `(group, kept units)` for each of them.
@@ -48,6 +49,7 @@ class Problem:
     variables: Variables
     train: Batch
     neighbours: Neighbours | None = None
+    sources: Batch | None = None
     model: Model = dataclasses.field(metadata={"static": True})
     groups: tuple[Group, ...] = dataclasses.field(metadata={"static": True})
     keep: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
@@ -73,50 +75,74 @@ class Start(NamedTuple):
     units: Units
 
 
+class Spent(NamedTuple):
+    """What a method took: optimiser steps of all members, and examples that passed forward and backward."""
+
+    steps: int
+    examples: int
+
+
 class Pruned(NamedTuple):
-    """A pruned model in the dense shapes: `variables` are zero where `masks` are False."""
+    """A pruned model in the dense shapes: `variables` are zero where `masks` are False.
+
+    `units` are those kept, where units were pruned. `spent` and `alive` (whether training stayed finite) are known of
+    methods for a sparsity (`methods.sparse`).
+    """
 
     variables: Variables
     masks: Masks
     units: Units
+    spent: Spent | None = None
+    alive: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How every method's model is finished, and how iterative methods train.
+class Training:
+    """How a method trains, and how every method's model is finished.
 
     Attributes:
-        steps: fine-tuning iterations `J`.
-        learning_rate: traced; constant over the steps.
-        optimizer: `sgd` (momentum 0.9) or `adamw`.
+        steps: of the final fine-tuning, `J`.
+        learning_rate: traced.
+        optimizer: `sgd` (momentum 0.9), `adamw` or `either`.
         weight_decay: see `train.optimizer`.
         batch: examples a step, at most what there is.
-        probe_l2: penalty of the logistic head.
-        probe_examples: the head is fitted to at most so many.
+        clip: global norm that gradients are scaled down to.
         norm_examples: batch-norm statistics are re-estimated on at most so many.
         augment: applied to each batch.
     """
 
     steps: int = 100
     learning_rate: float = 0.02
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "either"] = "sgd"
     weight_decay: float = 0.0
     batch: int = 64
-    probe_l2: float = 1e-2
-    probe_examples: int = 1024
+    clip: float | None = None
     norm_examples: int = 512
     augment: train.Augment | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1:
             raise ValueError(f"steps must be >= 0 and batch >= 1, got {self.steps} and {self.batch}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not self.learning_rate > 0 or not (self.clip is None or self.clip > 0):
+            raise ValueError(f"learning_rate and clip must be positive, got {self.learning_rate} and {self.clip}")
         train.optimizer(self.optimizer)  # refuses an unknown name
 
     @property
     def tx(self) -> Any:
-        return train.optimizer(self.optimizer, weight_decay=self.weight_decay)
+        return train.optimizer(self.optimizer, weight_decay=self.weight_decay, clip=self.clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning(Training):
+    """Training of a few-shot task under a logistic head.
+
+    Attributes:
+        probe_l2: penalty of the head.
+        probe_examples: the head is fitted to at most so many.
+    """
+
+    probe_l2: float = 1e-2
+    probe_examples: int = 1024
 
 
 class Method(Protocol):
@@ -133,6 +159,7 @@ def problem(
     ratio: float,
     groups: tuple[Group, ...] | None = None,
     neighbours: Neighbours | None = None,
+    sources: Batch | None = None,
     min_units: int = 1,
 ) -> Problem:
     """A `Problem` from a ratio: the share of each group's units to remove.
@@ -147,6 +174,7 @@ def problem(
         variables=replace_head(variables, model),
         train=data,
         neighbours=neighbours,
+        sources=sources,
         model=model,
         groups=groups,
         keep=tuple(keep.items()),

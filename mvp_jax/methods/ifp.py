@@ -189,5 +189,5 @@ def spent(problem: api.Problem, settings: Settings) -> dict[str, float]:
     for size, count in zip(sizes, steps, strict=True):
         model = problem.model.resize(size)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        flops += 3 * count * batch * cost.flops(model.apply, shapes, (1, *model.input_shape))
+        flops += 3 * count * batch * cost.flops(model.apply, shapes, (1, *model.input_shape), dtype=model.input_dtype)
     return {"steps": settings.total_steps, "examples": settings.total_steps * batch, "flops": flops}

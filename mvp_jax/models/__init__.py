@@ -4,12 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mvp_jax.models import api, resnet, vit
+from mvp_jax.models import api, bert, functions, resnet, vit
 from mvp_jax.models.api import Hooks, Inspection, Model, from_module, replace_head
+from mvp_jax.models.functions import from_apply
 
-_FAMILIES: dict[str, Any] = {"resnet": (resnet.ResNetConfig, resnet.build), "vit": (vit.ViTConfig, vit.build)}
+_FAMILIES: dict[str, Any] = {
+    "resnet": (resnet.ResNetConfig, resnet.build),
+    "vit": (vit.ViTConfig, vit.build),
+    "bert": (bert.BertConfig, bert.build),
+}
 
-PRESETS = {**resnet.PRESETS, **vit.PRESETS}
+PRESETS = {**resnet.PRESETS, **vit.PRESETS, **bert.PRESETS}
 """All named configurations of all families."""
 
 
@@ -77,10 +82,13 @@ __all__ = [
     "Inspection",
     "Model",
     "api",
+    "bert",
     "build",
     "create",
+    "from_apply",
     "from_json",
     "from_module",
+    "functions",
     "replace_head",
     "resnet",
     "to_json",

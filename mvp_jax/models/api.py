@@ -52,10 +52,11 @@ class Model:
         prunable: rules for the kernels that unstructured pruning may touch.
         resize: `({group: units}) -> Model`, the same class with that many units in the named groups.
         with_classes: `(n) -> Model`, the same body under a head of `n` classes.
-        input_shape: the shape of one example.
+        input_shape: the shape of one example; token ids `(L,)` may be fewer.
         num_classes: the width of the logits.
         head: `params[head]` has `kernel` `[..., classes]` and `bias`; logits are
             `features @ kernel.reshape(F, classes) + bias`.
+        input_dtype: what inputs are cast to; a model of an integer dtype (token ids) refuses floats.
     """
 
     config: Any
@@ -69,6 +70,7 @@ class Model:
     input_shape: tuple[int, ...]
     num_classes: int
     head: str = "head"
+    input_dtype: Any = jnp.float32
 
 
 class Noise:
@@ -125,16 +127,21 @@ class Hooks:
             shape[0] = g.shape[0]
         return x * jnp.reshape(g, shape).astype(x.dtype)
 
-    def tap(self, name: str, x: Array, axis: int = -1) -> None:
-        """Notes the mean magnitude of each unit; a group tapped at several places gets their mean."""
+    def tap(self, name: str, x: Array, axis: int = -1, *, where: Array | None = None) -> None:
+        """Notes each unit's mean magnitude over the positions `where`, bool `[N, T]`; several taps are averaged."""
         if self._taps is not None:
+            size = jnp.abs(x)
+            if where is not None:
+                # The mean over some, as the mean over all of something larger; 0, not nan, where there are none.
+                share = jnp.maximum(jnp.mean(where, axis=1, keepdims=True), 1 / where.shape[1])
+                size = size * jnp.reshape(where / share, (*where.shape, *(1 for _ in x.shape[2:])))
             positions = tuple(a for a in range(1, x.ndim) if a != axis % x.ndim)
-            self._taps.setdefault(name, []).append(jnp.mean(jnp.abs(x), axis=positions))
+            self._taps.setdefault(name, []).append(jnp.mean(size, axis=positions))
 
-    def unit(self, name: str, x: Array, axis: int = -1) -> Array:
+    def unit(self, name: str, x: Array, axis: int = -1, *, where: Array | None = None) -> Array:
         """`gate`, then `tap`."""
         x = self.gate(name, x, axis)
-        self.tap(name, x, axis)
+        self.tap(name, x, axis, where=where)
         return x
 
     def dropout(self, x: Array, rate: float) -> Array:
@@ -152,7 +159,10 @@ class Hooks:
 
 
 def coupled(
-    make: Callable[[Noise], nnx.Module], input_shape: tuple[int, ...], made: Mapping[str, tuple[str, int]]
+    make: Callable[[Noise], nnx.Module],
+    input_shape: tuple[int, ...],
+    made: Mapping[str, tuple[str, int]],
+    input_dtype: Any = jnp.float32,
 ) -> dict[str, Group]:
     """The groups of a module by the names that it gives them, found by tracing it.
 
@@ -160,6 +170,7 @@ def coupled(
         make: see `from_module`.
         input_shape: of one example.
         made: `{name: (path, axis)}`, for each group an axis along which its units lie.
+        input_dtype: of the examples.
 
     Returns:
         `{name: group}`; groups that the module does not name are left out.
@@ -170,7 +181,7 @@ def coupled(
         logits: Array = nnx.merge(definition, variables.params, variables.rest)(x, Hooks())[0]
         return logits
 
-    found = graph.groups(apply, abstract, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    found = graph.groups(apply, abstract, jax.ShapeDtypeStruct((1, *input_shape), input_dtype))
     at = {(s.path, s.axis): g for g in found for s in g.slots if not s.length}
     return {name: dataclasses.replace(at[slot], name=name) for name, slot in made.items()}
 
@@ -194,6 +205,7 @@ def from_module(
     input_shape: tuple[int, ...],
     num_classes: int,
     dropout: float = 0.0,
+    input_dtype: Any = jnp.float32,
 ) -> Model:
     """Makes an NNX module functional.
 
@@ -201,7 +213,7 @@ def from_module(
         make: `noise -> module`; the module is called as `module(x, hooks) -> (logits, features)` and keeps its
             children under string names (`nnx.Dict`, not `nnx.List`), so that trees have string keys only.
         config: kept in the model.
-        groups, prunable, resize, with_classes, input_shape, num_classes: as in `Model`.
+        groups, prunable, resize, with_classes, input_shape, num_classes, input_dtype: as in `Model`.
         dropout: the configured rate, to know when a key is needed.
 
     Returns:
@@ -212,6 +224,7 @@ def from_module(
     total = count.used
     shapes = {name: {p: v.shape for p, v in trees.flatten(t).items()} for name, t in abstract._asdict().items()}
     names = {g.name for g in groups}
+    tokens = jnp.issubdtype(input_dtype, jnp.integer)
 
     @jax.jit
     def init(key: Key) -> Variables:
@@ -233,7 +246,7 @@ def from_module(
             _check_shapes(shapes[collection], tree, collection)
         module = nnx.merge(graph, variables.params, variables.rest)
         hooks = Hooks(train=train, key=key, gates=gates, momentum=momentum, dropout=dropout, tapping=tapping)
-        logits, features = module(x.astype(jnp.float32), hooks)
+        logits, features = module(x.astype(input_dtype), hooks)
         rest = _split(module)[1].rest if train else {}
         return Inspection(logits, features, hooks.activations(), rest)
 
@@ -248,8 +261,13 @@ def from_module(
         tapping: bool,
     ) -> Inspection:
         x = jnp.asarray(x)
-        if x.shape[1:] != tuple(input_shape):
-            raise ValueError(f"x has shape {x.shape}; this model takes [N, {', '.join(map(str, input_shape))}]")
+        if tokens and not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(
+                f"x is {x.dtype}; this model takes token ids, {jnp.dtype(input_dtype)}, as `data.text` makes them"
+            )
+        if x.shape[1:] != tuple(input_shape) and not (tokens and x.ndim == 2 and 0 < x.shape[1] < input_shape[0]):
+            takes = "up to " * bool(tokens) + ", ".join(map(str, input_shape))
+            raise ValueError(f"x has shape {x.shape}; this model takes [N, {takes}]")
         knobs = dict(knobs or {})
         unknown = sorted(set(knobs) - set(_KNOBS))
         if unknown:
@@ -310,6 +328,7 @@ def from_module(
         with_classes=with_classes,
         input_shape=tuple(input_shape),
         num_classes=num_classes,
+        input_dtype=jnp.dtype(input_dtype),
     )
 
 

@@ -1,8 +1,8 @@
 """Building blocks shared by the model families."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,75 @@ class BatchNorm(nnx.Module):
         return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
 
 
+class Projection(nnx.Module):
+    """A linear map from `shape_in` to `shape_out` whose kernel has all of these axes."""
+
+    def __init__(self, shape_in: tuple[int, ...], shape_out: tuple[int, ...], *, noise: Noise):
+        self.kernel = nnx.Param(noise((*shape_in, *shape_out), 0.02))
+        self.bias = nnx.Param(jnp.zeros(shape_out, jnp.float32))
+        self.contracted = len(shape_in)
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.tensordot(x, self.kernel[...], axes=self.contracted) + self.bias[...]
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis."""
+
+    def __init__(self, dim: int, *, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        centred = x - mean
+        var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over `[N, T, D]`; `dropout` is the rate on its weights, `None` leaves them alone."""
+
+    def __init__(
+        self,
+        path: str,
+        dim: int,
+        heads: int,
+        qk_dim: int,
+        v_dim: int,
+        scale: float,
+        *,
+        dropout: float | None = None,
+        noise: Noise,
+    ):
+        self.path = path
+        self.scale = scale
+        self.rate = dropout
+        self.query = Projection((dim,), (heads, qk_dim), noise=noise)
+        self.key = Projection((dim,), (heads, qk_dim), noise=noise)
+        self.value = Projection((dim,), (heads, v_dim), noise=noise)
+        self.out = Projection((heads, v_dim), (dim,), noise=noise)
+
+    def __call__(self, x: Array, hooks: Hooks, real: Array | None = None) -> Array:
+        """`real`: bool `[N, T]`, the tokens that are not padding; the others are not attended to. Default all."""
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        # Gating one factor of the product q·k gates the dimension; both are looked at.
+        q = hooks.unit(f"{self.path}/query", q, where=real)
+        hooks.tap(f"{self.path}/query", k, where=real)
+        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) * self.scale
+        if real is not None:
+            # The smallest number rather than -inf: an example that is all padding gets even weights, not nan.
+            scores = jnp.where(real[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        weights = jax.nn.softmax(scores, axis=-1)
+        if self.rate is not None:
+            weights = hooks.dropout(weights, self.rate)
+        y = jnp.einsum("nhqk,nkhd->nqhd", weights, v)
+        y = hooks.unit(f"{self.path}/value", y, where=real)
+        y = hooks.unit(self.path, y, axis=2, where=real)
+        return self.out(y)
+
+
 class Head(nnx.Module):
     """A linear classifier whose kernel keeps the features' own axes, so that channels can be cut."""
 
@@ -165,3 +234,52 @@ def average_to(x: Array, grid: int) -> Array:
     """Means over equal cells: `[N, H, W, C]` to `[N, grid, grid, C]`."""
     n, h, w, c = x.shape
     return jnp.mean(jnp.reshape(x, (n, grid, h // grid, grid, w // grid, c)), axis=(2, 4))
+
+
+class Transformer(Protocol):
+    """What configurations of transformers have in common: the units of each layer."""
+
+    @property
+    def heads(self) -> tuple[int, ...]: ...
+    @property
+    def qk_dim(self) -> tuple[int, ...]: ...
+    @property
+    def v_dim(self) -> tuple[int, ...]: ...
+    @property
+    def mlp(self) -> tuple[int, ...]: ...
+
+
+def transformer_sizes(config: Transformer) -> dict[str, int]:
+    """Units of each group, in order of depth."""
+    sizes: dict[str, int] = {}
+    for i, (heads, qk, value, mlp) in enumerate(
+        zip(config.heads, config.qk_dim, config.v_dim, config.mlp, strict=True)
+    ):
+        a = f"layers/{i}/attention"
+        sizes |= {a: heads, f"{a}/query": qk, f"{a}/value": value, f"layers/{i}/fc1": mlp}
+    return sizes
+
+
+def transformer_slots(config: Transformer) -> dict[str, tuple[str, int]]:
+    """`{group: (path, axis)}`, one place for each group, as `api.coupled` takes it."""
+
+    def made(name: str) -> tuple[str, int]:
+        if name.endswith("attention"):
+            return f"{name}/query/kernel", 1
+        return f"{name}/kernel", 1 if name.endswith("fc1") else 2
+
+    return {name: made(name) for name in transformer_sizes(config)}
+
+
+def transformer_fields(config: Transformer, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a configuration with other sizes of some groups."""
+
+    def of(old: tuple[int, ...], name: str) -> tuple[int, ...]:
+        return tuple(int(sizes.get(name.format(i), n)) for i, n in enumerate(old))
+
+    return {
+        "heads": of(config.heads, "layers/{}/attention"),
+        "qk_dim": of(config.qk_dim, "layers/{}/attention/query"),
+        "v_dim": of(config.v_dim, "layers/{}/attention/value"),
+        "mlp": of(config.mlp, "layers/{}/fc1"),
+    }

@@ -63,63 +63,14 @@ class ViTConfig:
         return (self.image_size // self.patch) ** 2 + (self.pool == "cls")
 
 
-class Projection(nnx.Module):
-    """A linear map from `shape_in` to `shape_out` whose kernel has all of these axes."""
-
-    def __init__(self, shape_in: tuple[int, ...], shape_out: tuple[int, ...], *, noise: api.Noise):
-        self.kernel = nnx.Param(noise((*shape_in, *shape_out), 0.02))
-        self.bias = nnx.Param(jnp.zeros(shape_out, jnp.float32))
-        self.contracted = len(shape_in)
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.tensordot(x, self.kernel[...], axes=self.contracted) + self.bias[...]
-
-
-class LayerNorm(nnx.Module):
-    """Normalises the last axis; ε = 1e-6."""
-
-    def __init__(self, dim: int):
-        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
-
-    def __call__(self, x: Array) -> Array:
-        mean = jnp.mean(x, axis=-1, keepdims=True)
-        centred = x - mean
-        var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(var + 1e-6) * self.scale[...] + self.bias[...]
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention over `[N, T, D]`."""
-
-    def __init__(self, path: str, dim: int, heads: int, qk_dim: int, v_dim: int, scale: float, *, noise: api.Noise):
-        self.path = path
-        self.scale = scale
-        self.query = Projection((dim,), (heads, qk_dim), noise=noise)
-        self.key = Projection((dim,), (heads, qk_dim), noise=noise)
-        self.value = Projection((dim,), (heads, v_dim), noise=noise)
-        self.out = Projection((heads, v_dim), (dim,), noise=noise)
-
-    def __call__(self, x: Array, hooks: api.Hooks) -> Array:
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        # Gating one factor of the product q·k gates the dimension; both are looked at.
-        q = hooks.unit(f"{self.path}/query", q)
-        hooks.tap(f"{self.path}/query", k)
-        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k) * self.scale, axis=-1)
-        y = jnp.einsum("nhqk,nkhd->nqhd", weights, v)
-        y = hooks.unit(f"{self.path}/value", y)
-        y = hooks.unit(self.path, y, axis=2)
-        return self.out(y)
-
-
 class Layer(nnx.Module):
     """A pre-norm transformer layer."""
 
     def __init__(self, config: ViTConfig, i: int, *, noise: api.Noise):
         self.path = f"layers/{i}"
         self.rate = config.dropout
-        self.norm1 = LayerNorm(config.dim)
-        self.attention = Attention(
+        self.norm1 = layers.LayerNorm(config.dim)
+        self.attention = layers.Attention(
             f"{self.path}/attention",
             config.dim,
             config.heads[i],
@@ -128,9 +79,9 @@ class Layer(nnx.Module):
             config.attention_scale,
             noise=noise,
         )
-        self.norm2 = LayerNorm(config.dim)
-        self.fc1 = Projection((config.dim,), (config.mlp[i],), noise=noise)
-        self.fc2 = Projection((config.mlp[i],), (config.dim,), noise=noise)
+        self.norm2 = layers.LayerNorm(config.dim)
+        self.fc1 = layers.Projection((config.dim,), (config.mlp[i],), noise=noise)
+        self.fc2 = layers.Projection((config.mlp[i],), (config.dim,), noise=noise)
 
     def __call__(self, x: Array, hooks: api.Hooks) -> Array:
         x = x + hooks.dropout(self.attention(self.norm1(x), hooks), self.rate)
@@ -145,12 +96,12 @@ class ViT(nnx.Module):
     def __init__(self, config: ViTConfig, *, noise: api.Noise):
         self.config = config
         # A convolution whose windows do not overlap is a linear map of patches; its kernel stays [p, p, C, D].
-        self.patch = Projection((config.patch, config.patch, config.channels), (config.dim,), noise=noise)
+        self.patch = layers.Projection((config.patch, config.patch, config.channels), (config.dim,), noise=noise)
         if config.pool == "cls":
             self.cls = nnx.Param(noise((1, 1, config.dim), 0.02))
         self.position = nnx.Param(noise((1, config.tokens, config.dim), 0.02))
         self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
-        self.norm = LayerNorm(config.dim)
+        self.norm = layers.LayerNorm(config.dim)
         self.head = layers.Head((config.dim,), config.classes, noise=noise)
 
     def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
@@ -167,30 +118,13 @@ class ViT(nnx.Module):
         return self.head(x[:, 0] if c.pool == "cls" else jnp.mean(x, axis=1))
 
 
-def _sizes(config: ViTConfig) -> dict[str, int]:
-    """Units of each group, in order of depth."""
-    sizes: dict[str, int] = {}
-    for i, (heads, qk, value, mlp) in enumerate(
-        zip(config.heads, config.qk_dim, config.v_dim, config.mlp, strict=True)
-    ):
-        a = f"layers/{i}/attention"
-        sizes |= {a: heads, f"{a}/query": qk, f"{a}/value": value, f"layers/{i}/fc1": mlp}
-    return sizes
-
-
 @functools.cache
 def _traced(config: ViTConfig) -> Mapping[str, Group]:
     """What goes with each group's units."""
-
-    def made(name: str) -> tuple[str, int]:
-        if name.endswith("attention"):
-            return f"{name}/query/kernel", 1
-        return f"{name}/kernel", 1 if name.endswith("fc1") else 2
-
     return api.coupled(
         lambda noise: ViT(config, noise=noise),
         (config.image_size, config.image_size, config.channels),
-        {name: made(name) for name in _sizes(config)},
+        layers.transformer_slots(config),
     )
 
 
@@ -198,20 +132,7 @@ def _groups(config: ViTConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all transformers of one build share a trace."""
     twos = (2,) * len(config.heads)
     small = dataclasses.replace(config, heads=twos, qk_dim=twos, v_dim=twos, mlp=twos, classes=2, dropout=0.0)
-    return api.sized(_traced(small), _sizes(config))
-
-
-def _resized(config: ViTConfig, sizes: Mapping[str, int]) -> ViTConfig:
-    def of(old: tuple[int, ...], name: str) -> tuple[int, ...]:
-        return tuple(int(sizes.get(name.format(i), n)) for i, n in enumerate(old))
-
-    return dataclasses.replace(
-        config,
-        heads=of(config.heads, "layers/{}/attention"),
-        qk_dim=of(config.qk_dim, "layers/{}/attention/query"),
-        v_dim=of(config.v_dim, "layers/{}/attention/value"),
-        mlp=of(config.mlp, "layers/{}/fc1"),
-    )
+    return api.sized(_traced(small), layers.transformer_sizes(config))
 
 
 @functools.cache
@@ -230,7 +151,7 @@ def build(config: ViTConfig) -> api.Model:
 
     def resize(sizes: Mapping[str, int]) -> api.Model:
         api.check_sizes(sizes, groups)
-        return build(_resized(config, sizes))
+        return build(dataclasses.replace(config, **layers.transformer_fields(config, sizes)))
 
     return api.from_module(
         lambda noise: ViT(config, noise=noise),

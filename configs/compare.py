@@ -1,0 +1,48 @@
+"""Every way to a sparsity side by side: methods x sparsities x targets x seeds, with what each costs.
+
+    python -m mvp_jax.main --config=configs/compare.py --workdir=DIR
+    python -m mvp_jax.main --config=configs/compare.py:data=docstrings,model=bert --workdir=DIR
+    python -m mvp_jax.main --config=configs/compare.py --config.methods="('isp','gradual','imp')" --workdir=DIR
+
+The argument is a comma-separated list of `data=digits|docstrings|npz`, `model=vit|bert|resnet|NAME` and `runlocal`.
+`methods` names lines of `mvp_jax.lineup`; empty, all of them run.
+
+Lab note. All lines at all sparsities have not been run yet; see `docs/results/` for what has.
+"""
+
+from ml_collections import ConfigDict
+
+from mvp_jax import fragments
+
+
+def _cifar(config: ConfigDict, model: str) -> None:
+    """Ten classes of CIFAR-100; give `data.path` (the archive) and `model.checkpoint` (safetensors).
+
+    A network trained on CIFAR-10 (or CIFAR-100 itself, for a `distiller`) is pruned for them. Half of the official test
+    split validates, the other half reports.
+    """
+    fragments.cifar(config, "distiller" in model)
+    config.mapping = "auto"
+    config.data.fractions = (0.1, 0.9)
+    config.tasks.classes_per_task = 10
+    config.tasks.shots = 200
+    config.tasks.valid = 20
+    config.tasks.test = 48  # what the scarcest class has left once duplicates are dropped
+    config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 2, 3, 0
+    config.sparsities = (0.5, 0.8, 0.9, 0.95)
+    config.train.batch, config.train.steps, config.train.augment = 64, 150, "crop_flip"
+    config.round_steps = 150
+    config.isp.epochs, config.isp.weak_epochs = 0.5, 0.25
+    config.keep_rounds = True
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = fragments.arguments(arg)
+    data = given.get("data", "digits")
+    model = given.get("model", "bert" if data in fragments.TEXTS else "vit")
+    config = fragments.trials(data, model)
+    if data == "npz":
+        _cifar(config, model)
+    if "runlocal" in given:
+        fragments.briefly(config)
+    return config

@@ -1,0 +1,170 @@
+"""What the configs share: where a job runs, its data, model and pre-training.
+
+A config file is read by its path, wherever that is, so the pieces that several of them need live in the package.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict, config_dict
+
+TEXTS = ("docstrings",)
+"""Data of token ids."""
+
+
+def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
+    """The argument of a config file, `a=b,c=d,runlocal`, by name.
+
+    Raises:
+        ValueError: for a name that is not allowed, or a value that is missing or too much.
+
+    >>> arguments("data=npz,runlocal")
+    {'data': 'npz', 'runlocal': 'yes'}
+    """
+    given = {}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if key not in allowed or (key == "runlocal") == bool(value):
+            words = [a if a == "runlocal" else f"{a}=NAME" for a in allowed]
+            raise ValueError(f"unknown config argument {part!r}; allowed are {', '.join(words)}")
+        given[key] = value or "yes"
+    return given
+
+
+def job(kind: str, data: str, model: str) -> ConfigDict:
+    """Everything up to the pre-trained model, for small embedded data.
+
+    Args:
+        kind: of the job, `mvp` or `trials`.
+        data: `digits`, `npz` (with `data.path`) or `docstrings`.
+        model: a preset, or `resnet`, `vit`, `bert` for the small one of a family.
+    """
+    attention = model.startswith(("vit", "bert"))
+    config = ConfigDict()
+    config.job = kind
+    config.seed = 0
+    config.mapping = "vmap"  # members at once; "map": in turn, one program; "loop": one call each; "auto": what suits
+    config.chunk = 6  # members (bank tasks, targets x seeds) a call and device; few fit a CPU's caches
+    config.devices = 0  # of this process, to share members out over; 0: all accelerators, or one CPU
+
+    config.multihost = False  # one run of several processes: docs/scaling.md
+    config.distributed = ConfigDict()  # empty: detected (Cloud TPU, Slurm, MPI)
+    config.distributed.coordinator = ""  # host:port of process 0
+    config.distributed.processes = config_dict.placeholder(int)
+    config.distributed.process = config_dict.placeholder(int)
+
+    config.data = ConfigDict()
+    config.data.name = data
+    config.data.path = ""
+    config.data.upsample = 1
+    config.data.mean = config_dict.placeholder(tuple)
+    config.data.std = config_dict.placeholder(tuple)
+    config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
+    config.data.unseen_classes = 2  # neither pre-training nor the bank sees them
+
+    config.model = ConfigDict()
+    config.model.name = {"resnet": "resnet8", "vit": "vit_micro", "bert": "bert_micro"}.get(model, model)
+    config.model.options = ConfigDict() if attention else ConfigDict({"width": 16})
+    config.model.conv = "auto"
+    config.model.classes = 0  # of the pre-trained head; 0: the pre-training classes
+    config.model.checkpoint = ""  # safetensors with PyTorch's names; empty: pre-train here
+
+    config.pretrain = ConfigDict()
+    config.pretrain.classes = 6
+    config.pretrain.steps = 600
+    config.pretrain.learning_rate = 1e-3 if attention else 0.05
+    config.pretrain.optimizer = "adamw" if attention else "sgd"
+    config.pretrain.weight_decay = 1e-4
+    config.pretrain.batch = 64
+    config.pretrain.augment = "none" if data in TEXTS else "shift"
+    config.pretrain.save_every = 200
+    return config
+
+
+def cifar(config: ConfigDict, of_cifar100: bool) -> None:
+    """An archive of CIFAR images (`data.path`), and a network trained on CIFAR-10 or -100 (`model.checkpoint`)."""
+    config.mapping = "loop"
+    config.data.mean = (0.507, 0.487, 0.441) if of_cifar100 else (0.485, 0.456, 0.406)
+    config.data.std = (0.267, 0.256, 0.276) if of_cifar100 else (0.229, 0.224, 0.225)
+    config.data.unseen_classes = 20
+    config.model.options = ConfigDict()
+    config.model.classes = 100 if of_cifar100 else 10
+
+
+def trials(data: str, model: str) -> ConfigDict:
+    """Methods at given sparsities: the rest of a config of `trials.Plan`, for small embedded data."""
+    attention, text = model.startswith(("vit", "bert")), data in TEXTS
+    config = job("trials", data, model)
+    config.data.fractions = (0.35, 0.35, 0.15, 0.15)
+    config.data.unseen_classes = 10 if text else 4
+    config.pretrain.classes = 16 if text else 6
+    if text:
+        config.pretrain.steps, config.pretrain.learning_rate = 500, 3e-3
+        config.model.options.dropout = 0.1
+
+    config.tasks = ConfigDict()
+    config.tasks.classes_per_task = 8 if text else 5
+    config.tasks.shots = 60
+    config.tasks.valid = 24
+    config.tasks.test = 24
+
+    config.targets = ConfigDict()
+    config.targets.count = 1
+    config.targets.seeds = 3
+    config.targets.unseen_at_least = 4
+
+    config.pattern = ConfigDict()
+    config.pattern.name = "weights"  # or "units", "channels"
+    config.pattern.allocation = "global"  # of weights: "uniform", "erk"
+    config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)  # of units
+
+    config.sparsities = (0.8, 0.9)
+    config.methods = ()  # empty: all
+    config.reference = "imp"  # whose masks the others' are compared with
+    config.ours = "isp"
+    config.keep_rounds = False  # of a method under way, so that a killed one goes on within it
+    config.masks_alone = True  # also judge masks on the pre-trained weights
+
+    config.train = ConfigDict()
+    config.train.steps = 150  # of every method under its final mask
+    config.train.learning_rate = 1e-3 if attention else 0.02
+    config.train.optimizer = "adamw" if attention else "sgd"
+    config.train.weight_decay = 1e-4
+    config.train.batch = 32
+    config.train.decay = "cosine"
+    config.train.warmup = 0
+    config.train.clip = config_dict.placeholder(float)
+    config.train.augment = "none" if text else "shift"
+    config.train.norm_examples = 512
+    config.round_steps = 100  # of iterative magnitude pruning and sparse soups, before and after each cut
+    config.examples = 256  # that data-driven scores look at
+
+    config.isp = ConfigDict()
+    config.isp.members = 5
+    config.isp.share = 0.2
+    config.isp.vote = "mean"
+    config.isp.epochs = 1.0  # the data are small; 0.2 and 0.1 where an epoch is long
+    config.isp.weak_epochs = 0.5
+    config.isp.growth = "constant"
+    config.isp.inherit = True
+    config.isp.rank = "magnitude"
+    config.isp.examples = 256
+    config.isp.soup = "none"
+    config.isp.landing = config_dict.placeholder(float)
+    config.isp.diversity = ConfigDict()
+    config.isp.diversity.subset = 0.5
+    config.isp.diversity.learning_rate = (0.5, 2.0)
+    config.isp.diversity.law = "log"
+    for name in ("weight_decay", "label_smoothing", "dropout", "augment"):
+        config.isp.diversity[name] = config_dict.placeholder(tuple)  # (low, high)
+    config.isp.diversity.sgd = 0.0
+    return config
+
+
+def briefly(config: ConfigDict) -> None:
+    """The same job in a moment, to see that it runs."""
+    config.pretrain.steps = 20
+    config.targets.count = config.targets.seeds = 1
+    config.tasks.shots, config.tasks.valid, config.tasks.test = 8, 8, 8
+    config.sparsities = (0.5, 0.75)
+    config.train.steps, config.round_steps, config.examples = 2, 2, 16
+    config.isp.members, config.isp.share, config.isp.examples = 2, 0.4, 16

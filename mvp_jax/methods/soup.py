@@ -1,0 +1,268 @@
+"""Soups: the mean of many members' weights, and the methods that are made of them.
+
+Sources: Wortsman et al. 2022, "Model soups" (arXiv:2203.05482); Zimmer et al. 2023, "Sparse Model Soups"
+(arXiv:2306.16788); Jaiswal et al. 2023, the instant model soup (arXiv:2306.10460), section 4.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mvp_jax import checkpoint, evaluation, population, schedules, train, vote
+from mvp_jax.methods import sparse, weak
+from mvp_jax.models.api import Model
+from mvp_jax.types import Array, Batch, Key, Masks, PyTree, Variables
+
+
+def mean(members: Variables, weights: Array | None = None, *, masks: Masks | None = None) -> Variables:
+    """The uniform soup: the mean of the members' weights and batch statistics.
+
+    Args:
+        members: leaves lead with `K`.
+        weights: `[K]`, equal by default.
+        masks: what each member kept, see `vote.soup`.
+
+    Returns:
+        One model's variables; what is no float (a counter) is the first member's.
+    """
+    floats, structure = jax.tree.flatten(members.rest)
+    souped = [
+        vote.soup(x, weights=weights) if jnp.issubdtype(x.dtype, jnp.floating) else x[0] for x in floats
+    ]  # fmt: skip
+    return Variables(vote.soup(members.params, masks=masks, weights=weights), jax.tree.unflatten(structure, souped))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "norm_examples"))
+def _judge(model: Model, members: Variables, weights: Array, data: Batch, norm: Array, *, norm_examples: int) -> Array:
+    variables = evaluation.reestimate(model, mean(members, weights), norm[:norm_examples])
+    accuracy: Array = evaluation.evaluate(model, variables, data)["accuracy"]
+    return accuracy
+
+
+def greedy(model: Model, members: Variables, valid: Batch, norm: Array, *, norm_examples: int = 512) -> Array:
+    """Adds members from the best down, each only if the soup gets no worse on held-out examples.
+
+    Args:
+        model: static.
+        members: leaves lead with `K`.
+        valid: held-out `{"x", "y"}`.
+        norm: inputs for batch statistics.
+        norm_examples: how many of them.
+
+    Returns:
+        Weights `float32[K]` of 0 and 1 for `mean`.
+
+    Reference: Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
+    """
+    k = jax.tree.leaves(members.params)[0].shape[0]
+    judge = functools.partial(_judge, model, members, data=valid, norm=norm, norm_examples=norm_examples)
+    alone = [float(judge(jnp.eye(k)[i])) for i in range(k)]
+    order = sorted(range(k), key=lambda i: -alone[i])
+    chosen, best = jnp.zeros(k).at[order[0]].set(1.0), alone[order[0]]
+    for i in order[1:]:
+        tried = chosen.at[i].set(1.0)
+        accuracy = float(judge(tried))
+        if accuracy >= best:
+            chosen, best = tried, accuracy
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnames=("model", "steps", "batch"))
+def learned(
+    model: Model,
+    members: Variables,
+    valid: Batch,
+    key: Key,
+    *,
+    steps: int = 50,
+    learning_rate: float = 0.05,
+    batch: int = 128,
+) -> Array:
+    """Mixing weights by gradient descent on held-out examples.
+
+    Minimises the loss of the soup over `softmax(a)`, in evaluation mode, with Adam.
+
+    Args:
+        model: static.
+        members: leaves lead with `K`.
+        valid: held-out `{"x", "y"}`.
+        key: draws batches.
+        steps: of Adam.
+        learning_rate: of Adam.
+        batch: examples a step.
+
+    Returns:
+        Weights `float32[K]` that add up to 1.
+
+    Reference: Wortsman et al. 2022 (arXiv:2203.05482), appendix I, learned soup.
+    """
+    tx = optax.adam(learning_rate)
+    n = valid["y"].shape[0]
+
+    def loss(a: Array, index: Array) -> Array:
+        souped = mean(members, jax.nn.softmax(a))
+        logits, _ = model.apply(souped, valid["x"][index])
+        return jnp.mean(train.cross_entropy(logits, valid["y"][index]))
+
+    def step(i: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        a, state = carry
+        index = jax.random.randint(jax.random.fold_in(key, i), (min(batch, n),), 0, n)
+        updates, state = tx.update(jax.grad(loss)(a, index), state)
+        return a + updates, state
+
+    a = jnp.zeros(jax.tree.leaves(members.params)[0].shape[0])
+    a, _ = jax.lax.fori_loop(0, steps, step, (a, tx.init(a)))
+    return jax.nn.softmax(a)
+
+
+Recipe = Literal["uniform", "greedy", "learned"]
+
+
+def blend(
+    problem: sparse.Problem, training: sparse.Training, states: train.TrainState, recipe: Recipe, key: Key
+) -> Variables:
+    """The soup of members by a recipe; those that choose look at the problem's held-out examples."""
+    members, who = states.variables, weak.weights(states)
+    if recipe == "uniform":
+        return mean(members, who)
+    if problem.valid is None:
+        raise ValueError(f"a {recipe} soup chooses on held-out examples, but the problem has none; pass valid=...")
+    if recipe == "greedy":
+        norm = problem.train["x"]
+        who = who * greedy(problem.model, members, problem.valid, norm, norm_examples=training.norm_examples)
+        return mean(members, jnp.where(jnp.any(who > 0), who, 1.0))
+    return mean(members, who * learned(problem.model, members, problem.valid, key))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sparse:
+    """Sparse model soups: prune, retrain many copies under the same mask, average, and again.
+
+    Attributes:
+        members: `K`.
+        rounds: how often entries go; the same share of what remains each time.
+        first: steps of training before the first cut.
+        steps: of every member after each cut.
+        diversity: in what members differ.
+        recipe: how they are averaged.
+        training: how steps are taken, and the fine-tuning of the last soup (`steps`, may be 0).
+        mapping: see `population.over`.
+        mesh: see `population.mesh`.
+    """
+
+    members: int = 3
+    rounds: int = 3
+    first: int = 100
+    steps: int = 100
+    diversity: weak.Diversity = dataclasses.field(default_factory=lambda: weak.Diversity(subset=1.0))
+    recipe: Recipe = "uniform"
+    training: sparse.Training = dataclasses.field(default_factory=sparse.Training)
+    mapping: population.Mapping = "auto"
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.members, self.rounds, self.steps) < 1 or self.first < 0:
+            raise ValueError("members, rounds and steps must be at least 1 and first >= 0, got "
+                             f"{self.members}, {self.rounds}, {self.steps}, {self.first}")  # fmt: skip
+        if self.recipe not in ("uniform", "greedy", "learned"):
+            raise ValueError(f"unknown recipe {self.recipe!r}; choose 'uniform', 'greedy' or 'learned'")
+
+
+def sparse_soups(
+    problem: sparse.Problem, settings: Sparse, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> sparse.Pruned:
+    """Sparse model soups; then fine-tunes the last of them."""
+    training = settings.training
+    # Streams of their own: how many there are must not matter to what is compiled.
+    keys = functools.partial(jax.random.fold_in, key)
+    counts = problem.counts(schedules.geometric, settings.rounds)
+    _need_valid(problem, settings.recipe)
+
+    def body(r: int, run: sparse.Run) -> sparse.Run:
+        if r == settings.rounds:
+            return sparse.finish(problem, training, run, keys(settings.rounds + 1))
+        if r == 0:
+            run = sparse.advance(problem, training, run, settings.first)
+        run = sparse.cut(problem, run, sparse.host(counts[r]))
+        states, _, spent = weak.fork(
+            problem, training, run, keys(r + 1), count=settings.members, steps=settings.steps,
+            diversity=settings.diversity, inherit=False, decay=training.decay, mapping=settings.mapping,
+            mesh=settings.mesh,
+        )  # fmt: skip
+        run = sparse.spend(run, *spent)
+        souped = blend(problem, training, states, settings.recipe, jax.random.fold_in(keys(r + 1), 1))
+        # Members differ at kept entries alone, so that the soup is as sparse as they are.
+        return sparse.with_masks(
+            run._replace(state=run.state._replace(variables=souped)), run.kept, run.state.masks
+        )  # fmt: skip
+
+    run = sparse.rounds(body, sparse.begin(problem, training, keys(0)), settings.rounds + 1, saved)
+    return sparse.end(problem, training, run)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instant:
+    """The instant model soup: weak members forked and averaged on the way, nothing pruned until the end.
+
+    Attributes:
+        members: `K`.
+        rounds: forks.
+        epochs: of the main weights before each.
+        weak_epochs: of each member.
+        diversity: in what members differ.
+        inherit: whether members go on with the main optimiser's moments.
+        training: how steps are taken, and the fine-tuning after the cut (none, where nothing is to be pruned, is a soup
+            in a single pass: `steps=0`).
+        mapping: see `population.over`.
+        mesh: see `population.mesh`.
+    """
+
+    members: int = 5
+    rounds: int = 5
+    epochs: float = 0.2
+    weak_epochs: float = 0.1
+    diversity: weak.Diversity = dataclasses.field(default_factory=weak.Diversity)
+    inherit: bool = True
+    training: sparse.Training = dataclasses.field(default_factory=sparse.Training)
+    mapping: population.Mapping = "auto"
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.members, self.rounds) < 1 or not (self.epochs > 0 and self.weak_epochs > 0):
+            raise ValueError("members and rounds must be at least 1, epochs and weak_epochs positive, got "
+                             f"{self.members}, {self.rounds}, {self.epochs}, {self.weak_epochs}")  # fmt: skip
+
+
+def instant_soup(
+    problem: sparse.Problem, settings: Instant, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> sparse.Pruned:
+    """A dense soup in one pass; then one magnitude step to the sparsity, if there is one, and fine-tuning."""
+    training = settings.training
+    keys = functools.partial(jax.random.fold_in, key)
+    steps, weak_steps = (training.steps_in(problem, e) for e in (settings.epochs, settings.weak_epochs))
+
+    def body(r: int, run: sparse.Run) -> sparse.Run:
+        if r == settings.rounds:
+            return sparse.finish(
+                problem, training, sparse.cut(problem, run, sparse.host(problem.keep())), keys(settings.rounds + 1)
+            )
+        run = sparse.advance(problem, training, run, steps)
+        states, _, spent = weak.fork(
+            problem, training, run, keys(r + 1), count=settings.members, steps=weak_steps,
+            diversity=settings.diversity, inherit=settings.inherit, mapping=settings.mapping, mesh=settings.mesh,
+        )  # fmt: skip
+        souped = mean(states.variables, weak.weights(states))
+        return sparse.spend(run._replace(state=run.state._replace(variables=souped)), *spent)
+
+    run = sparse.rounds(body, sparse.begin(problem, training, keys(0)), settings.rounds + 1, saved)
+    return sparse.end(problem, training, run)
+
+
+def _need_valid(problem: sparse.Problem, recipe: Recipe) -> None:
+    if recipe != "uniform" and problem.valid is None:
+        raise ValueError(f"a {recipe} soup chooses on held-out examples, but the problem has none; pass valid=...")
