@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     [
         ({"methods": ("mvp", "magic")}, r"unknown methods \['magic'\]; choose among"),
         ({"model.name": "resnet9"}, r"unknown model 'resnet9'; choose one of"),
-        ({"data.name": "mnist"}, "unknown data 'mnist'; choose 'digits' or 'npz'"),
+        ({"data.name": "mnist"}, "unknown data 'mnist'; choose 'digits', 'docstrings' or 'npz'"),
         ({"prune.ratio": 1.0}, "1.0"),
         ({"prune.kinds": ("filter",)}, r"names no group of 'vit_micro'; it has \['head', 'neuron', 'qk', 'value'\]"),
         ({"steps": (2, 5)}, r"steps must rise from 0"),
@@ -254,7 +254,7 @@ def test_config_arguments():
     assert small.bank.tasks < full.bank.tasks
     assert len(small.steps) < len(full.steps)
     for wrong in ("runlocal=1", "model", "modell=vit", "vit", "data=digits,fast"):
-        with pytest.raises(ValueError, match=r"unknown config argument .*; allowed are data=NAME, model=NAME and"):
+        with pytest.raises(ValueError, match=r"unknown config argument .*; allowed are data=NAME, model=NAME, "):
             config_file.get_config(wrong)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mvp_jax import compact, comparison, probe, trees, units
-from mvp_jax.methods import METHODS, api, ifp, metasoup, mvp, oneshot, reptile
+from mvp_jax.methods import FEW_SHOT, METHODS, TO_A_SPARSITY, api, ifp, metasoup, mvp, oneshot, reptile
 from mvp_jax.types import Variables
 from tests import mlp, model_kinds
 
@@ -151,7 +151,8 @@ def test_contract_on_a_residual_network(name):
 
 
 def test_methods_are_the_visible_table():
-    assert set(METHODS) == {"dense", "oneshot", "ifp", "mvp"}
+    assert set(METHODS) == {*FEW_SHOT, *TO_A_SPARSITY}
+    assert set(FEW_SHOT) == {"dense", "oneshot", "ifp", "mvp", "metasoup", "reptile_iht"}
     assert {"mvp", "ifp", "ifp_10x", "copy_nearest", "vote_universal", "random_units", "dense"} <= set(VARIANTS)
     with_norms = comparison.variants(TUNING, search=SEARCH, vote=mvp.Settings())
     assert set(with_norms) - set(VARIANTS) == {"oneshot_batch_norm_scale"}

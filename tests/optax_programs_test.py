@@ -251,7 +251,7 @@ def test_settings_out_of_range_are_refused(message):
     [
         ({"prunable": [".*weight"]}, "rules that match no leaf"),
         ({"prunable": []}, "nothing would stay of what is prunable at sparsity 0.8"),
-        ({"pattern": patterns.NofM(4), "sparsity": 0.9}, "nothing would stay"),
+        ({"pattern": patterns.NofM(4), "sparsity": 0.9}, "leaves 0.4 of every 4"),
         ({"pattern": patterns.Blocks((5, 2))}, "do not divide"),
         ({"prunable": {"kernel": True}}, "params and prunable differ in structure"),
         ({"prunable": {"kernel": 1.0, "bias": False}}, "give rules over paths, or a tree of Python booleans"),
