@@ -24,7 +24,7 @@ from mvp_jax.methods.api import Pruned, Spent
 from mvp_jax.models.api import Model
 from mvp_jax.patterns import How, Pattern
 from mvp_jax.trees import Rules
-from mvp_jax.types import Array, Batch, Key, Masks, Params, PyTree, Variables
+from mvp_jax.types import Array, Batch, Key, Masks, Params, PyTree, Scores, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,6 +283,11 @@ def gradients(model: Model, variables: Variables, data: Batch, *, training: bool
         return jnp.mean(train.cross_entropy(logits, data["y"]))
 
     return jax.grad(loss)(variables.params)
+
+
+def magnitudes(problem: Problem, params: Params) -> Scores:
+    """Magnitude of every entry; `jax.vmap` it over members."""
+    return problem.pattern.entries(params, problem.prunable, "l2")
 
 
 def sample(problem: Problem, key: Key, count: int) -> Batch:
