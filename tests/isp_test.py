@@ -279,7 +279,6 @@ def test_rank_stability_is_mean_over_deviation(monkeypatch):
     assert not np.array_equal(wanted, best(size.mean(0), KEEP, ALL))
 
 
-@pytest.mark.xfail(reason="the deviation is over all members, those that diverged among them")
 def test_who_diverged_does_not_enter_the_stability(monkeypatch):
     alive = np.array([True, False, True, True, True])
     size = np.abs(VARIED).astype(np.float64)[alive]
@@ -295,7 +294,6 @@ def test_the_score_control_takes_the_highest_means(monkeypatch):
     assert not np.array_equal(wanted, voted(size, ALL, KEEP, TARGET, "mean")[0])
 
 
-@pytest.mark.xfail(reason="what the mean score keeps and no member did becomes 0 in the soup of those who kept it")
 def test_the_score_control_loses_no_kept_weight_in_the_soup(monkeypatch):
     # Each member has 360 favourites of its own among the first 500; the last 100 come next with all of them.
     favoured = (np.arange(500) + 100 * np.arange(5)[:, None]) % 500 < 360

@@ -219,7 +219,6 @@ def test_recipes_are_blended():
     assert float(learned) < float(uniform)
 
 
-@pytest.mark.xfail(reason="the choice is made with who diverged in it, and who diverged is taken out afterwards")
 def test_who_diverged_has_no_part_in_the_greedy_choice():
     # Frozen early, it is the best alone; nobody may join it, and without it all were taken, itself included.
     margins = [MENDS, SPOILS, EQUAL, BEST, [100.0] * 9 + [-100.0]]

@@ -139,7 +139,6 @@ def test_rewinding_to_the_start_brings_the_pretrained_weights_back(seen):
     assert kernels(after.masks).sum() == 26
 
 
-@pytest.mark.xfail(reason="the first round's cosine is over the steps that are left, but counted from the early ones")
 def test_early_steps_leave_the_cosine_of_the_first_round_its_length(seen):
     settings = imp.Settings(rounds=1, steps=6, rewind_steps=3, training=dataclasses.replace(TRAINING, decay="cosine"))
     imp.imp(problem(), settings, jax.random.key(0))

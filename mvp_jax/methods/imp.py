@@ -59,11 +59,14 @@ def imp(
         if r == settings.rounds:
             return sparse.finish(problem, training, run, keys(r))
         early = settings.rewind_steps if back and r == 0 else 0
+        # One course of the rate over the round, wherever it is cut in two.
+        go = functools.partial(
+            sparse.advance, problem, training, last=settings.rewind != "none", total=settings.steps
+        )  # fmt: skip
         if early:
-            run = sparse.advance(problem, training, run, early)
+            run = go(run, early)
             run = run._replace(more=run.state.variables)
-        course = dataclasses.replace(training, steps=settings.steps - early)
-        run = sparse.advance(problem, course, run, course.steps, last=settings.rewind != "none")
+        run = go(run, settings.steps - early)
         run = sparse.cut(problem, run, sparse.host(counts[r]))
         if not back:
             return run

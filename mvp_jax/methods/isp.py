@@ -190,7 +190,7 @@ def isp(
         if settings.rank == "taylor":
             run = sparse.spend(run, 0, settings.members * min(settings.examples, index.shape[1]))
         chosen, cast = superpose(
-            _scores(problem, settings, run, states, index), run.kept, sparse.host(after), sparse.host(target), who,
+            _scores(problem, settings, run, states, index, who), run.kept, sparse.host(after), sparse.host(target), who,
             pattern=pattern, rule=settings.vote,
         )  # fmt: skip
         run = _souped(settings, run, states, cast, who, pattern)
@@ -202,7 +202,7 @@ def isp(
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "rank"))
-def _ranked(params: PyTree, values: PyTree, kept: Masks, *, pattern: Pattern, rank: str) -> Scores:
+def _ranked(params: PyTree, values: PyTree, kept: Masks, weights: Array, *, pattern: Pattern, rank: str) -> Scores:
     if rank == "taylor":
         return jax.vmap(lambda v: pattern.entries(v, kept, "sum_square"))(values)
     scores = jax.vmap(lambda p: pattern.entries(p, kept, "l2"))(params)
@@ -210,8 +210,10 @@ def _ranked(params: PyTree, values: PyTree, kept: Masks, *, pattern: Pattern, ra
         return scores
 
     def stable(s: Array) -> Array:
-        # The same for all members. A deviation of 0 in float32 is no deviation of 0.
-        ratio = jnp.mean(s, 0) / (jnp.std(s, 0) + 1e-7 * jnp.mean(s, 0) + 1e-30)
+        # The same for all members, from those that count. A deviation of 0 in float32 is no deviation of 0.
+        w = jnp.reshape(weights / jnp.sum(weights), (-1,) + (1,) * (s.ndim - 1))
+        mean = jnp.sum(w * s, 0)
+        ratio = mean / (jnp.sqrt(jnp.sum(w * jnp.square(s - mean), 0)) + 1e-7 * mean + 1e-30)
         return jnp.broadcast_to(ratio, s.shape)
 
     return jax.tree.map(stable, scores)
@@ -230,7 +232,7 @@ class _Terms:
 
 
 def _scores(
-    problem: sparse.Problem, settings: Settings, run: sparse.Run, states: train.TrainState, index: Array
+    problem: sparse.Problem, settings: Settings, run: sparse.Run, states: train.TrainState, index: Array, who: Array
 ) -> Scores:
     """Of every entry for each member, `[K, ...]`."""
     values: PyTree = ()
@@ -240,7 +242,7 @@ def _scores(
             _Terms(problem.model, settings.examples), states.variables, index, shared=(data,),
             mapping=settings.mapping, mesh=settings.mesh,
         )  # fmt: skip
-    return _ranked(states.variables.params, values, run.kept, pattern=problem.pattern, rank=settings.rank)
+    return _ranked(states.variables.params, values, run.kept, who, pattern=problem.pattern, rank=settings.rank)
 
 
 def _souped(
@@ -249,10 +251,12 @@ def _souped(
     """The run with the weights that the members' soup gives it."""
     if settings.soup == "none":
         return run
-    masks = None
+    souped = soup.mean(states.variables, who)
     if settings.soup == "kept":
         masks = jax.vmap(lambda kept, p: pattern.masks(kept, p, run.kept))(cast, states.variables.params)
         masks = jax.tree.map(
             lambda m, p: jnp.broadcast_to(m, (p.shape[0], *m.shape[1:])), masks, states.variables.params
         )
-    return run._replace(state=run.state._replace(variables=soup.mean(states.variables, who, masks=masks)))
+        # A rule may let in what no member kept: the mean of all is better there than nothing.
+        souped = soup.mean(states.variables, who, masks=masks, fallback=souped.params)
+    return run._replace(state=run.state._replace(variables=souped))

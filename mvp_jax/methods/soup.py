@@ -16,16 +16,19 @@ from jax.sharding import Mesh
 from mvp_jax import checkpoint, evaluation, population, schedules, train, vote
 from mvp_jax.methods import sparse, weak
 from mvp_jax.models.api import Model
-from mvp_jax.types import Array, Batch, Key, Masks, PyTree, Variables
+from mvp_jax.types import Array, Batch, Key, Masks, Params, PyTree, Variables
 
 
-def mean(members: Variables, weights: Array | None = None, *, masks: Masks | None = None) -> Variables:
+def mean(
+    members: Variables, weights: Array | None = None, *, masks: Masks | None = None, fallback: Params | None = None
+) -> Variables:
     """The uniform soup: the mean of the members' weights and batch statistics.
 
     Args:
         members: leaves lead with `K`.
         weights: `[K]`, equal by default.
         masks: what each member kept, see `vote.soup`.
+        fallback: parameters for what nobody kept; 0 by default.
 
     Returns:
         One model's variables; what is no float (a counter) is the first member's.
@@ -34,7 +37,10 @@ def mean(members: Variables, weights: Array | None = None, *, masks: Masks | Non
     souped = [
         vote.soup(x, weights=weights) if jnp.issubdtype(x.dtype, jnp.floating) else x[0] for x in floats
     ]  # fmt: skip
-    return Variables(vote.soup(members.params, masks=masks, weights=weights), jax.tree.unflatten(structure, souped))
+    return Variables(
+        vote.soup(members.params, masks=masks, weights=weights, fallback=fallback),
+        jax.tree.unflatten(structure, souped),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "norm_examples"))
@@ -44,7 +50,15 @@ def _judge(model: Model, members: Variables, weights: Array, data: Batch, norm: 
     return accuracy
 
 
-def greedy(model: Model, members: Variables, valid: Batch, norm: Array, *, norm_examples: int = 512) -> Array:
+def greedy(
+    model: Model,
+    members: Variables,
+    valid: Batch,
+    norm: Array,
+    *,
+    weights: Array | None = None,
+    norm_examples: int = 512,
+) -> Array:
     """Adds members from the best down, each only if the soup gets no worse on held-out examples.
 
     Args:
@@ -52,6 +66,7 @@ def greedy(model: Model, members: Variables, valid: Batch, norm: Array, *, norm_
         members: leaves lead with `K`.
         valid: held-out `{"x", "y"}`.
         norm: inputs for batch statistics.
+        weights: `[K]`; who has 0 is left out. Default all.
         norm_examples: how many of them.
 
     Returns:
@@ -61,8 +76,9 @@ def greedy(model: Model, members: Variables, valid: Batch, norm: Array, *, norm_
     """
     k = jax.tree.leaves(members.params)[0].shape[0]
     judge = functools.partial(_judge, model, members, data=valid, norm=norm, norm_examples=norm_examples)
-    alone = [float(judge(jnp.eye(k)[i])) for i in range(k)]
-    order = sorted(range(k), key=lambda i: -alone[i])
+    there = [i for i in range(k) if weights is None or float(weights[i]) > 0]
+    alone = {i: float(judge(jnp.eye(k)[i])) for i in there}
+    order = sorted(there, key=lambda i: -alone[i])
     chosen, best = jnp.zeros(k).at[order[0]].set(1.0), alone[order[0]]
     for i in order[1:]:
         tried = chosen.at[i].set(1.0)
@@ -79,6 +95,7 @@ def learned(
     valid: Batch,
     key: Key,
     *,
+    weights: Array | None = None,
     steps: int = 50,
     learning_rate: float = 0.05,
     batch: int = 128,
@@ -92,6 +109,7 @@ def learned(
         members: leaves lead with `K`.
         valid: held-out `{"x", "y"}`.
         key: draws batches.
+        weights: `[K]`; who has 0 is left out. Default all.
         steps: of Adam.
         learning_rate: of Adam.
         batch: examples a step.
@@ -103,9 +121,10 @@ def learned(
     """
     tx = optax.adam(learning_rate)
     n = valid["y"].shape[0]
+    out = 0.0 if weights is None else jnp.where(weights > 0, 0.0, -jnp.inf)
 
     def loss(a: Array, index: Array) -> Array:
-        souped = mean(members, jax.nn.softmax(a))
+        souped = mean(members, jax.nn.softmax(a + out))
         logits, _ = model.apply(souped, valid["x"][index])
         return jnp.mean(train.cross_entropy(logits, valid["y"][index]))
 
@@ -117,7 +136,7 @@ def learned(
 
     a = jnp.zeros(jax.tree.leaves(members.params)[0].shape[0])
     a, _ = jax.lax.fori_loop(0, steps, step, (a, tx.init(a)))
-    return jax.nn.softmax(a)
+    return jax.nn.softmax(a + out)
 
 
 Recipe = Literal["uniform", "greedy", "learned"]
@@ -133,10 +152,14 @@ def blend(
     if problem.valid is None:
         raise ValueError(f"a {recipe} soup chooses on held-out examples, but the problem has none; pass valid=...")
     if recipe == "greedy":
-        norm = problem.train["x"]
-        who = who * greedy(problem.model, members, problem.valid, norm, norm_examples=training.norm_examples)
-        return mean(members, jnp.where(jnp.any(who > 0), who, 1.0))
-    return mean(members, who * learned(problem.model, members, problem.valid, key))
+        return mean(
+            members,
+            greedy(
+                problem.model, members, problem.valid, problem.train["x"], weights=who,
+                norm_examples=training.norm_examples,
+            ),
+        )  # fmt: skip
+    return mean(members, learned(problem.model, members, problem.valid, key, weights=who))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -145,8 +145,10 @@ def begin(problem: Problem, training: Training, key: Key, more: PyTree = ()) -> 
     return Run(train.create(variables, training.tx, key, masks=whole), kept, Spent(0, 0), more)
 
 
-def advance(problem: Problem, training: Training, run: Run, steps: int, *, last: bool = False) -> Run:
-    """`steps` of masked training; with `last` at a rate that decays as the settings say."""
+def advance(
+    problem: Problem, training: Training, run: Run, steps: int, *, last: bool = False, total: int | None = None
+) -> Run:
+    """`steps` of masked training; with `last` the rate decays as set, over `total` (default: these) steps."""
     if not steps:
         return run
     state, _ = train.fit(
@@ -159,6 +161,7 @@ def advance(problem: Problem, training: Training, run: Run, steps: int, *, last:
         batch=training.batch,
         augment=training.augment,
         decay=training.decay if last else "constant",
+        total=total,
         warmup=training.warmup,
     )
     return spend(run._replace(state=state), steps, steps * min(training.batch, problem.examples))
