@@ -19,8 +19,7 @@ from tests.golden import make_isp
 WEIGHTS = patterns.Weights()
 PUBLISHED = isp.Settings.published()
 RULES = ("mean", "union", "intersection", "majority")
-# So small a rate changes no weight: main weights are what is given.
-STILL = sparse.Training(steps=0, learning_rate=1e-30, batch=99)
+STILL = sparse.Training(steps=0, batch=99)
 MAIN, (STRAYED,) = make_isp.draw(2, 900, 1)
 ALIVE, ALL = np.ones(5, bool), np.ones(make_isp.SIZE, bool)
 
@@ -40,8 +39,15 @@ class Spy:
 
 
 def drive(monkeypatch, problem, settings, given, index=None):
-    """`isp.isp` whose forks give these members, round by round: `(params [K, ...], alive [K])`."""
-    given, calls, spy = iter(given), [], Spy()
+    """`isp.isp` whose main weights stay, and whose forks give these members: `(params [K, ...], alive [K])`.
+
+    Returns the result, the runs after each round, the forks, and the main training `(steps, last)`.
+    """
+    given, calls, spy, trained = iter(given), [], Spy(), []
+
+    def advance(problem, training, run, steps, *, last=False):
+        trained.append((steps, last))
+        return sparse.spend(run, steps, steps * training.batch)
 
     def fork(problem, training, run, key, **how):
         params, alive = next(given)
@@ -50,7 +56,8 @@ def drive(monkeypatch, problem, settings, given, index=None):
         return run.state._replace(variables=variables, alive=jnp.asarray(alive)), index, sparse.Spent(0, 0)
 
     monkeypatch.setattr(weak, "fork", fork)
-    return isp.isp(problem, settings, jax.random.key(0), saved=spy), spy.runs, calls
+    monkeypatch.setattr(sparse, "advance", advance)
+    return isp.isp(problem, settings, jax.random.key(0), saved=spy), spy.runs, calls, trained
 
 
 def flat(tree):
@@ -160,7 +167,7 @@ def test_the_votes_are_the_published_loop_bit_for_bit(name):
 def test_the_driver_is_the_published_loop_bit_for_bit(name, monkeypatch):
     main, members, sparsity, masks = golden(name)
     given = ((tree(m), ALIVE) for m in members)
-    got, runs, calls = drive(monkeypatch, problem(main, sparsity), isp.Settings.published(STILL), given)
+    got, runs, calls, _ = drive(monkeypatch, problem(main, sparsity), isp.Settings.published(STILL), given)
     assert len(runs) == len(masks) + 1  # the fine-tuning
     for run, mask in zip(runs, masks, strict=False):
         assert np.array_equal(flat(run.kept), mask)
@@ -202,7 +209,7 @@ def settings(**changes):
 def first_round(monkeypatch, settings, weights, alive=ALIVE, index=None):
     """The run after one round of the driver with members of these kernels `[K, SIZE]`."""
     given = itertools.repeat((tree(weights), np.asarray(alive)))
-    _, runs, _ = drive(monkeypatch, problem(MAIN, 0.9), settings, given, index)
+    _, runs, _, _ = drive(monkeypatch, problem(MAIN, 0.9), settings, given, index)
     return runs[0]
 
 
@@ -315,7 +322,7 @@ def test_members_that_never_agree_prune_nothing_and_the_rounds_are_capped(monkey
     odd, low = np.arange(5)[:, None] % 2, np.arange(600) < 300
     weights = (np.where(low == odd, 9, 1) * np.linspace(1, 2, 600)).astype(np.float32)
     given = itertools.repeat((tree(weights), ALIVE))
-    got, runs, calls = drive(monkeypatch, problem(MAIN, 0.5), settings(vote="union"), given)
+    got, runs, calls, _ = drive(monkeypatch, problem(MAIN, 0.5), settings(vote="union"), given)
     # Exact rounds would be 600, 360, and the landing at 300: ceil(log 0.5 / log 0.6) = 2, three times that is the cap.
     assert len(calls) == 6
     assert [int(flat(r.kept).sum()) for r in runs] == [600] * 6 + [300, 300]
@@ -329,7 +336,7 @@ def test_members_that_never_agree_prune_nothing_and_the_rounds_are_capped(monkey
 )
 def test_where_it_lands(landing, counts, forks, monkeypatch):
     given = itertools.repeat((tree(STRAYED), ALIVE))
-    _, runs, calls = drive(monkeypatch, problem(MAIN, 0.6), settings(landing=landing), given)
+    _, runs, calls, _ = drive(monkeypatch, problem(MAIN, 0.6), settings(landing=landing), given)
     assert [int(flat(r.kept).sum()) for r in runs] == counts
     assert len(calls) == forks
     before = flat(runs[forks - 1].kept) if forks == 1 else ALL
@@ -339,18 +346,11 @@ def test_where_it_lands(landing, counts, forks, monkeypatch):
 
 @pytest.mark.parametrize(("growth", "steps"), [("growing", [3, 6, 9, 12, 15, 18]), ("constant", [3] * 6)])
 def test_intervals_of_main_training(growth, steps, monkeypatch):
-    taken = []
-
-    def advance(problem, training, run, steps, *, last=False):
-        taken.append((steps, last))
-        return sparse.spend(run, steps, steps * 2)
-
-    monkeypatch.setattr(sparse, "advance", advance)
     # 80 examples by 2 are 40 steps an epoch: 0.075 of it are 3, a tenth 4.
     training = sparse.Training(steps=7, learning_rate=0.1, batch=2)
     own = isp.Settings.published(training, growth=growth)
     given = itertools.repeat((tree(np.repeat(MAIN[None], 5, 0)), ALIVE))
-    got, runs, calls = drive(monkeypatch, problem(MAIN, 0.5, n=80), own, given)
+    got, runs, calls, taken = drive(monkeypatch, problem(MAIN, 0.5, n=80), own, given)
     # Members agree, so that a tenth goes each time, until what is missing to 300 is less than 5 points.
     assert [int(flat(r.kept).sum()) for r in runs] == [540, 486, 437, 393, 354, 319, 300, 300]
     assert taken == [*((n, False) for n in steps), (7, True)]

@@ -231,10 +231,12 @@ def test_without_momentum_scores_are_the_papers_sum():
     model = movement.scored(mlp.mlp(), flags, "hard", SCALE, 0.1)
     zeros = [jnp.zeros((5, 8)), jnp.zeros((8, 6))]
     rest = {"model": {}, "keep": jnp.int32(88), "penalty": jnp.float32(0.0)}
-    tx = train.optimizer("sgd", momentum=0.0)
     both = Variables({"weights": mlp.variables().params, "scores": zeros}, rest)
-    state = train.create(both, tx, jax.random.key(0))
-    state, _ = train.fit(model, state, mlp.data(), 4, tx=tx, learning_rate=0.05, batch=99)
+    state, tx = train.create(both, TRAINING.tx, jax.random.key(0)), TRAINING.tx
+    for _ in range(4):
+        # Always anew, so that there is no momentum.
+        state = state._replace(opt_state=tx.init(state.variables.params))
+        state, _ = train.fit(model, state, mlp.data(), 1, tx=tx, learning_rate=0.05, batch=99)
     params, total = in_float64(mlp.variables().params), np.zeros(88)
     for _ in range(4):
         grads = mlp.in_numpy(params, *data())[1]
