@@ -149,17 +149,11 @@ def blend(
     members, who = states.variables, weak.weights(states)
     if recipe == "uniform":
         return mean(members, who)
-    if problem.valid is None:
-        raise ValueError(f"a {recipe} soup chooses on held-out examples, but the problem has none; pass valid=...")
+    valid = _held_out(problem, recipe)
     if recipe == "greedy":
-        return mean(
-            members,
-            greedy(
-                problem.model, members, problem.valid, problem.train["x"], weights=who,
-                norm_examples=training.norm_examples,
-            ),
-        )  # fmt: skip
-    return mean(members, learned(problem.model, members, problem.valid, key, weights=who))
+        norm, count = problem.train["x"], training.norm_examples
+        return mean(members, greedy(problem.model, members, valid, norm, weights=who, norm_examples=count))
+    return mean(members, learned(problem.model, members, valid, key, weights=who))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +198,8 @@ def sparse_soups(
     # Streams of their own: how many there are must not matter to what is compiled.
     keys = functools.partial(jax.random.fold_in, key)
     counts = problem.counts(schedules.geometric, settings.rounds)
-    _need_valid(problem, settings.recipe)
+    if settings.recipe != "uniform":
+        _held_out(problem, settings.recipe)  # refused before anything is trained
 
     def body(r: int, run: sparse.Run) -> sparse.Run:
         if r == settings.rounds:
@@ -286,6 +281,8 @@ def instant_soup(
     return sparse.end(problem, training, run)
 
 
-def _need_valid(problem: sparse.Problem, recipe: Recipe) -> None:
-    if recipe != "uniform" and problem.valid is None:
+def _held_out(problem: sparse.Problem, recipe: Recipe) -> Batch:
+    """The examples that a recipe chooses on; raises `ValueError` if there are none."""
+    if problem.valid is None:
         raise ValueError(f"a {recipe} soup chooses on held-out examples, but the problem has none; pass valid=...")
+    return problem.valid
