@@ -157,8 +157,7 @@ def _traced(config: BertConfig) -> Mapping[str, Group]:
 
 def _groups(config: BertConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all encoders of one build share a trace."""
-    twos = (2,) * len(config.heads)
-    small = dataclasses.replace(config, heads=twos, qk_dim=twos, v_dim=twos, mlp=twos, classes=2, dropout=0.0)
+    small = dataclasses.replace(config, **layers.transformer_of_twos(config), classes=2, dropout=0.0)
     return api.sized(_traced(small), layers.transformer_sizes(config))
 
 
@@ -186,7 +185,7 @@ def build(config: BertConfig) -> api.Model:
         lambda noise: Bert(config, noise=noise),
         config=config,
         groups=groups,
-        prunable=(r"layers/\d+/(attention/(query|key|value|out)|fc1|fc2)/kernel",),
+        prunable=layers.TRANSFORMER_KERNELS,
         resize=resize,
         with_classes=lambda n: build(dataclasses.replace(config, classes=n)),
         input_shape=(config.positions,),

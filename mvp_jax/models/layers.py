@@ -249,6 +249,16 @@ class Transformer(Protocol):
     def mlp(self) -> tuple[int, ...]: ...
 
 
+TRANSFORMER_KERNELS = (r"layers/\d+/(attention/(query|key|value|out)|fc1|fc2)/kernel",)
+"""Rules for the kernels of a transformer that unstructured pruning may touch."""
+
+
+def transformer_of_twos(config: Transformer) -> dict[str, Any]:
+    """The fields of the smallest transformer of as many layers in which every axis can be told to be cut."""
+    twos = (2,) * len(config.heads)
+    return {"heads": twos, "qk_dim": twos, "v_dim": twos, "mlp": twos}
+
+
 def transformer_sizes(config: Transformer) -> dict[str, int]:
     """Units of each group, in order of depth."""
     sizes: dict[str, int] = {}

@@ -130,8 +130,7 @@ def _traced(config: ViTConfig) -> Mapping[str, Group]:
 
 def _groups(config: ViTConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all transformers of one build share a trace."""
-    twos = (2,) * len(config.heads)
-    small = dataclasses.replace(config, heads=twos, qk_dim=twos, v_dim=twos, mlp=twos, classes=2, dropout=0.0)
+    small = dataclasses.replace(config, **layers.transformer_of_twos(config), classes=2, dropout=0.0)
     return api.sized(_traced(small), layers.transformer_sizes(config))
 
 
@@ -157,7 +156,7 @@ def build(config: ViTConfig) -> api.Model:
         lambda noise: ViT(config, noise=noise),
         config=config,
         groups=groups,
-        prunable=(r"layers/\d+/(attention/(query|key|value|out)|fc1|fc2)/kernel",),
+        prunable=layers.TRANSFORMER_KERNELS,
         resize=resize,
         with_classes=lambda n: build(dataclasses.replace(config, classes=n)),
         input_shape=(config.image_size, config.image_size, config.channels),
