@@ -93,6 +93,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.vote.outside = "pretrained"
     config.vote.doubt = 0.25
 
+    config.weak = ConfigDict()  # members of the target itself, which vote in the meta-soup
+    config.weak.members = 3
+    config.weak.steps = 20
+    config.weak.subset = 0.5
+    config.weak.learning_rate = (0.5, 2.0)
+
+    config.reptile = ConfigDict()  # the one pruned model for all tasks; rate and batch are the bank's
+    config.reptile.outer_steps = 20
+    config.reptile.tasks = 5
+    config.reptile.inner_steps = 10
+    config.reptile.outer_rate = 0.5
+    config.reptile.threshold_every = 5
+
     config.targets = ConfigDict()
     config.targets.count = 6
     config.targets.seeds = 3
@@ -110,6 +123,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.targets.count, config.targets.seeds = 2, 1
         config.steps = (0, 2)
         config.vote.k = 2
+        config.weak.members, config.weak.steps = 2, 2
+        config.reptile.outer_steps, config.reptile.tasks, config.reptile.inner_steps = 2, 2, 2
         if not vit:
             config.model.name, config.model.options.width = "resnet8", 4
     return config

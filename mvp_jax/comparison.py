@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mvp_jax import evaluation, population, train
-from mvp_jax.methods import api, ifp, mvp, oneshot
+from mvp_jax.methods import api, ifp, metasoup, mvp, oneshot
 from mvp_jax.types import Array, Batch, Key, Variables
 
 
@@ -36,7 +36,8 @@ class Members(NamedTuple):
     key: Key
 
 
-Voters = Literal["none", "nearest", "farthest", "random", "all"]
+Voters = Literal["none", "nearest", "farthest", "random", "all", "learned"]
+"""Which entries of the bank; `"learned"` is the one model that was learned from all of its tasks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,23 @@ def variants(
     *,
     search: ifp.Settings,
     vote: mvp.Settings,
+    weak: metasoup.Settings | None = None,
     examples: int = 512,
     batch_norm: bool = True,
 ) -> dict[str, Variant]:
-    """MVP, every baseline and every control, by the names that the tables carry."""
+    """MVP, every baseline and every control, by the names that the tables carry.
+
+    Args:
+        tuning: of every line.
+        search: of IFP; its fine-tuning is within its rounds.
+        vote: of MVP.
+        weak: weak members of the meta-soup.
+        examples: by which one-shot scores are taken.
+        batch_norm: whether the model has batch norms, whose scales are a score.
+
+    Raises:
+        ValueError: if the vote has further rounds.
+    """
     if vote.rounds:
         raise ValueError("the table compares votes at the final ratio; run MVP with further rounds by methods.mvp.mvp")
     vote = dataclasses.replace(vote, tuning=tuning)
@@ -100,6 +114,13 @@ def variants(
             start=mvp.start, settings=dataclasses.replace(plain, mask="mean"), voters="nearest"
         ),
     }
+    table["metasoup"] = Variant(
+        start=metasoup.start,
+        settings=dataclasses.replace(weak or metasoup.Settings(), vote=plain),
+        voters="nearest",
+    )
+    # A copy of the one model learned from all tasks; learned once, so that no target pays for it.
+    table["reptile_iht"] = Variant(start=mvp.start, settings=copy, voters="learned")
     for score in oneshot.SCORES:
         if score == "batch_norm_scale" and not batch_norm:
             continue
@@ -117,6 +138,8 @@ def voters(which: Voters, similarity: np.ndarray, k: int, rng: np.random.Generat
     k = min(k, entries)
     if which == "all":
         return order
+    if which == "learned":
+        return np.zeros((len(order), 1), int)
     if which == "farthest":
         return order[:, ::-1][:, :k].copy()
     if which == "random":
@@ -269,5 +292,6 @@ def run_variant(
 
 
 def examples_used(variant: Variant, at: int, examples: int, batch: int) -> int:
-    """Training examples that pass forward and backward for `at` fine-tuning steps of the table."""
-    return at * variant.budget * min(batch, examples)
+    """Training examples of a target that pass forward and backward for `at` fine-tuning steps of the table."""
+    before = variant.settings.spent(examples) if isinstance(variant.settings, metasoup.Settings) else 0
+    return before + at * variant.budget * min(batch, examples)

@@ -32,7 +32,7 @@ from mvp_jax import (
     trials,
 )
 from mvp_jax.data import sources, tasks, text, transforms
-from mvp_jax.methods import api, ifp, isp, mvp, sparse, weak
+from mvp_jax.methods import api, ifp, isp, metasoup, mvp, reptile, sparse, weak
 from mvp_jax.models import bert, resnet
 from mvp_jax.models.api import Model
 
@@ -207,12 +207,21 @@ def check(config: ConfigDict) -> stages.Plan:
         raise ValueError(f"a bank of {config.bank.tasks} tasks cannot vote; set bank.tasks to at least 2")
     if config.bank.similarity not in stages.SIMILARITIES:
         raise ValueError(f"unknown bank.similarity {config.bank.similarity!r}; choose one of {stages.SIMILARITIES}")
+    universal = reptile.Settings(**config.reptile.to_dict(), tuning=search.tuning)
     table = comparison.variants(
-        tuning, search=search, vote=mvp.Settings(**config.vote.to_dict()), batch_norm=name in resnet.PRESETS
+        tuning,
+        search=search,
+        vote=mvp.Settings(**config.vote.to_dict()),
+        weak=metasoup.Settings(**config.weak.to_dict()),
+        batch_norm=name in resnet.PRESETS,
     )
     unknown = sorted(set(config.methods) - set(table))
     if unknown:
         raise ValueError(f"unknown methods {unknown}; choose among {sorted(table)}, or leave methods empty for all")
+    if "reptile_iht" in (config.methods or table) and config.bank.tasks < universal.tasks:
+        raise ValueError(
+            f"reptile.tasks is {universal.tasks}, but the bank has {config.bank.tasks} tasks; lower reptile.tasks"
+        )
     return stages.Plan(
         **start,
         groups=groups,
@@ -222,6 +231,7 @@ def check(config: ConfigDict) -> stages.Plan:
         variants={m: table[m] for m in config.methods or table},
         tuning=tuning,
         search=search,
+        universal=universal,
         k=config.vote.k,
         seeds=config.targets.seeds,
         mapping=config.mapping,

@@ -6,7 +6,6 @@ gradual pruning stands there with the main cost too. Every line then fine-tunes 
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 from mvp_jax.methods import dynamic, gradual, imp, isp, movement, once, soup, sparse, weak
@@ -29,7 +28,7 @@ class Cost(NamedTuple):
 
 def cost(problem: sparse.Problem, settings: isp.Settings) -> Cost:
     """What the exact vote (`mean`) takes for a problem."""
-    rounds = max(1, math.ceil(math.log(1 - problem.sparsity) / math.log(1 - settings.share) - 1e-9))
+    rounds = max(1, isp.least_rounds(problem, settings))
     main = settings.training.steps_in(problem, settings.epochs)
     weak_steps = settings.training.steps_in(problem, settings.weak_epochs)
     return Cost(rounds, rounds * main, rounds * (main + settings.members * weak_steps))

@@ -22,7 +22,7 @@ from mvp_jax import (
 from mvp_jax.data import sources, tasks
 from mvp_jax.methods import api
 from mvp_jax.models.api import replace_head
-from mvp_jax.stages import Plan, Stacked, batch_of, similarities
+from mvp_jax.stages import Learned, Plan, Stacked, batch_of, learn_universal, similarities
 from mvp_jax.types import Variables
 
 _STUDIED = 128
@@ -96,11 +96,12 @@ def members_of(plan: Plan, variables: Variables, bank: Stacked) -> tuple[list[tu
     )
 
 
-def in_dense_shapes(plan: Plan, variables: Variables, bank: Stacked) -> api.Neighbours:
-    """The bank as voters: every entry's arrays in the dense model's shapes."""
+def in_dense_shapes(plan: Plan, variables: Variables, entries: Stacked | Learned) -> api.Neighbours:
+    """Pruned models as voters: every entry's arrays in the dense model's shapes."""
     like = replace_head(variables, plan.task_model)
-    dense = jax.vmap(lambda slim, kept: compact.embed(slim, plan.groups, kept, like))(bank.slim, bank.units)
-    return api.Neighbours(bank.units, dense, bank.saliency, jnp.zeros(len(bank.entries)))
+    dense = jax.vmap(lambda slim, kept: compact.embed(slim, plan.groups, kept, like))(entries.slim, entries.units)
+    count = next(iter(entries.units.values())).shape[0]
+    return api.Neighbours(entries.units, dense, entries.saliency, jnp.zeros(count))
 
 
 def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list[dict[str, Any]]:
@@ -109,7 +110,10 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
     near = np.asarray(members.similarity)
     if processes.first():
         _write_neighbours(plan, bank, names, near, work)
-    voters = in_dense_shapes(plan, variables, bank)
+    voters: dict[str, api.Neighbours | None] = {"none": None, "learned": None}
+    if any(v.voters == "learned" for v in plan.variants.values()):
+        voters["learned"] = in_dense_shapes(plan, variables, learn_universal(plan, variables, bank, work))
+    entries = in_dense_shapes(plan, variables, bank)
     # As many as the variant lets vote: given more, a copy of the farthest would be of the nearest among the far.
     index = {
         m: comparison.voters(v.voters, near, v.settings.k, np.random.default_rng(plan.seed))
@@ -137,13 +141,13 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
                 if path.exists():
                     advance(1, method)
                     continue
-                voting = variant.voters != "none"
+                voting = method in index
                 outcome = comparison.run_variant(
                     variant,
                     problem,
                     part,
                     steps=plan.steps,
-                    bank=voters if voting else None,
+                    bank=voters.get(variant.voters, entries),
                     index=index[method][rows_of] if voting else None,
                     mapping=plan.mapping,
                     mesh=plan.mesh,
@@ -158,7 +162,7 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
                 examples = part.train["y"].shape[1]
                 # Similarity is part of a voter's budget: a forward pass of each entry over the target's images, at a
                 # third of what a training example costs.
-                ranking = len(bank.entries) * examples // 3 if voting else 0
+                ranking = len(bank.entries) * examples // 3 if variant.voters not in voters else 0
                 new = [
                     {
                         "target": target,

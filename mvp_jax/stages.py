@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from mvp_jax import bank as banks
 from mvp_jax import (
     checkpoint,
+    compact,
     comparison,
     evaluation,
     population,
@@ -29,7 +30,7 @@ from mvp_jax import (
     train,
 )
 from mvp_jax.data import prefetch, sources, tasks
-from mvp_jax.methods import api, ifp, mvp
+from mvp_jax.methods import api, ifp, mvp, reptile
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.types import Array, Batch, Variables
 from mvp_jax.units import Group
@@ -63,7 +64,7 @@ class Pretraining:
 
     steps: int
     learning_rate: float
-    optimizer: str
+    optimizer: Literal["sgd", "adamw", "either"]
     weight_decay: float
     batch: int
     augment: train.Augment | None
@@ -103,6 +104,7 @@ class Plan(Start):
     variants: Mapping[str, comparison.Variant]
     tuning: api.Tuning
     search: ifp.Settings
+    universal: reptile.Settings
     k: int
     seeds: int
     mapping: population.Mapping
@@ -315,6 +317,45 @@ class _Entry:
     def __call__(self, data: Batch, valid: Batch, key: Array, template: api.Problem) -> tuple[ifp.Found, Array]:
         found = ifp.search(dataclasses.replace(template, train=data), self.search, key)
         return found, evaluation.evaluate(template.slim, found.slim, valid)["accuracy"]
+
+
+class Learned(NamedTuple):
+    """One pruned model learned from all tasks, in the form of a bank of one entry."""
+
+    slim: Variables
+    units: dict[str, Array]
+    saliency: dict[str, Array]
+
+
+def learn_universal(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> Learned:
+    """Reptile with iterative hard thresholding on the bank's tasks; learned once, by process 0, and kept on file."""
+    folder = work / "universal"
+
+    def learn() -> None:
+        if folder.exists():
+            return
+        settings = plan.universal
+        # No more tasks than can be drawn need to be on the device.
+        names = [e.task for e in bank.entries][: settings.outer_steps * settings.tasks]
+        stacked = tasks.stack([bank.images(name) for name in names])
+        body = replace_head(variables, plan.task_model)
+        with records.progress(settings.outer_steps, "learning one pruned model for all tasks") as advance:
+            start = reptile.learn(
+                plan.task_model, body, batch_of(stacked.train), dict(plan.keep), settings,
+                jax.random.key(plan.seed + 4), groups=plan.groups, mapping=plan.mapping,
+                after=lambda: advance(1),
+            )  # fmt: skip
+        slim = compact.cut(start.variables, plan.groups, start.units, sizes=dict(plan.keep))
+        pretrained.save(folder, plan.slim, slim, units=start.units)
+
+    processes.only_first("universal", learn)
+    kept = {
+        name: np.isin(np.arange(group["of"]), group["kept"])
+        for name, group in pretrained.describe(folder)["kept"].items()
+    }
+    units = jax.tree.map(lambda m: jnp.asarray(m)[None], kept)
+    slim = jax.tree.map(lambda leaf: leaf[None], pretrained.reload(folder)[1])
+    return Learned(slim, units, jax.tree.map(lambda m: m.astype(jnp.float32), units))
 
 
 def _prototypes(plan: Plan, variables: Variables, data: list[sources.Arrays]) -> Array:

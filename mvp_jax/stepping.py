@@ -110,7 +110,6 @@ def restrict(logits: Array, classes: Array | int) -> Array:
     return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, _NOT_A_CLASS)
 
 
-@functools.lru_cache
 def optimizer(
     name: Literal["sgd", "adamw", "either"] = "sgd",
     *,
@@ -118,6 +117,7 @@ def optimizer(
     weight_decay: float = 0.0,
     clip: float | None = None,
     sgd_rate: float = 1.0,
+    decayed: Callable[[PyTree], PyTree] | None = None,
 ) -> optax.GradientTransformation:
     """An optimiser whose learning rate and weight decay are values of its state, and so traced.
 
@@ -130,21 +130,33 @@ def optimizer(
         weight_decay: coupled for SGD, decoupled for AdamW; a protocol may set another.
         clip: gradients are scaled down to this global norm.
         sgd_rate: for `either`: SGD's rate as a multiple of the learning rate.
+        decayed: from the parameters to booleans of their structure: what weight decay is for. Default all.
 
     Raises:
         ValueError: for another name.
 
-    >>> tx = optimizer("sgd", momentum=0.9)
-    >>> tx is optimizer("sgd", momentum=0.9)
+    >>> optimizer("sgd") is optimizer("sgd", momentum=0.9)
     True
     """
+    return _optimizer(name, momentum, weight_decay, clip, sgd_rate, decayed)
+
+
+@functools.lru_cache
+def _optimizer(
+    name: str,
+    momentum: float,
+    weight_decay: float,
+    clip: float | None,
+    sgd_rate: float,
+    decayed: Callable[[PyTree], PyTree] | None,
+) -> optax.GradientTransformation:
     first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
 
     def sgd(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        return optax.chain(first, optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+        return optax.chain(first, optax.add_decayed_weights(weight_decay, decayed), optax.sgd(learning_rate, momentum))
 
     def adamw(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        return optax.chain(first, optax.adamw(learning_rate, weight_decay=weight_decay))
+        return optax.chain(first, optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed))
 
     def either(learning_rate: Any, weight_decay: Any, adaptive: Any) -> optax.GradientTransformation:
         both = (sgd(learning_rate * sgd_rate, weight_decay), adamw(learning_rate, weight_decay))

@@ -195,11 +195,11 @@ def _soup(members: Params, masks: Masks | None, weights: Array, fallback: Params
         w = _along(weights, x)
         y = x.astype(jnp.float32)
         if m is None:
-            # A member of weight 0 counts for nothing, even where it holds nan.
-            return (jnp.sum(jnp.where(w > 0, w * y, 0.0), axis=0) / jnp.sum(weights)).astype(x.dtype)
+            # A member of weight 0 counts for nothing, even where it holds nan, and not in a gradient either.
+            return (jnp.sum(w * jnp.where(w > 0, y, 0.0), axis=0) / jnp.sum(weights)).astype(x.dtype)
         w = jnp.where(_lead(m, x), w, 0.0)
         total = jnp.sum(w, axis=0)
-        mean = jnp.sum(jnp.where(w > 0, w * y, 0.0), axis=0) / jnp.where(total > 0, total, 1.0)
+        mean = jnp.sum(w * jnp.where(w > 0, y, 0.0), axis=0) / jnp.where(total > 0, total, 1.0)
         other = jnp.zeros((), jnp.float32) if default is None else default.astype(jnp.float32)
         return jnp.where(total > 0, mean, other).astype(x.dtype)
 

@@ -27,6 +27,7 @@ def test_voters():
     assert all(len(set(row)) == 2 for row in drawn.tolist())
     assert set(drawn.ravel().tolist()) == {0, 1, 2, 3}
     assert comparison.voters("nearest", NEAR, 9, rng).shape == (2, 4)
+    assert comparison.voters("learned", NEAR, 1, rng).tolist() == [[0], [0]]
 
 
 def template():
@@ -154,6 +155,9 @@ def test_copies_and_anchors_are_of_the_entry_they_name(name, entry):
 def test_costs_count_what_passes_through():
     assert comparison.examples_used(VARIANTS["mvp"], 50, 15, 32) == 50 * 15
     assert comparison.examples_used(VARIANTS["ifp_10x"], 50, 99, 32) == 500 * 32
+    # Two weak members of two steps, each with half of the examples; the model learned for all tasks is nobody's cost.
+    assert comparison.examples_used(VARIANTS["metasoup"], 50, 15, 32) == 2 * 2 * 8 + 50 * 15
+    assert comparison.examples_used(VARIANTS["reptile_iht"], 50, 15, 32) == 50 * 15
 
 
 def test_the_table_is_what_its_names_say():
@@ -164,6 +168,9 @@ def test_the_table_is_what_its_names_say():
         "random",
         "farthest",
     ]
+    assert VARIANTS["metasoup"].voters == "nearest"
+    assert VARIANTS["reptile_iht"].voters == "learned"
+    assert VARIANTS["reptile_iht"].settings == VARIANTS["copy_nearest"].settings
     assert VARIANTS["vote_universal"].voters == "all"
     assert VARIANTS["vote_universal"].settings.k >= 10**6
     assert VARIANTS["vote_pretrained_weights"].settings.weights == "pretrained"

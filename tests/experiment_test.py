@@ -16,8 +16,9 @@ import pytest
 
 from configs import mvp as config_file
 from mvp_jax import bank as banks
-from mvp_jax import checkpoint, evaluation, experiment, pretrained, records, stages
+from mvp_jax import checkpoint, compact, evaluation, experiment, pretrained, records, stages
 from mvp_jax.data import tasks
+from mvp_jax.models.api import replace_head
 
 METHODS = ("mvp", "copy_farthest", "ifp", "dense")
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +236,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         ({"tune.optimizer": "lion"}, "unknown optimizer 'lion'"),
         ({"tune.augment": "mixup"}, "unknown augmentation 'mixup'"),
         ({"vote.k": 0}, "k must be >= 1, got 0"),
+        ({"weak.members": 0}, "members and steps must be at least 1"),
+        ({"methods": (), "reptile.tasks": 9}, "reptile.tasks is 9, but the bank has 3 tasks"),
     ],
 )
 def test_a_bad_config_is_refused_before_anything_is_written(tmp_path, fields, message):
@@ -312,6 +315,33 @@ def test_the_job_prunes_a_residual_network_by_every_method(tmp_path):
     assert max(costs["masked_minus_slim"].values()) < 1e-4
 
 
+def test_one_model_is_learned_for_all_targets_and_kept(job, tmp_path):
+    work, _ = job
+    for part in ("pretrain", "bank"):
+        shutil.copytree(work / part, tmp_path / part)
+    c = config(methods=("mvp", "reptile_iht"))
+    rows = experiment.run(c, tmp_path)
+    assert {(r["target"], r["steps"]) for r in rows if r["method"] == "reptile_iht"} == {
+        (r["target"], r["steps"]) for r in rows if r["method"] == "mvp"
+    }
+    found, plan = state_of(tmp_path / "universal"), experiment.check(c)
+    kept = pretrained.describe(tmp_path / "universal")["kept"]
+    assert {name: len(group["kept"]) for name, group in kept.items()} == dict(plan.keep)
+    variables = stages.pretrain(plan, tmp_path)
+    learned = stages.learn_universal(plan, variables, stages.build_bank(plan, variables, tmp_path), tmp_path)
+    assert {n: np.flatnonzero(u[0]).tolist() for n, u in learned.units.items()} == {
+        n: group["kept"] for n, group in kept.items()
+    }
+    moved = compact.cut(
+        replace_head(variables, plan.task_model), plan.groups, jax.tree.map(lambda u: u[0], learned.units),
+        sizes=dict(plan.keep),
+    )  # fmt: skip
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a[0] - b).max()), learned.slim.params, moved.params)
+    assert max(jax.tree.leaves(apart)) > 1e-4  # it learned
+    assert state_of(tmp_path / "universal") == found  # and was not learned anew
+
+
+@pytest.mark.slow
 def test_a_bank_is_the_same_on_several_devices_and_by_other_mappings(job, tmp_path):
     work, _ = job
     expected = banks.entries(banks.open(work / "bank"))

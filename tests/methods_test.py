@@ -15,21 +15,28 @@ from tests import mlp, model_kinds
 
 TUNING = api.Tuning(steps=3, learning_rate=0.05, batch=8)
 SEARCH = ifp.Settings(rounds=2, steps_per_round=2, tuning=TUNING)
-VARIANTS = comparison.variants(TUNING, search=SEARCH, vote=mvp.Settings(k=3, doubt=0.5), examples=16, batch_norm=False)
+VARIANTS = comparison.variants(
+    TUNING, search=SEARCH, vote=mvp.Settings(k=3, doubt=0.5), weak=metasoup.Settings(members=2, steps=2), examples=16,
+    batch_norm=False,
+)  # fmt: skip
 BY_START = {
     mvp.start: METHODS["mvp"],
+    metasoup.start: METHODS["metasoup"],
     oneshot.start: METHODS["oneshot"],
     oneshot.keep_all: METHODS["dense"],
     None: ifp.ifp,
 }
 CASES = {
-    # Both IFP lines are `ifp` below with another budget.
-    **{f"table_{n}": (BY_START[v.start], v.settings) for n, v in VARIANTS.items() if not n.startswith("ifp")},
+    # Both IFP lines are `ifp` below with another budget, and Reptile's is a copy.
+    **{
+        f"table_{n}": (BY_START[v.start], v.settings)
+        for n, v in VARIANTS.items()
+        if n not in ("ifp", "ifp_10x", "reptile_iht")
+    },
     "ifp": (METHODS["ifp"], SEARCH),
     "mvp_sampled": (METHODS["mvp"], mvp.Settings(k=3, temperature=0.5, tuning=TUNING)),
     "mvp_untuned": (METHODS["mvp"], mvp.Settings(k=3, tuning=dataclasses.replace(TUNING, steps=0))),
     "mvp_adamw": (METHODS["mvp"], mvp.Settings(k=3, tuning=dataclasses.replace(TUNING, optimizer="adamw"))),
-    "metasoup": (METHODS["metasoup"], metasoup.Settings(vote=mvp.Settings(k=3, tuning=TUNING), members=2, steps=2)),
     "reptile_iht": (
         METHODS["reptile_iht"],
         reptile.Settings(outer_steps=3, tasks=2, inner_steps=2, threshold_every=2, tuning=TUNING),
@@ -38,7 +45,8 @@ CASES = {
 }
 # What each compiles under `vmap` beyond what the others do, and one of every kind of start.
 AT_ONCE = ("table_dense", "table_mvp", "table_mvp_anchored", "table_mvp_weighted", "table_own_mask_mean_weights",
-           "table_random_units", "table_oneshot_fisher", "ifp", "mvp_sampled", "metasoup", "reptile_iht")  # fmt: skip
+           "table_random_units", "table_oneshot_fisher", "ifp", "mvp_sampled", "table_metasoup",
+           "reptile_iht")  # fmt: skip
 DRAWS = ("table_random_units", "mvp_sampled")  # whose units hang on the key
 UNPRUNED = ("dense", "table_dense")
 

@@ -21,11 +21,21 @@ from tests.members import check, distance
 TWO = functools.cache(lambda shape: population.mesh(*shape, devices=jax.devices()[:2]))
 
 
-@pytest.mark.parametrize("how", [{"mapping": "vmap"}, {"mapping": "map"}, {"mapping": "map", "chunk": 2},
-                                 {"mapping": "loop"}], ids=str)  # fmt: skip
-@pytest.mark.parametrize("kind", members.KINDS)
+HOW = {"vmap": {"mapping": "vmap"}, "map": {"mapping": "map"}, "two": {"mapping": "map", "chunk": 2},
+       "loop": {"mapping": "loop"}}  # fmt: skip
+QUICK = {("resnet", "vmap"), ("resnet", "two"), ("vit", "vmap"), ("vit", "loop"), ("text", "map")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        pytest.param(kind, how, marks=() if (kind, how) in QUICK else pytest.mark.slow)
+        for kind in members.KINDS
+        for how in HOW
+    ],
+)
 def test_members_together_are_members_apart(kind, how):
-    check(kind, 3, **how)
+    check(kind, 3, **HOW[how])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +74,7 @@ def test_advance_takes_the_steps_of_fit():
             yield {name: leaf[at] for name, leaf in on_host.items()}
 
     found = {}
-    for where in (None, TWO((2, 1)), TWO((1, 2))):
+    for where in (None, TWO((1, 2))):
         states = population.create(one, keys, own, mesh=where)
         place = jax.device_put if where is None else functools.partial(population.place_batches, mesh=where)
         ahead = prefetch(batches(jax.tree.map(jnp.copy, states)), place=place)
@@ -220,6 +230,7 @@ def test_a_vote_across_devices_takes_one_collective():
     assert distance(got, jax.tree.map(lambda b: np.asarray(b, np.float32).mean(0), ballots)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_population_continues_on_another_number_of_devices(tmp_path):
     model, tx, one, keys, own, data = members.problem("text", 3)
     fit = functools.partial(population.fit, model, data=data, steps=1, **members.options(tx))
@@ -359,6 +370,7 @@ def test_the_chosen_mapping_is_said(caplog):
     assert re.search(r"^vmap: all at once: a member computes little, \d", caplog.messages[-1])
 
 
+@pytest.mark.slow
 def test_five_members_on_eight_devices():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(

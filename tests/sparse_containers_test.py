@@ -51,10 +51,10 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("case", "kind"),
     [
-        ("isp_taylor", "nnx"),
+        ("gradual", "nnx"),
         ("once_synflow", "linen"),
         ("once_wanda", "tuples"),
-        *(slow(c, "nnx") for c in ("once_wanda", "movement_hard", "rigl")),
+        *(slow(c, "nnx") for c in ("isp_taylor", "once_wanda", "movement_hard", "rigl")),
         *(slow(c, "linen") for c in ("imp_rewound", "isp_union", "sparse_soups")),
         *(slow(c, "tuples") for c in ("once_snip", "gradual", "isp")),
     ],

@@ -124,9 +124,10 @@ def test_rewinding_brings_the_early_weights_back_bit_for_bit(seen):
         assert np.array_equal(kernels(after.masks), within)
         wanted = np.where(within, kernels(point.params), np.float32(0))
         assert bits(after.variables.params) == bits(with_kernels(point.params, wanted))
-    # Every later training starts at step 0 without momentum.
-    for _, before, *_ in [c for c in seen if c[0] == "advance"][2:]:
-        assert int(before.state.step) == 0
+    # The second round trains what is left from the early step on, the last training from 0; without momentum.
+    later = [c for c in seen if c[0] == "advance"][2:]
+    assert [(int(before.state.step), rest[1]) for _, before, rest, _ in later] == [(2, 3), (0, TRAINING.steps)]
+    for _, before, *_ in later:
         assert not any(np.any(x) for x in jax.tree.leaves(before.state.opt_state.inner_state))
 
 
@@ -185,7 +186,7 @@ def carried(run):
 SCALE = 3.0
 
 
-def movement_by_hand(steps, counts, rate):
+def movement_by_hand(steps, counts, rate, decay):
     """Weights, carried scores and the masks after each stretch of steps; the mask is chosen anew in every step."""
     params = in_float64(mlp.variables().params)
     trace = jax.tree.map(np.zeros_like, params)
@@ -200,20 +201,23 @@ def movement_by_hand(steps, counts, rate):
             score_trace = 0.9 * score_trace + SCALE * theta * slope
             scores = scores - rate * score_trace
             grads = with_kernels(grads, np.where(mask, slope, 0))
-            trace = jax.tree.map(lambda v, g: 0.9 * v + g, trace, grads)
+            trace = jax.tree.map(lambda v, g, p: 0.9 * v + g + decay * p, trace, grads, params)
             params = jax.tree.map(lambda p, v: p - rate * v, params, trace)
         history.append((params, scores))
     return history, masks
 
 
-def test_hard_movement_adds_up_minus_weight_times_gradient():
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_hard_movement_adds_up_minus_weight_times_gradient(decay):
+    """Weights decay if they are told to, scores never."""
     spy = Spy()
-    settings = movement.Settings(steps=8, events=3, scale=SCALE, training=TRAINING)
+    training = dataclasses.replace(TRAINING, weight_decay=decay)
+    settings = movement.Settings(steps=8, events=3, scale=SCALE, training=training)
     got = movement.movement(problem(), settings, jax.random.key(0), saved=spy)
     kept = [88 - round(0.7 * (1 - (1 - t / 3) ** 3) * 88) for t in (1, 2, 3)]
     steps = (2, 3, 3)
     # While nothing is masked, then after the first two events.
-    history, masks = movement_by_hand(steps, (88, kept[0], kept[1]), 0.1)
+    history, masks = movement_by_hand(steps, (88, kept[0], kept[1]), 0.1, decay)
     for run, (params, scores) in zip(spy.runs, history, strict=False):
         assert distance(run.state.variables.params, params) < 1e-4
         assert np.max(np.abs(carried(run) - scores)) < 1e-4 * np.max(np.abs(scores))
@@ -313,9 +317,9 @@ def test_exchanges_drop_the_smallest_and_grow_by_rule(grow, swaps):
     dynamic.dynamic(problem(0.5), settings, jax.random.key(0))
     first = best(np.abs(kernels(mlp.variables().params)), 44, ALL)
     assert np.array_equal(kernels(swaps[0][0].kept), first)
-    grown_by_gradient = []
+    grown_by_gradient, back = [], []
     for event, (before, after) in enumerate(swaps, start=1):
-        share = 0.5 / 2 * (1 + math.cos(math.pi * event / 4))
+        share = 0.5 / 2 * (1 + math.cos(math.pi * (event - 1) / 4))
         params = before.state.variables.params
         slope = kernels(mlp.in_numpy(in_float64(params), *data())[1])
         parts = (kernels(before.kept), kernels(after.kept), kernels(params), slope)
@@ -323,12 +327,13 @@ def test_exchanges_drop_the_smallest_and_grow_by_rule(grow, swaps):
             some = round(share * was.sum())
             assert was.sum() == now.sum()
             assert 0 < was.sum() < size
-            assert np.array_equal(was & now, best(np.abs(theta), was.sum() - some, was))
-            grown = now & ~was
-            assert grown.sum() == some
-            assert (some > 0) == (event < 4)
-            if some:
-                grown_by_gradient.append(np.array_equal(grown, best(np.abs(g), some, ~was)))
+            stayed = best(np.abs(theta), was.sum() - some, was)
+            # What has just gone is among those that may come.
+            assert np.array_equal(now & stayed, stayed)
+            came = now & ~stayed
+            assert came.sum() == some > 0
+            grown_by_gradient.append(np.array_equal(came, best(np.abs(g), some, ~stayed)))
+            back.append(np.sum(came & was))
         grown = kernels(after.kept) & ~kernels(before.kept)
         gone = kernels(before.kept) & ~kernels(after.kept)
         weights = kernels(after.state.variables.params)
@@ -337,7 +342,8 @@ def test_exchanges_drop_the_smallest_and_grow_by_rule(grow, swaps):
         (momentum,) = momenta(after)
         assert not momentum[grown | gone].any()
         assert momentum[kernels(before.kept) & kernels(after.kept)].all()
-    assert len(grown_by_gradient) == 6
+    assert sum(back) > 0
+    assert len(grown_by_gradient) == 8
     assert all(grown_by_gradient) == (grow == "gradient")
 
 
@@ -357,14 +363,17 @@ def test_what_grows_at_random_may_be_anything_outside():
     settings = dynamic.Settings(grow="random", steps=2, events=2, share=0.6, training=TRAINING)
     run = sparse.begin(problem(0.5), TRAINING, jax.random.key(0))
     run = sparse.cut(problem(0.5), run, sparse.host(problem(0.5).keep()))
-    outside = ~kernels(run.kept)
+    theta, was = kernels(run.state.variables.params), kernels(run.kept)
+    some = [round(0.6 * half.sum()) for half in halves(was)]
+    stayed = [best(np.abs(t), w.sum() - n, w) for t, w, n in zip(halves(theta), halves(was), some, strict=True)]
+    outside = ~np.concatenate(stayed)
     often = np.zeros(88)
     for k in range(60):
         after = dynamic._swap(problem(0.5), settings, run, 1, jax.random.key(k))
         often += kernels(after.kept) & outside
-    # Of the kept of each leaf 30 % are exchanged: how often an entry outside comes is that over the room.
-    for was, n, size in zip(halves(kernels(run.kept)), halves(often), SIZES, strict=True):
-        rate = round(0.3 * was.sum()) / (size - was.sum())
-        assert np.all(n[~was] > 0)
-        assert abs(n[~was].mean() / 60 - rate) < 1e-9
-        assert np.max(np.abs(n[~was] / 60 - rate)) < 4.5 * math.sqrt(rate * (1 - rate) / 60)
+    # Of the kept of each leaf 60 % are exchanged: how often an entry outside comes is that over the room.
+    for inside, n, size, comes in zip(stayed, halves(often), SIZES, some, strict=True):
+        rate = comes / (size - inside.sum())
+        assert np.all(n[~inside] > 0)
+        assert abs(n[~inside].mean() / 60 - rate) < 1e-9
+        assert np.max(np.abs(n[~inside] / 60 - rate)) < 4.5 * math.sqrt(rate * (1 - rate) / 60)

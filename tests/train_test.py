@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from mvp_jax import compact, evaluation, masks, models, train, trees, units
+from mvp_jax import compact, evaluation, masks, train, trees, units
 from mvp_jax.types import Variables
-from tests import mlp
+from tests import members, mlp
 from tests.model_kinds import batch, made, random_units
 
 KEPT = {
@@ -175,10 +175,7 @@ def compilations():
 
 
 def test_loops_on_the_host_compute_what_compiled_loops_do():
-    host, compiled = (
-        models.create("resnet8", width=4, image_size=8, channels=1, classes=3, conv=conv)
-        for conv in ("native", "im2col")
-    )
+    host, compiled = (members.model_of("resnet", conv) for conv in ("native", "im2col"))
     variables = host.init(jax.random.key(0))
     assert train.loops_on_host(host, variables) == (jax.default_backend() == "cpu")
     assert not train.loops_on_host(compiled, variables)
@@ -290,7 +287,7 @@ def test_augmentation_draws_anew_at_every_step():
     assert distance(state.variables.params, in_float64(variables.params)) == 0.0
 
 
-@pytest.mark.parametrize("kind", [RESNET, "vit_cls", pytest.param("option_a", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [RESNET, *(pytest.param(k, marks=pytest.mark.slow) for k in ("vit_cls", "option_a"))])
 def test_slim_training_is_masked_training(kind):
     """The claim that everything rests on: cutting first and training after is training under the mask."""
     model, start, kept, fit = training(kind)

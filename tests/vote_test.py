@@ -136,6 +136,10 @@ def test_soup_by_hand():
     got = vote.soup(members, masks=rows, weights=jnp.array([1.0, 3.0]), fallback=back)
     assert got["w"].tolist() == [[2.5, 9.0], [jnp.inf, 9.0]]
     assert float(got["b"]) == 2.0
+    # Who counts for nothing does so in the slope of the others' weights too.
+    holds_nan = {"b": jnp.array([1.0, 3.0, jnp.nan])}
+    slope = jax.grad(lambda w: vote.soup(holds_nan, weights=w)["b"])(jnp.array([1.0, 1.0, 0.0]))
+    assert slope[:2].tolist() == [-0.5, 0.5]
 
 
 @hypothesis.given(st.integers(0, 1000), st.integers(1, 4))

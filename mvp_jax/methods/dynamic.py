@@ -56,11 +56,12 @@ def _exchange(
 ) -> tuple[Masks, Masks]:
     """Kept entries and masks after the smallest have made room for those of highest growth.
 
-    The counts are of each leaf, so that sizes of leaves do not drift.
+    What has just gone may come back at once, with its weight (algorithm 1 of RigL). The counts are of each leaf, so
+    that sizes of leaves do not drift.
     """
     inside = jax.tree.map(lambda m: m if jnp.ndim(m) else False, kept)
-    outside = jax.tree.map(lambda m: ~m if jnp.ndim(m) else False, kept)
     staying = prune.by_leaf(pattern.entries(params, kept, "l2"), stay, within=inside)
+    outside = jax.tree.map(lambda s, m: ~s if jnp.ndim(m) else False, staying, kept)
     coming = prune.by_leaf(pattern.entries(growth, kept, "l2"), come, within=outside)
     kept = masks.union(staying, coming)
     return kept, pattern.masks(kept, params, kept)
@@ -69,7 +70,7 @@ def _exchange(
 def dynamic(
     problem: sparse.Problem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
 ) -> sparse.Pruned:
-    """RigL or SET from pre-trained weights; what grows starts at 0. Then fine-tunes."""
+    """RigL or SET from pre-trained weights; what is new starts at 0. Then fine-tunes."""
     sparse.check_exchangeable(problem)
     training = settings.training
     keys = jax.random.split(key, 3)
@@ -89,10 +90,9 @@ def dynamic(
 
 
 def _swap(problem: sparse.Problem, settings: Settings, run: sparse.Run, event: int, key: Key) -> sparse.Run:
-    share = settings.share / 2 * (1 + math.cos(math.pi * event / settings.events))
+    share = settings.share / 2 * (1 + math.cos(math.pi * (event - 1) / settings.events))
     have = sparse.remaining(run.kept, "leaf")
-    room = jax.tree.map(lambda m, n: math.prod(jnp.shape(m)) - n if jnp.ndim(m) else 0, run.kept, have)
-    come = jax.tree.map(lambda n, free: min(round(share * n), free), have, room)
+    come = jax.tree.map(lambda m, n: round(share * n) if jnp.ndim(m) else 0, run.kept, have)
     stay = jax.tree.map(lambda n, c: n - c, have, come)
     params = run.state.variables.params
     if settings.grow == "random":

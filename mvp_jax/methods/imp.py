@@ -9,6 +9,7 @@ import functools
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from mvp_jax import checkpoint, masks, schedules
 from mvp_jax.methods import sparse
@@ -21,7 +22,7 @@ class Settings:
 
     Attributes:
         rounds: how often the smallest entries go; the same share of what remains each time.
-        steps: of training before each.
+        steps: of training before each; after a return to `rewind_steps`, what is left of them.
         rewind: what goes back after each: nothing (`none`, fine-tuning goes on), the `weights` (to what they were
             after `rewind_steps`, with the learning rate's course), or the learning `rate` alone.
         rewind_steps: 0 rewinds to the pre-trained weights.
@@ -40,8 +41,8 @@ class Settings:
             raise ValueError(f"rounds and steps must be at least 1, got {self.rounds} and {self.steps}")
         if self.rewind not in ("none", "weights", "rate"):
             raise ValueError(f"unknown rewind {self.rewind!r}; choose 'none', 'weights' or 'rate'")
-        if not 0 <= self.rewind_steps <= self.steps:
-            raise ValueError(f"rewind_steps is {self.rewind_steps}; give 0 to the {self.steps} steps of a round")
+        if not 0 <= self.rewind_steps < self.steps:
+            raise ValueError(f"rewind_steps is {self.rewind_steps}; give 0 or more, below the {self.steps} of a round")
 
 
 def imp(
@@ -52,20 +53,22 @@ def imp(
     keys = functools.partial(jax.random.fold_in, key)
     counts = problem.counts(schedules.geometric, settings.rounds)
     back = settings.rewind == "weights"
+    early = settings.rewind_steps if back else 0
 
     def body(r: int, run: sparse.Run) -> sparse.Run:
         if r and settings.rewind != "none":
             run = sparse.anew(training, run, keys(r), moments=True)
         if r == settings.rounds:
             return sparse.finish(problem, training, run, keys(r))
-        early = settings.rewind_steps if back and r == 0 else 0
         # One course of the rate over the round, wherever it is cut in two.
         go = functools.partial(
             sparse.advance, problem, training, last=settings.rewind != "none", total=settings.steps
         )  # fmt: skip
-        if early:
+        if early and r == 0:
             run = go(run, early)
             run = run._replace(more=run.state.variables)
+        elif early:  # the rate goes back with the weights
+            run = run._replace(state=run.state._replace(step=jnp.int32(early)))
         run = go(run, settings.steps - early)
         run = sparse.cut(problem, run, sparse.host(counts[r]))
         if not back:

@@ -138,11 +138,15 @@ def superpose(
     return chosen, cast
 
 
+def least_rounds(problem: sparse.Problem, settings: Settings) -> int:
+    """The rounds that the exact vote (`mean`) needs; 0 where nothing is to be pruned."""
+    # The tolerance is for sparsities that some rounds reach exactly.
+    return max(0, math.ceil(math.log(1 - problem.sparsity) / math.log(1 - settings.share) - 1e-9))
+
+
 def most_rounds(problem: sparse.Problem, settings: Settings) -> int:
     """Three times the rounds that the exact vote needs: rules that prune too little end there."""
-    if problem.sparsity == 0:
-        return 0
-    return 3 * math.ceil(math.log(1 - problem.sparsity) / math.log(1 - settings.share))
+    return 3 * least_rounds(problem, settings)
 
 
 def isp(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mvp_jax import probe, prune, train
 from mvp_jax.methods import api, mvp
-from mvp_jax.types import Array, Batch, Key, Variables
+from mvp_jax.types import Array, Key, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,13 @@ class Settings:
     def tuning(self) -> api.Tuning:
         return self.vote.tuning
 
-    def examples(self, data: Batch) -> int:
-        """Training examples that the weak members take."""
-        own = max(1, round(self.subset * data["y"].shape[-1]))
-        return self.members * self.steps * min(self.tuning.batch, own)
+    def own(self, examples: int) -> int:
+        """How many of the target's examples each weak member sees."""
+        return max(1, round(self.subset * examples))
+
+    def spent(self, examples: int) -> int:
+        """Training examples that pass through the weak members of a target with this many."""
+        return self.members * self.steps * min(self.tuning.batch, self.own(examples))
 
 
 def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neighbours:
@@ -64,7 +67,7 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
     head = probe.fit_head(
         problem.model, problem.variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples
     )
-    own = max(1, round(settings.subset * examples))
+    own = settings.own(examples)
     low, high = settings.learning_rate
 
     def one(key: Key) -> tuple[Variables, dict[str, Array]]:

@@ -120,7 +120,10 @@ def movement(
     """
     if problem.pattern != Weights():
         raise ValueError(f"movement pruning selects single weights over all leaves; the pattern is {problem.pattern}")
-    training, tx = settings.training, settings.training.tx
+    training = settings.training
+    tx = train.optimizer(
+        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=_weights_alone
+    )
     keys = jax.random.split(key)
     flags = tuple(jax.tree.leaves(problem.prunable))
     model = scored(problem.model, flags, settings.kind, settings.scale, settings.threshold)
@@ -163,6 +166,11 @@ def movement(
     opt_state = tx.init({"weights": run.state.variables.params, "scores": scores})
     run = run._replace(more=(scores, jnp.int32(problem.keep(0.0)), jnp.float32(0.0), opt_state))
     return sparse.end(problem, training, sparse.rounds(body, run, settings.events + 1, saved))
+
+
+def _weights_alone(params: PyTree) -> PyTree:
+    """Scores add up what was found; decay would make them forget it."""
+    return {name: jax.tree.map(lambda _, name=name: name == "weights", part) for name, part in params.items()}
 
 
 def _spread(scores: list[Array], kept: Masks) -> PyTree:

@@ -9,11 +9,12 @@ Pruning" (arXiv:2007.03219), Reptile with iterative hard thresholding.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import prune, train, units
+from mvp_jax import population, prune, train, units
 from mvp_jax.methods import api
 from mvp_jax.models.api import Model
 from mvp_jax.types import Array, Batch, Key, Params, PyTree, Variables
@@ -64,6 +65,31 @@ def threshold(params: Params, keep: PyTree, *, groups: tuple[Group, ...]) -> tup
     return jax.tree.map(lambda p, m: jnp.where(m, p, 0.0), params, expanded), dict(kept)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inner:
+    """Training on one task; compares by value, so that equal work finds its program again."""
+
+    model: Model
+    settings: Settings
+
+    def __call__(self, data: Batch, key: Key, variables: Variables) -> Variables:
+        tuning, head = self.settings.tuning, self.model.head
+        # Every task starts under a head of its own: classes are not the same.
+        fresh = jax.tree.map(jnp.zeros_like, variables.params[head])
+        begun = Variables({**variables.params, head: fresh}, variables.rest)
+        state, _ = train.fit(
+            self.model, train.create(begun, tuning.tx, key), data, self.settings.inner_steps, tx=tuning.tx,
+            learning_rate=tuning.learning_rate, batch=tuning.batch, augment=tuning.augment,
+        )  # fmt: skip
+        return state.variables
+
+
+@jax.jit
+def _towards(variables: Variables, ends: Variables, rate: float) -> Variables:
+    """Moved from `variables` towards the mean of `ends` by a share `rate` of the way."""
+    return jax.tree.map(lambda p, e: p + rate * (jnp.mean(e, 0) - p), variables, ends)
+
+
 def learn(
     model: Model,
     variables: Variables,
@@ -73,6 +99,8 @@ def learn(
     key: Key,
     *,
     groups: tuple[Group, ...],
+    mapping: population.Mapping = "vmap",
+    after: Callable[[], object] = lambda: None,
 ) -> api.Start:
     """The universal initialisation.
 
@@ -84,6 +112,8 @@ def learn(
         settings: see `Settings`.
         key: draws tasks and batches.
         groups: whose units are pruned.
+        mapping: of the tasks in one step; see `population.over`.
+        after: called when an outer step has been handed to the device, to show progress.
 
     Returns:
         Weights in the dense shapes, and the units to keep.
@@ -94,35 +124,19 @@ def learn(
     count = sources["y"].shape[0]
     if count < settings.tasks:
         raise ValueError(f"there are {count} source tasks, but each step takes {settings.tasks}; lower settings.tasks")
-    tx, tuning = settings.tuning.tx, settings.tuning
-    fresh = jax.tree.map(jnp.zeros_like, variables.params[model.head])
-
-    @jax.jit
-    def outer(params: Params, rest: PyTree, sources: Batch, key: Key) -> tuple[Params, PyTree]:
-        key_tasks, key_fit = jax.random.split(key)
-        chosen = jax.random.permutation(key_tasks, count)[: settings.tasks]
-        data = jax.tree.map(lambda leaf: leaf[chosen], sources)
-
-        def inner(own: Batch, key: Key) -> Variables:
-            # Every task starts under a head of its own: classes are not the same.
-            begun = Variables({**params, model.head: fresh}, rest)
-            state, _ = train.fit(
-                model, train.create(begun, tx, key), own, settings.inner_steps, tx=tx,
-                learning_rate=tuning.learning_rate, batch=tuning.batch, augment=tuning.augment,
-            )  # fmt: skip
-            return state.variables
-
-        ends = jax.vmap(inner)(data, jax.random.split(key_fit, settings.tasks))
-        rate = settings.outer_rate
-        moved = jax.tree.map(lambda p, e: p + rate * (jnp.mean(e, 0) - p), (params, rest), tuple(ends))
-        return {**moved[0], model.head: fresh}, moved[1]
-
+    inner = _Inner(model, settings)
     params, rest = variables.params, variables.rest
     kept = units.full(groups)
     for step in range(settings.outer_steps):
-        params, rest = outer(params, rest, sources, jax.random.fold_in(key, step))
+        key_tasks, key_fit = jax.random.split(jax.random.fold_in(key, step))
+        chosen = jax.random.permutation(key_tasks, count)[: settings.tasks]
+        data = jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], sources)
+        keys = jax.random.split(key_fit, settings.tasks)
+        ends = population.over(inner, data, keys, shared=(Variables(params, rest),), mapping=mapping)
+        params, rest = _towards(Variables(params, rest), ends, settings.outer_rate)
         if (step + 1) % settings.threshold_every == 0 or step + 1 == settings.outer_steps:
             params, kept = threshold(params, keep, groups=groups)
+        after()
     return api.Start(Variables(params, rest), kept)
 
 

@@ -203,7 +203,9 @@ def sparse_soups(
 
     def body(r: int, run: sparse.Run) -> sparse.Run:
         if r == settings.rounds:
-            return sparse.finish(problem, training, run, keys(settings.rounds + 1))
+            # The run's moments are from before the first cut.
+            fresh = sparse.anew(training, run, keys(settings.rounds + 1), moments=True)
+            return sparse.finish(problem, training, fresh, keys(settings.rounds + 1))
         if r == 0:
             run = sparse.advance(problem, training, run, settings.first)
         run = sparse.cut(problem, run, sparse.host(counts[r]))

@@ -52,8 +52,11 @@ class Diversity:
         tops = {"learning_rate": jnp.inf, "weight_decay": jnp.inf, "label_smoothing": 1, "dropout": 1, "augment": 1}
         for name, top in tops.items():
             given = getattr(self, name)
-            if given is not None and not 0 <= given[0] <= given[1] <= top:
-                raise ValueError(f"{name} is {given}; give (low, high) with 0 <= low <= high <= {top}")
+            least_of_all = name in ("label_smoothing", "dropout")  # at 1 nothing would be left to learn from
+            if given is not None and not (0 <= given[0] <= given[1] <= top and not (least_of_all and given[1] == top)):
+                raise ValueError(
+                    f"{name} is {given}; give (low, high) with 0 <= low <= high {'<' if least_of_all else '<='} {top}"
+                )
         rate = self.learning_rate
         if rate is not None and not (rate[1] > 0 and (rate[0] > 0 or self.law == "uniform")):
             raise ValueError(f"learning_rate is {rate}; factors are positive, and a logarithm has no 0")
