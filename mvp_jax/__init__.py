@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mvp_jax import data as data
     from mvp_jax import evaluation as evaluation
     from mvp_jax import experiment as experiment
+    from mvp_jax import export as export
     from mvp_jax import graph as graph
     from mvp_jax import masks as masks
     from mvp_jax import methods as methods
@@ -61,6 +62,7 @@ _MODULES = frozenset(
         "data",
         "evaluation",
         "experiment",
+        "export",
         "graph",
         "masks",
         "methods",
@@ -117,6 +119,7 @@ __all__ = [
     "data",
     "evaluation",
     "experiment",
+    "export",
     "graph",
     "masks",
     "methods",

@@ -237,13 +237,23 @@ def save(
         text = json.dumps(described, indent=1)
     except TypeError as error:
         raise ValueError(f"extra must be JSON (strings, numbers, lists, dicts): {error}") from error
+    return write_folder(target, {"weights.safetensors": blob, "model.json": text.encode()})
+
+
+def write_folder(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> pathlib.Path:
+    """Writes files into a folder that appears complete or not at all; one that stands there already is replaced.
+
+    Raises:
+        ValueError: if it cannot be written; nothing is then.
+    """
+    target = pathlib.Path(directory)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise ValueError(f"cannot write to {target.parent}: {error}; choose a writable folder") from error
     try:
-        for name, content in (("weights.safetensors", blob), ("model.json", text.encode())):
+        for name, content in files.items():
             with open(fresh / name, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -260,6 +270,26 @@ def save(
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise ValueError(f"cannot write {target}: {error}; choose a new folder") from error
+    return target
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
+    """Writes a file that appears complete or not at all.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    target = pathlib.Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}-", dir=target.parent, delete=False) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, target)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error}; choose a writable place") from error
     return target
 
 

@@ -1,6 +1,7 @@
 """Every test runs on two fake CPU devices, so that what is written for several devices is tested without them."""
 
 import atexit
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -10,8 +11,16 @@ from collections.abc import Iterator
 
 # Before jax is imported anywhere: both are read once, when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+flags = os.environ.get("XLA_FLAGS", "")
+if "--xla_force_host_platform_device_count" not in flags:
+    flags += " --xla_force_host_platform_device_count=2"
+if "--xla_backend_optimization_level" not in flags:
+    # Most of the time goes into compiling programs that run once; this takes a third of it. `.ci/extra` runs the tests
+    # with all optimisations too.
+    flags += " --xla_backend_optimization_level=0"
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it
+        flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = flags.strip()
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Workers and the processes that tests start share what they compile, and a file finds again what

@@ -341,7 +341,6 @@ def test_one_model_is_learned_for_all_targets_and_kept(job, tmp_path):
     assert state_of(tmp_path / "universal") == found  # and was not learned anew
 
 
-@pytest.mark.slow
 def test_a_bank_is_the_same_on_several_devices_and_by_other_mappings(job, tmp_path):
     work, _ = job
     expected = banks.entries(banks.open(work / "bank"))

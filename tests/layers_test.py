@@ -74,6 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluation",
         "probe",
         "pretrained",
+        "export",
         "processes",
         "solitary",
         "checkpoint",

@@ -1,6 +1,7 @@
 """K members trained at once are K runs of the same seeds, however they are mapped and wherever they live."""
 
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -230,7 +231,6 @@ def test_a_vote_across_devices_takes_one_collective():
     assert distance(got, jax.tree.map(lambda b: np.asarray(b, np.float32).mean(0), ballots)) < 1e-6
 
 
-@pytest.mark.slow
 def test_a_population_continues_on_another_number_of_devices(tmp_path):
     model, tx, one, keys, own, data = members.problem("text", 3)
     fit = functools.partial(population.fit, model, data=data, steps=1, **members.options(tx))
@@ -343,24 +343,27 @@ def test_what_a_protocol_says_is_done():
         got = train.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing, classes=classes)
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     model, tx, one, keys, _, data = members.problem("text", 3)
-    run = functools.partial(population.fit, model, data=data, steps=3, **members.options(tx))
-    make = functools.partial(population.create, one, jnp.stack([keys[0]] * 3))
-    data_of_one = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 3), data)
-    for name, values, equal in (
-        ("weight_decay", [0.0, 0.0, 0.2], True), ("label_smoothing", [0.0, 0.0, 0.4], True),
-        ("dropout", [0.0, 0.0, 0.5], True), ("augment", [0.0, 0.0, 1.0], False), ("classes", [3, 3, 2], True),
-        ("steps", [3, 3, 2], True), ("augment", [1.0, 1.0, 0.5], True),
-    ):  # fmt: skip
-        own = population.protocols(3, learning_rate=0.1, **{name: values})
-        params = run(states=make(own), data=data_of_one)[0].variables.params
-        bare = population.protocols(3, learning_rate=0.1)
-        without = run(states=make(bare), data=data_of_one)[0].variables.params
-        first, second, third = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(3))
-        assert distance(first, second) == 0.0
-        assert distance(first, third) > 1e-5, name
-        # The neutral value is what a protocol without the field does (augmenting all, if there is an augmentation).
-        same = distance(first, jax.tree.map(lambda leaf: leaf[0], without)) < 1e-6
-        assert same == equal, name
+    # The neutral values are what a protocol without the field does (augmenting all, if there is an augmentation).
+    neutral = {"weight_decay": 0.0, "label_smoothing": 0.0, "dropout": 0.0, "augment": 1.0, "classes": 3, "steps": 3}
+    changed = [("weight_decay", 0.2), ("label_smoothing", 0.4), ("dropout", 0.5), ("augment", 0.0), ("augment", 0.5),
+               ("classes", 2), ("steps", 2)]  # fmt: skip
+    k = 2 + len(changed)  # two with nothing changed, then one with each
+    fields = {name: [value] * 2 + [new if name == n else value for n, new in changed]
+              for name, value in neutral.items()}  # fmt: skip
+
+    def run(protocol):
+        states = population.create(one, jnp.stack([keys[0]] * k), protocol)
+        same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * k), data)
+        return population.fit(model, states, same, 3, **members.options(tx))[0].variables.params
+
+    with_all = run(population.protocols(k, learning_rate=0.1, **fields))
+    without = run(population.protocols(k, learning_rate=0.1))
+    first, second, *others = (jax.tree.map(lambda leaf, i=i: leaf[i], with_all) for i in range(k))
+    assert distance(first, second) == 0.0
+    assert distance(first, jax.tree.map(lambda leaf: leaf[0], without)) < 1e-6
+    for change, other in zip(changed, others, strict=True):
+        assert distance(first, other) > 1e-5, change
+    assert all(distance(a, b) > 1e-6 for a, b in itertools.combinations(others, 2))
 
 
 def test_the_chosen_mapping_is_said(caplog):

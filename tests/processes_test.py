@@ -55,7 +55,6 @@ def check(what, folder, **how):
         assert "all well" in output
 
 
-@pytest.mark.slow
 def test_two_processes_train_vote_and_save_as_one(tmp_path):
     check("fit", tmp_path)
     first, second = (checkpoint.load_arrays(tmp_path / f"vote-{i}") for i in range(2))

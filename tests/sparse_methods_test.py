@@ -162,7 +162,8 @@ def test_costs_by_hand():
     assert result("once_magnitude").spent == (3, 24)
     assert result("once_snip").spent == (3, 24 + 12)
     assert result("gradual").spent == (10, 80)
-    assert result("imp_rewound").spent == (12, 96)
+    # Three steps, twice the two after the first, and the fine-tuning.
+    assert result("imp_rewound").spent == (3 + 2 * 2 + 3, (3 + 2 * 2 + 3) * 8)
     # 88 -> 53 -> 32; another 40 % would go past 26. Main: 2 rounds of 2 steps, 3 members of 2, the fine-tuning.
     assert result("isp").spent == (2 * (2 + 3 * 2) + 3, (2 * (2 + 3 * 2) + 3) * 8)
     assert result("sparse_soups").spent == (2 + 2 * 2 * 3 + 3, (2 + 2 * 2 * 3 + 3) * 8)

@@ -111,7 +111,6 @@ def test_what_is_done_is_not_done_again(job, monkeypatch):
     assert json.loads(lost.read_text())["kept"] == before["kept"]
 
 
-@pytest.mark.slow
 def test_texts_run_too_and_rounds_are_kept(tmp_path):
     c = config("data=docstrings,runlocal", isp_config)
     c.model.options.update({"dim": 16, "heads": 2, "layers": 1})

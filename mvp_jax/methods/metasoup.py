@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import probe, prune, train
+from mvp_jax import population, probe, prune, train
 from mvp_jax.methods import api, mvp
 from mvp_jax.types import Array, Key, Variables
 
@@ -81,7 +81,8 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
         )  # fmt: skip
         return state.variables, metrics["scores"]
 
-    variables, scores = jax.vmap(one)(jax.random.split(key, settings.members))
+    mapping: population.Mapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"
+    variables, scores = population.over(one, jax.random.split(key, settings.members), mapping=mapping)
     ballots = jax.vmap(functools.partial(prune.by_leaf, keep=problem.sizes))(scores)
     return api.Neighbours(ballots, variables, scores, jnp.zeros(settings.members))
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mvp_jax import graph, trees
@@ -340,7 +341,7 @@ def _split(module: nnx.Module) -> tuple[Any, Variables]:
 
 def _check_shapes(expected: Mapping[str, tuple[int, ...]], tree: PyTree, what: str) -> None:
     """Runs while tracing, so it costs nothing per call and sees per-member shapes under `vmap`."""
-    got = {path: jnp.shape(leaf) for path, leaf in trees.flatten(tree).items()}
+    got = {path: np.shape(leaf) for path, leaf in trees.flatten(tree).items()}  # jax2onnx traces JAX's `shape`
     wrong = [
         f"{p}: got {got.get(p, 'nothing')}, needs {expected.get(p, 'nothing')}"
         for p in sorted(set(got) | set(expected))
