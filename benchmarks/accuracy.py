@@ -40,7 +40,7 @@ def main() -> None:
         mean, std = STATISTICS["distiller" if "distiller" in args.model else "imagenet"]
         test = sources.normalise(source, mean, std).test or parser.error(f"{args.data} has no test split")
         model = models.create(args.model, image_size=source.image_shape[0], channels=3, classes=source.num_classes)
-        variables = pretrained.load(args.checkpoint, model)
+        _, variables = pretrained.load(args.checkpoint, model)
 
     correct = 0
     for start in range(0, len(test.y), 500):

@@ -22,18 +22,13 @@ from ml_collections import ConfigDict
 
 from mvp_jax import fragments
 
-METHODS = (
-    "unpruned", "magnitude", "gradual_main", "gradual", "imp", "isp", "isp_one", "isp_score", "isp_union",
-    "isp_majority", "isp_soup", "isp_published", "instant_soup",
-)  # fmt: skip
-
 
 def get_config(arg: str | None = None) -> ConfigDict:
     given = fragments.arguments(arg)
     data = given.get("data", "digits")
     model = given.get("model", "bert" if data in fragments.TEXTS else "vit")
     config = fragments.trials(data, model)
-    config.methods = METHODS
+    config.methods = fragments.ISP_LINES
     if "runlocal" in given:
         fragments.briefly(config)
     return config

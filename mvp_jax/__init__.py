@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mvp_jax import evaluation as evaluation
     from mvp_jax import experiment as experiment
     from mvp_jax import export as export
+    from mvp_jax import formats as formats
     from mvp_jax import graph as graph
     from mvp_jax import masks as masks
     from mvp_jax import methods as methods
@@ -63,6 +64,7 @@ _MODULES = frozenset(
         "evaluation",
         "experiment",
         "export",
+        "formats",
         "graph",
         "masks",
         "methods",
@@ -120,6 +122,7 @@ __all__ = [
     "evaluation",
     "experiment",
     "export",
+    "formats",
     "graph",
     "masks",
     "methods",

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mvp_jax import (
+    adapted,
     comparison,
     mapping,
     models,
@@ -31,10 +32,15 @@ from mvp_jax import (
     train,
     trials,
 )
-from mvp_jax.data import sources, tasks, text, transforms
+from mvp_jax.data import images, sources, tasks, text, tokens, transforms
 from mvp_jax.methods import api, ifp, isp, metasoup, mvp, reptile, sparse, weak
-from mvp_jax.models import bert, resnet
+from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
+
+CHECKPOINT = "checkpoint"
+"""The model's name where `model.checkpoint` is a folder that says itself what it holds."""
+
+_OF_TEXT = {*bert.PRESETS, *(n for n in clip.PRESETS if "text" in n)}
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -128,8 +134,10 @@ def _start(config: ConfigDict) -> dict[str, Any]:
 def check_trials(config: ConfigDict) -> trials.Plan:
     """Turns the config of a comparison at given sparsities into a plan, as `check` does."""
     start = _start(config)
-    training = sparse.Training(**{**config.train.to_dict(), "augment": augmentation(config.train.augment)})
-    given = config.isp.to_dict()
+    given, frozen = config.isp.to_dict(), ("head",) if config.templates else ()
+    training = sparse.Training(
+        **{**config.train.to_dict(), "augment": augmentation(config.train.augment)}, undecayed=frozen
+    )
     base = isp.Settings(
         **{**given, "diversity": weak.Diversity(**given["diversity"])}, training=training, mapping=config.mapping,
         mesh=devices(config),
@@ -151,6 +159,9 @@ def check_trials(config: ConfigDict) -> trials.Plan:
         ours=config.ours,
         keep_rounds=config.keep_rounds,
         masks_alone=config.masks_alone,
+        zero_shot=adapted.zero_shot(config.model.checkpoint, start["setting"].class_names, config.templates)
+        if config.templates
+        else None,
     )
     known = trials.names(plan)
     methods = plan.methods or known
@@ -286,24 +297,9 @@ def described(config: ConfigDict) -> str:
 
 def load(config: ConfigDict) -> stages.Setting:
     """Reads the data, cuts it into pools and draws the tasks."""
-    data = config.data
-    if data.name == "digits":
-        source = sources.digits(upsample=data.upsample)
-        if data.mean is not None:
-            source = sources.normalise(source, data.mean, data.std)
-        pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions))
-    elif data.name == "npz":
-        source, _ = sources.drop_duplicates(sources.npz(data.path))
-        source = sources.normalise(source, data.mean, data.std)
-        if source.test is None:
-            raise ValueError(f"{data.path} has no test split; the report needs one")
-        halves = tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
-        pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *halves)
-    elif data.name == "docstrings":
-        source = text.docstrings(seed=config.seed)
-        pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions))
-    else:
-        raise ValueError(f"unknown data {data.name!r}; choose 'digits', 'docstrings' or 'npz' (with data.path)")
+    data, source = config.data, _source(config)
+    held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
+    pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
     order = np.random.default_rng(config.seed).permutation(source.num_classes)
     seen = sorted(int(c) for c in order[: source.num_classes - data.unseen_classes])
     unseen = sorted(int(c) for c in order[source.num_classes - data.unseen_classes :])
@@ -324,6 +320,30 @@ def load(config: ConfigDict) -> stages.Setting:
     return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
 
 
+def _source(config: ConfigDict) -> sources.Source:
+    """The data set as the model reads it."""
+    data, given = config.data, config.model.checkpoint if config.model.name == CHECKPOINT else ""
+    source: sources.Source
+    if data.name == "docstrings":
+        if not given:
+            return text.docstrings(seed=config.seed)
+        # So many words that none is unknown before the checkpoint's own tokeniser sees them.
+        return adapted.words(text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length)
+    if data.name == "digits":
+        source = sources.digits(upsample=data.upsample)
+    elif data.name == "npz":
+        source, _ = sources.drop_duplicates(sources.npz(data.path))
+        if source.test is None:
+            raise ValueError(f"{data.path} has no test split; the report needs one")
+    else:
+        raise ValueError(f"unknown data {data.name!r}; choose 'digits', 'docstrings' or 'npz' (with data.path)")
+    if given:
+        return adapted.pictures(source, images.processor(given))
+    if data.name == "npz" or data.mean is not None:
+        source = sources.normalise(source, data.mean, data.std)
+    return source
+
+
 def devices(config: ConfigDict) -> Mesh | None:
     """The devices of this process that share its members out; `None` for a single one.
 
@@ -333,18 +353,24 @@ def devices(config: ConfigDict) -> Mesh | None:
     local = jax.local_devices()
     wanted = config.devices or (1 if local[0].platform == "cpu" else len(local))
     if not 1 <= wanted <= len(local):
-        raise ValueError(f"devices is {config.devices}, but this process has {len(local)}; 0 takes all accelerators")
+        raise ValueError(f"devices is {config.devices}, but this process has {len(local)}; 0: all accelerators")
     return None if wanted == 1 else mapping.mesh(devices=local[:wanted])
 
 
 def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
     """The dense model that the config names."""
-    name = config.model.name
+    name, text_data = config.model.name, len(image_shape) == 1
+    if name == CHECKPOINT:
+        options = config.model.options.to_dict()
+        model = adapted.model(config.model.checkpoint, classes, text=text_data, options=options)
+        if len(model.input_shape) != len(image_shape) or (not text_data and model.input_shape != tuple(image_shape)):
+            raise ValueError(f"{config.model.checkpoint} reads {model.input_shape}, the examples are {image_shape}")
+        return model
     if name not in models.PRESETS:
-        raise ValueError(f"unknown model {name!r}; choose one of {sorted(models.PRESETS)}")
-    reads_text = name in bert.PRESETS
-    if reads_text != (len(image_shape) == 1):
-        fitting = sorted(n for n in models.PRESETS if (n in bert.PRESETS) != reads_text)
+        raise ValueError(f"unknown model {name!r}; choose {CHECKPOINT!r} or one of {sorted(models.PRESETS)}")
+    reads_text = name in _OF_TEXT
+    if reads_text != text_data:
+        fitting = sorted(n for n in models.PRESETS if (n in _OF_TEXT) != reads_text)
         raise ValueError(
             f"model {name!r} does not read examples of shape {tuple(image_shape)}; choose one of {fitting}"
         )

@@ -1,4 +1,4 @@
-"""Models as programs that run without this package: StableHLO by `jax.export`, and ONNX.
+"""Models out of here: as other libraries' checkpoints, and as programs, StableHLO by `jax.export` and ONNX.
 
 A pruned model is exported slim (`compact.rebuild`), or masked, as its variables are. What is written is read again, run
 on examples and compared with the model before it counts as written.
@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mvp_jax import pretrained, trees
+from mvp_jax import compact, formats, pretrained, trees
+from mvp_jax import units as units_lib
 from mvp_jax.models.api import Model
-from mvp_jax.types import Array, Variables
+from mvp_jax.types import Array, Units, Variables
 
 PROGRAM, WEIGHTS, REPORT = "program.stablehlo", "weights.safetensors", "report.json"
 
@@ -89,7 +90,7 @@ def program(
     read = jax.export.deserialize(bytearray(files[PROGRAM]))
     if jax.default_backend() in {p.replace("cuda", "gpu") for p in platforms}:
         got = read.call(safetensors.numpy.load(files[WEIGHTS]), x.astype(model.input_dtype))
-        difference = _compare(np.asarray(got), model, variables, x)
+        difference = _compare(np.asarray(got), model.apply(variables, x)[0])
     else:
         difference = math.nan
     report = {"difference": difference, "input": ["n", *x.shape[1:]], "platforms": list(platforms)}
@@ -153,12 +154,74 @@ def onnx(path: str | os.PathLike[str], model: Model, variables: Variables, *, x:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (name,) = (i.name for i in session.get_inputs())
     got = session.run(None, {name: np.asarray(x, model.input_dtype)})[0]
-    difference = _compare(got, model, variables, x)
+    difference = _compare(got, model.apply(variables, x)[0])
     target = pathlib.Path(path)
     report = {"difference": difference, "input": ["n", *x.shape[1:]], "name": name}
     pretrained.write_file(target, content)
     pretrained.write_file(target.with_name(target.name + ".json"), json.dumps(report, indent=1).encode())
     return Written(target, difference, len(content))
+
+
+def checkpoint(
+    directory: str | os.PathLike[str],
+    model: Model,
+    variables: Variables,
+    *,
+    units: Units | None = None,
+    origin: str = "Hugging Face",
+    x: Array | None = None,
+) -> Written:
+    """Writes a model as another library keeps it, in its names and layouts, so that its own code loads it unchanged.
+
+    Pruned weights are zeros there. With `units`, the MLPs of a transformer become smaller as well: all as wide as the
+    widest that is left, which is what a `config.json` can say, and filled up with zeros; other units stay, masked.
+
+    Args:
+        directory: where to; replaced as a whole: `model.safetensors`, `config.json` where the library keeps one, and
+            `report.json`.
+        model: dense.
+        variables: its variables, zero where they are pruned.
+        units: those kept, of any of the model's groups.
+        origin: the library, as `formats.for_config` names it.
+        x: examples to compare on; by default three made up here.
+
+    Returns:
+        The folder, with the difference between what is read back from it and the masked model.
+
+    Raises:
+        ValueError: if the library has no such model, units are not the model's, or the folder cannot be written.
+    """
+    x = _examples(model) if x is None else jnp.asarray(x)
+    given = Variables(*variables)
+    if units:
+        groups = tuple(g for g in model.groups if g.name in units)
+        units_lib.check(units, groups)
+        given = compact.mask(given, groups, units)
+    wanted = model.apply(given, x)[0]
+    if units:
+        model, given = _narrower(model, given, units)
+    form = formats.for_config(model.config, origin)
+    tensors = dict(formats.rules.stored(form, given, model.config))
+    difference = _compare(np.asarray(model.apply(pretrained.convert(tensors, model), x)[0]), wanted)
+    # transformers loads no file that does not say whose tensors these are.
+    files = {"model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"})}
+    described = form.describe(model.config)
+    if described:
+        files["config.json"] = json.dumps(described, indent=2).encode()
+    files[REPORT] = json.dumps({"difference": difference, "format": form.name}, indent=1).encode()
+    return Written(pretrained.write_folder(directory, files), difference, sum(map(len, files.values())))
+
+
+def _narrower(model: Model, variables: Variables, units: Units) -> tuple[Model, Variables]:
+    """All MLPs cut to the widest that is left; what fills the others up is pruned, and zero."""
+    kept = {g.name: np.asarray(units[g.name]) for g in model.groups if g.kind == "neuron" and g.name in units}
+    whole = any(g.kind == "neuron" and g.name not in units for g in model.groups)
+    if not kept or whole:  # a layer that is whole keeps all at its width
+        return model, variables
+    width = max(1, *(int(u.sum()) for u in kept.values()))
+    # The kept ones first, then others until it is `width`.
+    chosen = {name: np.argsort(np.argsort(~u, kind="stable"), kind="stable") < width for name, u in kept.items()}
+    return compact.rebuild(model, variables, {name: jnp.asarray(u) for name, u in chosen.items()})
 
 
 def _examples(model: Model, count: int = 3) -> Array:
@@ -169,9 +232,8 @@ def _examples(model: Model, count: int = 3) -> Array:
     return jax.random.normal(key, shape, jnp.float32)
 
 
-def _compare(got: np.ndarray, model: Model, variables: Variables, x: Array) -> float:
-    wanted = np.asarray(model.apply(variables, x)[0])
-    difference = float(np.max(np.abs(got - wanted)))
+def _compare(got: np.ndarray, wanted: Array) -> float:
+    difference = float(np.max(np.abs(got - np.asarray(wanted))))
     if not difference <= 1e-3 * max(1.0, float(np.max(np.abs(wanted)))):
         raise ValueError(f"what would be written differs from the model by {difference:.2g} in its logits")
     return difference

@@ -10,6 +10,16 @@ from ml_collections import ConfigDict, config_dict
 TEXTS = ("docstrings",)
 """Data of token ids."""
 
+TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert", "clip", "checkpoint")
+"""What the names of models begin with that AdamW and attention's units are meant for."""
+
+
+ISP_LINES = (
+    "unpruned", "magnitude", "gradual_main", "gradual", "imp", "isp", "isp_one", "isp_score", "isp_union",
+    "isp_majority", "isp_soup", "isp_published", "instant_soup",
+)  # fmt: skip
+"""Of `lineup`: the vote and its rules, its controls, soups, and what they have to beat."""
+
 
 def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
     """The argument of a config file, `a=b,c=d,runlocal`, by name.
@@ -36,9 +46,10 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     Args:
         kind: of the job, `mvp` or `trials`.
         data: `digits`, `npz` (with `data.path`) or `docstrings`.
-        model: a preset, or `resnet`, `vit`, `bert` for the small one of a family.
+        model: a preset, or `resnet`, `vit`, `bert`, `clip` for the small one of a family; `checkpoint`: what
+            the folder `model.checkpoint` holds.
     """
-    attention = model.startswith(("vit", "bert"))
+    attention = model.startswith(TRANSFORMERS)
     config = ConfigDict()
     config.job = kind
     config.seed = 0
@@ -56,17 +67,23 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.data.name = data
     config.data.path = ""
     config.data.upsample = 1
+    config.data.length = 32  # of texts, in tokens of a checkpoint's own tokeniser
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
     config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
     config.data.unseen_classes = 2  # neither pre-training nor the bank sees them
 
     config.model = ConfigDict()
-    config.model.name = {"resnet": "resnet8", "vit": "vit_micro", "bert": "bert_micro"}.get(model, model)
+    config.model.name = {
+        "resnet": "resnet8",
+        "vit": "vit_micro",
+        "bert": "bert_micro",
+        "clip": "clip_vision_micro",
+    }.get(model, model)
     config.model.options = ConfigDict() if attention else ConfigDict({"width": 16})
     config.model.conv = "auto"
     config.model.classes = 0  # of the pre-trained head; 0: the pre-training classes
-    config.model.checkpoint = ""  # safetensors with PyTorch's names; empty: pre-train here
+    config.model.checkpoint = ""  # safetensors with PyTorch's names, or a folder; empty: pre-train here
 
     config.pretrain = ConfigDict()
     config.pretrain.classes = 6
@@ -92,7 +109,7 @@ def cifar(config: ConfigDict, of_cifar100: bool) -> None:
 
 def trials(data: str, model: str) -> ConfigDict:
     """Methods at given sparsities: the rest of a config of `trials.Plan`, for small embedded data."""
-    attention, text = model.startswith(("vit", "bert")), data in TEXTS
+    attention, text = model.startswith(TRANSFORMERS), data in TEXTS
     config = job("trials", data, model)
     config.data.fractions = (0.35, 0.35, 0.15, 0.15)
     config.data.unseen_classes = 10 if text else 4
@@ -123,6 +140,7 @@ def trials(data: str, model: str) -> ConfigDict:
     config.ours = "isp"
     config.keep_rounds = False  # of a method under way, so that a killed one goes on within it
     config.masks_alone = True  # also judge masks on the pre-trained weights
+    config.templates = ()  # of a CLIP checkpoint: its frozen head is made of sentences with {} for a class's name
 
     config.train = ConfigDict()
     config.train.steps = 150  # of every method under its final mask
@@ -168,3 +186,11 @@ def briefly(config: ConfigDict) -> None:
     config.sparsities = (0.5, 0.75)
     config.train.steps, config.round_steps, config.examples = 2, 2, 16
     config.isp.members, config.isp.share, config.isp.examples = 2, 0.4, 16
+
+
+def checkpoint(config: ConfigDict, folder: str) -> None:
+    """Starts from what a folder holds, with the training of the published code (arXiv:2306.10460)."""
+    config.model.checkpoint = folder
+    config.train.learning_rate, config.train.weight_decay, config.train.clip = 1e-5, 0.1, 1.0
+    config.train.batch, config.train.warmup = 128, 500
+    config.isp.epochs, config.isp.weak_epochs = 0.2, 0.1

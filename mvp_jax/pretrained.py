@@ -1,13 +1,12 @@
-"""Trained weights in and out: PyTorch's names read by key tables, and folders that a pruned model is reloaded from.
+"""Trained weights in and out: other libraries' checkpoints, and folders that a pruned model is reloaded from.
 
-Everything is safetensors and JSON; nothing is ever unpickled.
+What is written is safetensors and JSON; nothing in a file that is read is ever executed.
 """
 
 import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,178 +18,172 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mvp_jax import models, trees
-from mvp_jax.types import PyTree, Units, Variables
+from mvp_jax import formats, models, trees
+from mvp_jax.formats import files, rules
+from mvp_jax.formats.files import Source
+from mvp_jax.formats.rules import Format
+from mvp_jax.types import Units, Variables
 
-Transform: TypeAlias = Callable[[np.ndarray, Any], np.ndarray]
-"""`(array as stored, model's configuration) -> array as the model has it`."""
-
-Table: TypeAlias = Sequence[tuple[str, Sequence[tuple[str, Transform]]]]
-"""`(regular expression over a whole key, [(target path template, transform), ...])`; no targets: read past it. The
-templates take the expression's groups; the paths start with `params/` or `rest/`."""
-
-
-def _same(a: np.ndarray, config: Any) -> np.ndarray:
-    return a
+Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+"""Where arrays go: one sharding for all, or `(path, shape) -> sharding`."""
 
 
-def _conv(a: np.ndarray, config: Any) -> np.ndarray:
-    """OIHW to HWIO."""
-    return a.transpose(2, 3, 1, 0)
+def load(
+    source: str | os.PathLike[str] | Source,
+    model: models.Model | None = None,
+    *,
+    classes: int | None = None,
+    revision: str | None = None,
+    sharding: Sharding | None = None,
+) -> tuple[models.Model, Variables]:
+    """A model with the weights of another library's checkpoint, read one tensor at a time.
 
+    Args:
+        source: a file, a folder or the id of one on the Hugging Face hub, see `formats.files.open`; or what that
+            returned.
+        model: the dense model that the weights belong to; without one it is made from the folder's `config.json`.
+        classes: leaves the stored head out, if there is one, and gives the model a head of zeros for so many classes.
+            A pooler before it that the checkpoint of an encoder lacks is drawn, always the same: of zeros it would
+            never learn.
+        revision: on the hub, a branch, tag or commit.
+        sharding: puts every array straight where it belongs, the new head too; on the default device otherwise.
 
-def _cells(a: np.ndarray, config: Any) -> np.ndarray:
-    """A head over channel-first cells, `[classes, C·p·p]`, to `[p, p, C, classes]`; over one cell to `[C, classes]`."""
-    if config.pool == 1:
-        return a.T
-    return a.reshape(a.shape[0], -1, config.pool, config.pool).transpose(2, 3, 1, 0)
+    Returns:
+        The model and its variables in float32.
 
-
-def _linear(a: np.ndarray, config: Any) -> np.ndarray:
-    return a.T
-
-
-def _split(third: int) -> Transform:
-    """One of query, key and value of a fused projection: `[3D, D]` to `[D, H, d]`, `[3D]` to `[H, d]`."""
-
-    def transform(a: np.ndarray, config: Any) -> np.ndarray:
-        part = np.split(a, 3)[third]
-        return _heads(part, config)
-
-    return transform
-
-
-def _heads(a: np.ndarray, config: Any) -> np.ndarray:
-    """`[D, D]` (out, in) to `[D, H, d]`, `[D]` to `[H, d]`."""
-    h = config.heads[0]
-    return a.T.reshape(a.shape[1], h, -1) if a.ndim == 2 else a.reshape(h, -1)
-
-
-def _out(a: np.ndarray, config: Any) -> np.ndarray:
-    """`[D, D]` (out, in) to `[H, d, D]`."""
-    return a.T.reshape(config.heads[0], -1, a.shape[0])
-
-
-def _norm(source: str, target: str) -> Table:
-    return [
-        (rf"{source}\.weight", [(f"params/{target}/scale", _same)]),
-        (rf"{source}\.bias", [(f"params/{target}/bias", _same)]),
-        (rf"{source}\.running_mean", [(f"rest/{target}/mean", _same)]),
-        (rf"{source}\.running_var", [(f"rest/{target}/var", _same)]),
-    ]
-
-
-def _affine(source: str, target: str, kernel: Transform = _linear, bias: Transform = _same) -> Table:
-    return [
-        (rf"{source}\.weight", [(f"params/{target}/kernel", kernel)]),
-        (rf"{source}\.bias", [(f"params/{target}/bias", bias)]),
-    ]
-
-
-_BLOCK = "stages/{stage}/blocks/{block}"
-_IN_BLOCK = r"layer(?P<stage>\d+)\.(?P<block>\d+)"
-_QKV = ("query", "key", "value")
-
-TABLES: dict[str, Table] = {
-    # CIFAR networks of akamaster/pytorch_resnet_cifar10 and karanchahal/distiller, and torchvision's.
-    "resnet": [
-        (r".*\.num_batches_tracked", []),
-        (r"conv1\.weight", [("params/stem/conv/kernel", _conv)]),
-        *_norm(r"bn1", "stem/norm"),
-        (_IN_BLOCK + r"\.conv(?P<j>\d)\.weight", [(f"params/{_BLOCK}/conv{{j}}/kernel", _conv)]),
-        *_norm(_IN_BLOCK + r"\.bn(?P<j>\d)", f"{_BLOCK}/norm{{j}}"),
-        (_IN_BLOCK + r"\.(?:shortcut|downsample)\.0\.weight", [(f"params/{_BLOCK}/shortcut/conv/kernel", _conv)]),
-        *_norm(_IN_BLOCK + r"\.(?:shortcut|downsample)\.1", f"{_BLOCK}/shortcut/norm"),
-        *_affine(r"(?:linear|fc)", "head", _cells),
-    ],
-    # timm and DeiT, whose query, key and value are fused, and Hugging Face's ViTForImageClassification.
-    "vit": [
-        (r"(?:vit\.embeddings\.)?cls_token", [("params/cls", _same)]),
-        (r"(?:pos_embed|vit\.embeddings\.position_embeddings)", [("params/position", _same)]),
-        *_affine(r"(?:patch_embed\.proj|vit\.embeddings\.patch_embeddings\.projection)", "patch", _conv),
-        *_norm(r"blocks\.(?P<i>\d+)\.norm(?P<j>\d)", "layers/{i}/norm{j}"),
-        *[
-            (rf"blocks\.(?P<i>\d+)\.attn\.qkv\.{kind}", [
-                (f"params/layers/{{i}}/attention/{name}/{leaf}", _split(third)) for third, name in enumerate(_QKV)
-            ])
-            for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
-        ],
-        *_affine(r"blocks\.(?P<i>\d+)\.attn\.proj", "layers/{i}/attention/out", _out),
-        *_affine(r"blocks\.(?P<i>\d+)\.mlp\.fc(?P<j>\d)", "layers/{i}/fc{j}"),
-        *_norm(r"vit\.encoder\.layer\.(?P<i>\d+)\.layernorm_before", "layers/{i}/norm1"),
-        *_norm(r"vit\.encoder\.layer\.(?P<i>\d+)\.layernorm_after", "layers/{i}/norm2"),
-        *_affine(
-            r"vit\.encoder\.layer\.(?P<i>\d+)\.attention\.attention\.(?P<name>query|key|value)",
-            "layers/{i}/attention/{name}",
-            _heads,
-            _heads,
-        ),
-        *_affine(
-            r"vit\.encoder\.layer\.(?P<i>\d+)\.attention\.output\.dense", "layers/{i}/attention/out", _out
-        ),
-        *_affine(r"vit\.encoder\.layer\.(?P<i>\d+)\.intermediate\.dense", "layers/{i}/fc1"),
-        *_affine(r"vit\.encoder\.layer\.(?P<i>\d+)\.output\.dense", "layers/{i}/fc2"),
-        *_norm(r"(?:norm|vit\.layernorm)", "norm"),
-        *_affine(r"(?:head|classifier)", "head"),
-    ],
-}  # fmt: skip
-"""By family. A leading `module.` (of `torch.nn.DataParallel`) is dropped before matching; stages count from 1 there
-and from 0 here."""
+    Raises:
+        ValueError: for whatever `formats.files.open` refuses; for a `config.json` that no family here can express; and
+            with *all* names that are unknown, missing, given twice, of a wrong shape or no floats, before any tensor
+            is read.
+    """
+    opened = source if isinstance(source, Source) else files.open(source, revision=revision)
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes={classes}; give at least 1, or None to keep the stored head")
+    form = None
+    if model is None:
+        if opened.described is None:
+            raise ValueError(f"{opened.name} has no config.json that says what model it is; pass `model`")
+        form = formats.of(opened.entries, opened.described)
+        model = models.build(formats.configure(form, opened.described))
+    if classes is None:
+        return model, _assembled(opened, form, model, set(), sharding)
+    target = model.with_classes(classes)
+    one, other = _shapes(target), _shapes(model.with_classes(classes + 1))
+    heads = {path for path in one if one[path] != other[path]} | (set(_shapes(model)) - set(one))
+    return target, _assembled(opened, None, target, heads, sharding)
 
 
 def convert(tensors: Mapping[str, np.ndarray], model: models.Model) -> Variables:
-    """PyTorch's tensors as variables of a model.
+    """Another library's tensors, in memory, as variables of a model.
 
     Args:
-        tensors: by PyTorch name, in PyTorch's layouts.
+        tensors: by their names and in their layouts.
         model: the dense model they belong to, with the checkpoint's classes.
 
     Returns:
         Variables in float32.
 
     Raises:
-        ValueError: with *all* keys that are unknown, missing, given twice or of a wrong shape.
+        ValueError: with *all* names that are unknown, missing, given twice, of a wrong shape or no floats.
     """
-    family = models.to_json(model.config)["family"]
-    if family not in TABLES:
-        raise ValueError(f"no key table for the family {family!r}; there are {sorted(TABLES)}")
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    expected = {path: leaf.shape for path, leaf in trees.flatten(like).items()}
-    found: dict[str, np.ndarray] = {}
+    return _assembled(files.held(tensors), None, model, set(), None)
+
+
+def _assembled(
+    source: Source, form: Format | None, model: models.Model, heads: set[str], sharding: Sharding | None
+) -> Variables:
+    """The variables of a model; `heads` are paths whose tensors are left out and which become zero."""
+    expected = _shapes(model)
+    form = form or formats.of(source.entries, source.described, set(expected) - heads)
+    readers, problems = _planned(source, form, model.config, expected, heads)
+    there = rules.keys(form, model.config, expected)
+    names = {path: key for key, (_, paths) in reversed(there.items()) for path in paths}  # first names last
+    missing = set(expected) - heads - {path for paths in readers for path in paths}
+    pooler = {path for path in missing if heads and path.startswith("params/pooler/")}
+    missing -= pooler
+    problems += [f"missing: {names.get(p, 'some name')}, for {p} {expected[p]}" for p in sorted(missing)]
+    places, misplaced = _places(expected, sharding)
+    hint = ""
+    if missing and all(path.startswith((f"params/{model.head}", "params/pooler/")) for path in missing):
+        hint = " (`classes` gives a model a new head)"
+    _refuse(problems + misplaced, f"the weights of {source.name}, read as {form.name}, do not fit the model{hint}")
+
+    leaves = {p: _placed(np.zeros(expected[p], np.float32), places[p]) for p in heads & set(expected)}
+    leaves |= {p: _placed(_drawn(p, expected[p]), places[p]) for p in pooler}
+    for paths, keys in readers.items():
+        arrays, *others = (rules.to_ours(form, formats.bare(key), source.get(key), model.config) for key in keys)
+        for path in paths:
+            if arrays[path].shape != expected[path]:
+                problems.append(f"{keys[0]}: gives {path} the shape {arrays[path].shape}, not {expected[path]}")
+            elif not all(np.array_equal(arrays[path], other[path]) for other in others):
+                problems.append(f"{keys[1]}: differs from {keys[0]}, which holds the same {path}")
+            else:
+                leaves[path] = _placed(arrays[path], places[path])
+    _refuse(problems, f"the weights of {source.name}, read as {form.name}, do not fit the model")
+    return trees.replace(jax.eval_shape(model.init, jax.random.key(0)), leaves)
+
+
+def _planned(
+    source: Source, form: Format, config: Any, expected: Mapping[str, tuple[int, ...]], heads: set[str]
+) -> tuple[dict[tuple[str, ...], list[str]], list[str]]:
+    """Which names are read for which of our paths, first names first, and all that is wrong with names and shapes."""
+    found: dict[tuple[str, ...], list[tuple[bool, str]]] = {}
     problems: list[str] = []
-    for key in sorted(tensors):
-        name = key.removeprefix("module.")
-        rule = next(((m, to) for p, to in TABLES[family] if (m := re.fullmatch(p, name))), None)
-        if rule is None:
-            problems.append(f"{key}: not in the key table of {family!r}")
+    for key, entry in sorted(source.entries.items()):
+        matched = rules.match(form, formats.bare(key))
+        if matched is None:
+            problems.append(f"{key}: not in the key table of {form.name}")
             continue
-        fields = rule[0].groupdict()
-        if "stage" in fields:
-            fields["stage"] = str(int(fields["stage"]) - 1)
-        for template, transform in rule[1]:
-            path = template.format(**fields)
-            if path not in expected:
-                problems.append(f"{key}: the model has no {path}")
-                continue
-            if path in found:
-                problems.append(f"{key}: a second value for {path}")
-                continue
-            try:
-                found[path] = np.ascontiguousarray(transform(np.asarray(tensors[key]), model.config))
-            except ValueError as error:
-                problems.append(f"{key}: shape {np.shape(tensors[key])} cannot become {expected[path]} ({error})")
-                found[path] = np.zeros(expected[path], np.float32)
-                continue
-            if found[path].shape != expected[path]:
-                problems.append(f"{key}: gives {path} the shape {found[path].shape}, the model has {expected[path]}")
-    problems += [f"missing: {path} {shape}" for path, shape in sorted(expected.items()) if path not in found]
-    _refuse(problems, "the weights do not fit the model")
-    return trees.replace(like, {path: jnp.asarray(a, jnp.float32) for path, a in found.items()})
+        rule, paths = matched
+        if heads.issuperset(paths):  # of what is read past, too
+            continue
+        absent = [path for path in paths if path not in expected]
+        if absent:
+            problems.append(f"{key}: the model has no {', '.join(absent)}")
+            continue
+        needed = rules.stored_shape(rule, [expected[path] for path in paths], config)
+        if entry.shape != needed:
+            problems.append(f"{key}: shape {entry.shape}, the model needs {needed} for {', '.join(paths)}")
+        elif not files.is_float(entry):
+            problems.append(f"{key}: stored as {entry.dtype}, weights are floats")
+        found.setdefault(paths, []).append((rule.tied, key))
+    readers = {paths: [key for _, key in sorted(names)] for paths, names in found.items()}
+    for paths, names in found.items():
+        firsts = [key for tied, key in names if not tied]
+        problems += [f"{key}: a second value for {', '.join(paths)}, after {firsts[0]}" for key in firsts[1:]]
+    return readers, problems
 
 
-def load(path: str | os.PathLike[str], model: models.Model) -> Variables:
-    """Reads a safetensors file with PyTorch's names; see `convert`."""
-    return convert(_read(pathlib.Path(path)), model)
+def _places(
+    expected: Mapping[str, tuple[int, ...]], sharding: Sharding | None
+) -> tuple[dict[str, jax.sharding.Sharding | None], list[str]]:
+    """The sharding of each array, and all that is wrong with them."""
+    places: dict[str, jax.sharding.Sharding | None] = dict.fromkeys(expected)
+    problems: list[str] = []
+    for path, shape in expected.items() if sharding is not None else ():
+        given: Any = sharding if isinstance(sharding, jax.sharding.Sharding) else sharding(path, shape)  # type: ignore[misc]
+        if not isinstance(given, jax.sharding.Sharding):
+            problems.append(f"{path}: {given!r:.80} is no jax.sharding.Sharding")
+            continue
+        places[path] = given
+        try:
+            given.shard_shape(shape)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    return places, problems
+
+
+def _drawn(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """As projections begin: normal kernels of deviation 0.02, biases of zero."""
+    kernel = np.random.default_rng(0).normal(0.0, 0.02, shape) if path.endswith("kernel") else np.zeros(shape)
+    return kernel.astype(np.float32)
+
+
+def _placed(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    array = np.ascontiguousarray(array)
+    if sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def save(
@@ -322,9 +315,12 @@ def reload(directory: str | os.PathLike[str]) -> tuple[models.Model, Variables]:
     return model, trees.replace(like, {p: jnp.asarray(a) for p, a in tensors.items()})
 
 
+def _shapes(model: models.Model) -> dict[str, tuple[int, ...]]:
+    return {p: leaf.shape for p, leaf in trees.flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
+
+
 def _misfits(model: models.Model, leaves: Mapping[str, Any]) -> list[str]:
-    like: PyTree = jax.eval_shape(model.init, jax.random.key(0))
-    expected = {p: leaf.shape for p, leaf in trees.flatten(like).items()}
+    expected = _shapes(model)
     got = {p: jnp.shape(leaf) for p, leaf in leaves.items()}
     return [
         f"{p}: got {got.get(p, 'nothing')}, needs {expected.get(p, 'nothing')}"
@@ -335,7 +331,8 @@ def _misfits(model: models.Model, leaves: Mapping[str, Any]) -> list[str]:
 
 def _refuse(problems: Sequence[str], what: str) -> None:
     if problems:
-        raise ValueError(f"{what}; {len(problems)} problems:\n  " + "\n  ".join(problems))
+        shown = [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        raise ValueError(f"{what}; {len(problems)} problems:\n  " + "\n  ".join(shown))
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -155,7 +155,9 @@ def batch_of(pair: sources.Arrays) -> Batch:
 def pretrain(plan: Start, work: Path) -> Variables:
     """The pre-trained model: read from the checkpoint, or trained by process 0 on the pre-training classes."""
     if plan.checkpoint:
-        return pretrained.load(plan.checkpoint, plan.model)
+        # A folder's own head is for other classes than the tasks'; they get theirs later.
+        classes = None if Path(plan.checkpoint).is_file() else plan.model.num_classes
+        return pretrained.load(plan.checkpoint, plan.model, classes=classes)[1]
     model, settings, setting = plan.model, plan.pretraining, plan.setting
     data = batch_of(tasks.subset(setting.pools.source, setting.pretrain_classes))
     held_out = batch_of(tasks.subset(setting.pools.valid, setting.pretrain_classes))

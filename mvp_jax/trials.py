@@ -21,6 +21,7 @@ from mvp_jax.data import tasks
 from mvp_jax.lineup import lineup
 from mvp_jax.methods import TO_A_SPARSITY, isp, sparse
 from mvp_jax.models.api import Model, replace_head
+from mvp_jax.models.functions import freeze
 from mvp_jax.patterns import Pattern
 from mvp_jax.stages import Setting, Sizes, Start, batch_of
 from mvp_jax.types import Masks, Variables
@@ -43,6 +44,8 @@ class Plan(Start):
         ours: the method that the table compares all others with.
         keep_rounds: whether the rounds of a method under way are kept too.
         masks_alone: whether masks are judged alone as well.
+        zero_shot: a kernel `[F, all classes]` made of texts, whose columns are the heads, frozen. `None`: logistic
+            heads, which go on learning.
     """
 
     methods: tuple[str, ...]
@@ -57,10 +60,12 @@ class Plan(Start):
     ours: str
     keep_rounds: bool
     masks_alone: bool
+    zero_shot: np.ndarray | None = None
 
     @property
     def task_model(self) -> Model:
-        return self.model.with_classes(self.sizes.classes_per_task)
+        model = self.model.with_classes(self.sizes.classes_per_task)
+        return model if self.zero_shot is None else freeze(model, model.head)
 
 
 def names(plan: Plan) -> tuple[str, ...]:
@@ -89,7 +94,10 @@ def problems(plan: Plan, variables: Variables) -> dict[tuple[str, int], tuple[sp
             valid_from=setting.pools.valid, test_from=setting.pools.test, seed=plan.seed + seed,
         )  # fmt: skip
         data = batch_of(own.train)
-        start = probe.fit_head(model, body, data)
+        if plan.zero_shot is None:
+            start = probe.fit_head(model, body, data)
+        else:
+            start = replace_head(body, model, kernel=jnp.asarray(plan.zero_shot[:, list(target.classes)]))
         found[target.name, seed] = (
             sparse.Problem(
                 model=model, variables=start, train=data, valid=batch_of(own.valid), sparsity=plan.sparsities[0],

@@ -1,5 +1,6 @@
 """BERT: the forward pass by plain NumPy, padding that nobody sees, cuts that equal masks."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,27 +12,33 @@ from flax import nnx
 from mvp_jax import compact, cost, masks, models, train, trees, units
 from mvp_jax.models import bert
 from mvp_jax.types import Variables
+from tests import declared
 from tests.model_kinds import batch, made, random_units, randomise
 
 ERF = np.vectorize(math.erf)
 
 
-def norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
+def norm(x, p, epsilon):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + ERF(x / math.sqrt(2)))
 
 
 def one_text(p, config, ids):
     """Logits of one text, padding left off, so that there is none to mask."""
     ids = [int(i) for i in ids if i != config.pad]
+    start = config.pad + 1 if config.skip_padding else 0
     kinds, kind = [], 0
     for i in ids:
         kinds.append(kind)
         kind = 1 if i == config.separator else kind
     e = p["embed"]
-    x = np.stack(
-        [e["word"][i] + e["position"][t] + e["type"][k] for t, (i, k) in enumerate(zip(ids, kinds, strict=True))]
-    )
-    x = norm(x, e["norm"])
+    x = np.stack([e["word"][i] + e["position"][start + t] for t, i in enumerate(ids)])
+    if config.types:
+        x = x + np.stack([e["type"][k] for k in kinds])
+    x = norm(x, e["norm"], config.epsilon)
     for n in range(len(config.heads)):
         layer = p["layers"][str(n)]
         a = layer["attention"]
@@ -41,11 +48,15 @@ def one_text(p, config, ids):
             for t in range(len(ids)):
                 scores = np.array([math.exp(float(q[t] @ k[s]) * config.attention_scale) for s in range(len(ids))])
                 mixed[t] += (scores / scores.sum()) @ v @ a["out"]["kernel"][head]
-        x = norm(x + mixed, layer["norm1"])
+        x = norm(x + mixed, layer["norm1"], config.epsilon)
         h = x @ layer["fc1"]["kernel"] + layer["fc1"]["bias"]
-        h = h * 0.5 * (1 + ERF(h / math.sqrt(2)))
-        x = norm(x + h @ layer["fc2"]["kernel"] + layer["fc2"]["bias"], layer["norm2"])
-    pooled = np.tanh(x[0] @ p["pooler"]["kernel"] + p["pooler"]["bias"])
+        h = gelu(h)
+        x = norm(x + h @ layer["fc2"]["kernel"] + layer["fc2"]["bias"], layer["norm2"], config.epsilon)
+    if config.task == "masked_lm":
+        h = norm(gelu(x @ p["transform"]["kernel"] + p["transform"]["bias"]), p["norm"], config.epsilon)
+        return h @ e["word"].T + p["head"]["bias"]
+    pooled = x[0] @ p["pooler"]["kernel"] + p["pooler"]["bias"]
+    pooled = np.maximum(pooled, 0) if config.pooler == "relu" else np.tanh(pooled)
     return pooled @ p["head"]["kernel"] + p["head"]["bias"]
 
 
@@ -61,6 +72,87 @@ def test_forward_by_numpy():
     # The second segment counts.
     one_type = dict(p, embed=dict(p["embed"], type=p["embed"]["type"][[0, 0]]))
     assert np.abs(one_text(one_type, model.config, x[0]) - expected[0]).max() > 1e-2
+
+
+def variant(kind, **options):
+    """A model of another kind or task, and its variables."""
+    model = bert.build(dataclasses.replace(made(kind)[0].config, **options))
+    return model, randomise(jax.eval_shape(model.init, jax.random.key(0)), 0)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+def test_forward_of_the_kin_by_numpy(kind):
+    # Epsilons that count, and a table whose padding rows are not zero.
+    model, variables = variant(kind, epsilon=0.1)
+    assert "type" not in variables.params["embed"] or kind == "roberta"
+    assert variables.params["embed"]["position"].shape[0] == {"roberta": 9, "distilbert": 7}[kind]
+    x = np.asarray(batch(model))
+    assert (x == model.config.pad).any()
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables.params)
+    expected = np.stack([one_text(p, model.config, row) for row in x])
+    assert np.ptp(expected, axis=0).min() > 1e-2
+    np.testing.assert_allclose(model.apply(variables, x)[0], expected, rtol=1e-4, atol=1e-5)
+    other = one_text(p, dataclasses.replace(model.config, epsilon=1e-12), x[0])
+    assert np.abs(other - expected[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_masked_words_by_numpy(kind):
+    model, variables = variant(kind, task="masked_lm")
+    c = model.config
+    x = np.asarray(batch(model))
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables.params)
+    seen = model.inspect(variables, x)
+    assert seen.logits.shape == (4, 7, 16)
+    assert model.num_classes == 16
+    for row, got in zip(x, np.asarray(seen.logits), strict=True):
+        expected = one_text(p, c, row)
+        assert np.ptp(expected, axis=0).min() > 1e-2
+        np.testing.assert_allclose(got[row != c.pad], expected, rtol=1e-4, atol=1e-5)
+    by_hand = np.asarray(seen.features, np.float64) @ p["embed"]["word"].T + p["head"]["bias"]
+    np.testing.assert_allclose(seen.logits, by_hand, rtol=1e-4, atol=1e-4)
+    assert model.with_classes(4).config == dataclasses.replace(c, task="classify", classes=4)
+
+
+def test_positions_that_skip_padding_do_not_see_where_it_is():
+    model, variables = variant("roberta", task="masked_lm")
+    text = [0, 7, 9, 5]
+    left, right = (jnp.asarray([t]) for t in ([1, 1, *text], [*text, 1, 1]))
+    run = [model.apply(variables, x)[0][0] for x in (left, right)]
+    np.testing.assert_allclose(run[0][2:], run[1][:4], rtol=1e-4, atol=1e-5)
+    # Padding has a row of its own.
+    params = jax.tree.map(lambda a: a, variables.params)
+    params["embed"]["position"] = params["embed"]["position"].at[model.config.pad].multiply(-1.0)
+    moved = np.abs(model.apply((params, {}), right)[0][0] - run[1]).max(1) > 1e-3
+    assert moved.tolist() == [False] * 4 + [True] * 2
+    counted, _ = variant("roberta", task="masked_lm", skip_padding=False, positions=9)
+    other = [counted.apply(variables, x)[0][0] for x in (left, right)]
+    assert float(jnp.abs(other[0][2:] - other[1][:4]).max()) > 1e-2
+
+
+def test_cuts_under_masked_words_equal_masks():
+    model, variables = variant("roberta", task="masked_lm")
+    by_hand = declared.groups(model)
+    facts = [[(g.name, g.size, g.kind, frozenset(g.slots)) for g in groups] for groups in (model.groups, by_hand)]
+    assert facts[0] == facts[1]
+    x, kept = batch(model), random_units(model, 3)
+    slim_model, slim = compact.rebuild(model, variables, kept)
+    expected = model.apply(masked(model, variables, kept), x)[0]
+    np.testing.assert_allclose(slim_model.apply(slim, x)[0], expected, rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(expected - model.apply(variables, x)[0]).max()) > 1e-2
+    chosen = {p for p, yes in trees.flatten(trees.select(variables.params, model.prunable)).items() if yes}
+    assert not any(p.startswith(("transform", "embed", "head")) for p in chosen)
+    assert len(chosen) == 6
+
+
+def test_half_precision_is_near():
+    model, variables = variant("bert", task="masked_lm")
+    x = batch(model)
+    half = bert.build(dataclasses.replace(model.config, compute="bfloat16"))
+    assert [g.slots for g in half.groups] == [g.slots for g in model.groups]
+    exact, rough = (m.apply(variables, x)[0] for m in (model, half))
+    assert rough.dtype == jnp.float32
+    assert 1e-5 < float(jnp.abs(exact - rough).max()) / float(jnp.abs(exact).max()) < 0.05
 
 
 def test_padding_changes_nothing():
@@ -154,6 +246,20 @@ def test_members_under_vmap_equal_a_loop():
     assert float(jnp.max(jnp.abs(together[0] - together[1]))) > 1e-2
 
 
+def test_rates_of_dropout():
+    config = made("bert")[0].config
+    assert dataclasses.replace(config, dropout=0.3).rates == (0.3, 0.3, 0.3)
+    config = dataclasses.replace(config, dropout=0.1, attention_dropout=0.0, head_dropout=0.2)
+    assert config.rates == (0.1, 0.0, 0.2)
+    hooks, rates = models.Hooks(train=True, key=jax.random.key(0)), []
+    hooks.dropout = lambda y, rate: rates.append(rate) or y
+    jax.eval_shape(lambda: bert.Bert(config, noise=models.api.Noise())(batch(made("bert")[0]), hooks)[0])
+    assert rates == [0.1, *[0.0, 0.1, 0.1] * 2, 0.2]
+    only = bert.build(dataclasses.replace(config, dropout=0.0))
+    with pytest.raises(ValueError, match="dropout needs a key"):
+        only.apply(made("bert")[1], batch(only), train=True)
+
+
 def test_dropout_also_thins_out_attention():
     model, _ = made("bert")
     x = batch(model)
@@ -178,7 +284,16 @@ def test_a_training_step_takes_ids(score):
     )
 
 
-@pytest.mark.parametrize(("name", "count"), [("bert_tiny", 4_385_920), ("bert_base", 109_482_240)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("bert_tiny", 4_385_920),
+        ("bert_base", 109_482_240),
+        ("bert_large", 335_141_888),
+        ("roberta_base", 124_055_040 + 768 * 769),  # without and with the dense layer of its head
+        ("distilbert_base", 66_362_880 + 768 * 769),
+    ],
+)
 def test_sizes_are_the_published_ones(name, count):
     config = models.PRESETS[name](classes=3)
     shapes = jax.eval_shape(lambda: nnx.state(bert.Bert(config, noise=models.api.Noise()), nnx.Param))
@@ -227,6 +342,12 @@ def test_bad_input_is_refused():
         ({"separator": 2048}, "0 to 2047"),
         ({"types": 1}, "give types=2"),
         ({"pool": "mean"}, "choose first"),
+        ({"pooler": "gelu"}, "tanh or relu"),
+        ({"task": "next_word"}, "classify or masked_lm"),
+        ({"activation": "mish"}, "choose one of"),
+        ({"compute": "float16"}, "float32 or bfloat16"),
+        ({"types": -1}, "at least 0"),
+        ({"types": 0}, "give types=2"),
         ({"mlp": 0}, "at least 1"),
         ({"heads": 4, "qk_dim": (3,)}, "one entry per layer"),
     ],

@@ -24,6 +24,7 @@ NOT_OFFERED = {
     "solitary": "the store that checkpoint takes for one process among several",
     "pictures": "reports re-exports it",
     "curves": "the pictures of trials",
+    "adapted": "the first steps of trials from a checkpoint",
     "fragments": "what config files share",
     "lineup": "the lines of trials",
     "trials": "the job behind configs/compare.py",

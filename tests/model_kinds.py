@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import models, trees
-from mvp_jax.models import bert, resnet, vit
+from mvp_jax.models import bert, clip, resnet, vit
 from mvp_jax.types import Variables
 
 _BASIC = resnet.ResNetConfig(
@@ -53,7 +53,12 @@ KINDS = {
     "bottleneck": _BOTTLENECK,
     "vit_cls": vit.micro(layers=2, dim=12, heads=3, mlp=10, classes=3),
     "vit_mean": _LAYER,
+    "deit": vit.micro(layers=1, dim=8, heads=2, mlp=6, classes=3, distilled=True, one_head=True),
     "bert": bert.micro(16, positions=7, layers=2, dim=12, heads=3, mlp=10, classes=3),
+    "roberta": bert.roberta(8, heads=2, layers=1, mlp=6, vocab=16, positions=7, classes=3),
+    "distilbert": bert.distilbert(8, heads=2, layers=1, mlp=6, vocab=16, positions=7, classes=3),
+    "clip_vision": clip.micro_vision(layers=2, dim=12, heads=3, mlp=10, classes=3, projection=5),
+    "clip_text": clip.micro_text(16, positions=7, layers=2, dim=12, heads=3, mlp=10, classes=3, projection=5),
 }
 
 
@@ -87,8 +92,14 @@ def batch(model: models.Model, n: int = 4, seed: int = 1) -> jax.Array:
     if model.input_dtype != jnp.int32:
         return jnp.asarray(rng.normal(size=(n, *model.input_shape)), jnp.float32)
     c = model.config
-    x = rng.integers(c.separator + 1, c.vocab, (n, *model.input_shape), np.int32)
-    x[:, 0], x[:, 3], x[::2, -1], x[1::4, -2:], x[3::4, -1] = 1, c.separator, c.separator, (c.separator, c.pad), c.pad
+    if isinstance(c, clip.ClipTextConfig):
+        # What follows the end is not padding, but must not count either.
+        x = rng.integers(c.eos + 1, c.vocab, (n, *model.input_shape), np.int32)
+        x[::2, -1], x[1::4, -3], x[3::4, -2] = c.eos, c.eos, c.eos
+        return jnp.asarray(x)
+    end = 2 if c.separator is None else c.separator
+    x = rng.integers(end + 1, c.vocab, (n, *model.input_shape), np.int32)
+    x[:, 0], x[:, 3], x[::2, -1], x[1::4, -2:], x[3::4, -1] = c.pad == 0, end, end, (end, c.pad), c.pad
     return jnp.asarray(x)
 
 

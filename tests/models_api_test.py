@@ -50,7 +50,7 @@ def test_prunable_are_kernels_of_the_body(kind):
     expected = {
         p
         for p, leaf in trees.flatten(variables.params).items()
-        if p.endswith("/kernel") and not p.startswith(("head", "patch", "pooler")) and leaf.ndim > 1
+        if p.endswith("/kernel") and not p.startswith(("head", "patch", "pooler", "projection")) and leaf.ndim > 1
     }
     assert chosen == expected
     assert len(chosen) >= 6

@@ -1,16 +1,19 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from mvp_jax import compact, models, pretrained
+from mvp_jax import compact, formats, models, pretrained, trees
 from mvp_jax.models import resnet, vit
-from tests.model_kinds import batch, made, random_units
+from tests.model_kinds import batch, made, random_units, randomise
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIGS = {
@@ -23,7 +26,8 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_those_that_pytorch_computed(name):
     model = models.build(CONFIGS[name])
-    variables = pretrained.load(GOLDEN / f"{name}.safetensors", model)
+    same, variables = pretrained.load(GOLDEN / f"{name}.safetensors", model)
+    assert same is model
     golden = np.load(GOLDEN / f"{name}.npz")
     assert np.ptp(golden["logits"], axis=0).min() > 1e-2
     np.testing.assert_allclose(model.apply(variables, golden["x"])[0], golden["logits"], rtol=1e-3, atol=1e-4)
@@ -77,20 +81,174 @@ def test_all_problems_come_in_one_error():
     bad["module.layer4.0.conv1.weight"] = np.zeros((2, 2, 3, 3), np.float32)
     bad["module.classifier.weight"] = np.zeros(3, np.float32)
     bad["module.bn1.bias"] = np.zeros(5, np.float32)
-    bad["fc.bias"] = np.zeros(3, np.float32)
-    with pytest.raises(ValueError, match="5 problems") as error:
+    bad["linear.bias"] = np.zeros(3, np.float32)
+    bad["module.bn1.weight"] = np.ones(2, np.int64)
+    with pytest.raises(ValueError, match="6 problems") as error:
         pretrained.convert(bad, model)
     for part in (
-        "missing: params/stem/conv/kernel (3, 3, 1, 2)",
+        "missing: conv1.weight, for params/stem/conv/kernel (3, 3, 1, 2)",
         "the model has no params/stages/3/blocks/0/conv1/kernel",
-        "module.classifier.weight: not in the key table",
-        "module.bn1.bias: gives params/stem/norm/bias the shape (5,), the model has (2,)",
-        "a second value for params/head/bias",
+        "module.classifier.weight: not in the key table of resnet (CIFAR)",
+        "module.bn1.bias: shape (5,), the model needs (2,) for params/stem/norm/bias",
+        "module.linear.bias: a second value for params/head/bias, after linear.bias",
+        "module.bn1.weight: stored as I64, weights are floats",
     ):
         assert part in str(error.value)
     wider = models.build(resnet.resnet8_distiller(width=2, image_size=8, channels=1, classes=4))
-    with pytest.raises(ValueError, match="linear"):
+    with pytest.raises(ValueError, match=r"linear\.weight: shape \(3, 32\), the model needs \(4, 32\)"):
         pretrained.load(GOLDEN / "distiller.safetensors", wider)
+
+
+def test_a_long_list_of_problems_is_cut():
+    with pytest.raises(ValueError, match=r"and \d+ more") as error:
+        pretrained.convert({"conv1.weight": np.zeros((2, 1, 3, 3), np.float32)}, models.build(CONFIGS["option_a"]))
+    assert len(str(error.value).splitlines()) == 22
+    with pytest.raises(ValueError, match="no key table fits"):
+        pretrained.convert({"wte": np.zeros(3)}, models.build(CONFIGS["option_a"]))
+
+
+def test_second_names_must_agree():
+    model = models.build(CONFIGS["option_a"])
+    tensors = safetensors.numpy.load_file(GOLDEN / "option_a.safetensors")
+    expected = pretrained.convert(tensors, model)
+    assert np.ptp(expected.params["head"]["bias"]) > 0
+    both = {**tensors, "fc.bias": tensors["linear.bias"]}
+    alone = {**tensors, "fc.bias": both["fc.bias"]}
+    del alone["linear.bias"]
+    for given in (both, alone):
+        jax.tree.map(np.testing.assert_array_equal, pretrained.convert(given, model), expected)
+    both["fc.bias"] = both["fc.bias"] + 1
+    with pytest.raises(ValueError, match=r"fc\.bias: differs from linear\.bias, which holds the same params/head/bias"):
+        pretrained.convert(both, model)
+
+
+def folder(tmp_path, config, origin="Hugging Face", shards=1, dtype=np.float32, **described):
+    """A checkpoint as another library writes it, of a model with random weights."""
+    model = models.build(config)
+    variables = randomise(jax.eval_shape(model.init, jax.random.key(0)), 5)
+    form = formats.for_config(config, origin)
+    stored = {k: a.astype(dtype) for k, a in formats.rules.stored(form, variables, config)}
+    stored |= {k.replace("running_mean", "num_batches_tracked"): np.array(3) for k in stored if "running_mean" in k}
+    (tmp_path / "config.json").write_text(json.dumps({**form.describe(config), **described}))
+    if shards == 1:
+        safetensors.numpy.save_file(stored, tmp_path / "model.safetensors")
+        return model, variables
+    listed = {k: f"model-{i % shards}.safetensors" for i, k in enumerate(stored)}
+    for shard in set(listed.values()):
+        safetensors.numpy.save_file({k: a for k, a in stored.items() if listed[k] == shard}, tmp_path / shard)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    return model, variables
+
+
+TINY = {
+    "vit": vit.micro(layers=1, dim=8, heads=2, mlp=6, channels=3, classes=3, epsilon=1e-12),
+    "deit": vit.micro(layers=1, dim=8, heads=2, classes=3, distilled=True),
+    "deit_one_head": vit.micro(layers=1, dim=8, heads=2, classes=3, distilled=True, one_head=True, activation="relu"),
+    "resnet": resnet.ResNetConfig(
+        stem_width=4,
+        stage_widths=(8, 12),
+        inner_widths=(((2, 2),), ((3, 3),) * 2),
+        strides=(1, 2),
+        projections=(True, True),
+        stem="large",
+        image_size=224,
+        classes=3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_says_what_it_is(name, tmp_path):
+    model, variables = folder(tmp_path, TINY[name], shards=1 if name == "resnet" else 3)
+    loaded, got = pretrained.load(tmp_path)
+    assert loaded is model
+    jax.tree.map(np.testing.assert_array_equal, got, variables)
+    again = pretrained.load(str(tmp_path), model)[1]
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    assert pretrained.load(formats.files.open(tmp_path))[0] is model
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floats_become_float32(dtype, tmp_path):
+    _, variables = folder(tmp_path, TINY["vit"], dtype=dtype)
+    got = pretrained.load(tmp_path)[1]
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(variables), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, np.asarray(b).astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_another_number_of_classes_gets_a_head_of_zeros(name, tmp_path):
+    model, variables = folder(tmp_path, TINY[name])
+    loaded, got = pretrained.load(tmp_path, classes=5)
+    assert loaded is model.with_classes(5)
+    assert "head_distilled" not in got.params
+    assert got.params["head"]["kernel"].shape[-1] == 5
+    assert not any(np.any(leaf) for leaf in got.params["head"].values())
+    body = {k: v for k, v in variables.params.items() if not k.startswith("head")}
+    jax.tree.map(np.testing.assert_array_equal, {k: got.params[k] for k in body}, body)
+    x = batch(loaded)
+    assert loaded.apply(got, x)[0].shape == (len(x), 5)
+    # The same where no head is stored.
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    headless = {k: a for k, a in tensors.items() if "classifier" not in k}
+    assert len(headless) < len(tensors)
+    safetensors.numpy.save_file(headless, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path, classes=5)[1], got)
+    with pytest.raises(ValueError, match=r"(?s)do not fit the model \(`classes` gives.*missing: \S*classifier"):
+        pretrained.load(tmp_path)
+
+
+def test_every_array_goes_where_its_sharding_says(tmp_path):
+    _, variables = folder(tmp_path, TINY["vit"])
+    mesh = jax.make_mesh((2,), ("x",))
+    spec = jax.sharding.PartitionSpec
+    split, whole = (jax.sharding.NamedSharding(mesh, s) for s in (spec("x"), spec()))
+
+    def place(path, shape):
+        return split if path.endswith("kernel") and shape[0] % 2 == 0 else whole
+
+    got = pretrained.load(tmp_path, classes=4, sharding=place)[1]
+    kinds = set()
+    for path, leaf in trees.flatten(got).items():
+        assert leaf.sharding == place(path, leaf.shape), path
+        kinds.add(leaf.sharding)
+    assert kinds == {split, whole}
+    np.testing.assert_array_equal(got.params["patch"]["kernel"], variables.params["patch"]["kernel"])
+    everywhere = pretrained.load(tmp_path, sharding=whole)[1]
+    assert {leaf.sharding for leaf in jax.tree.leaves(everywhere)} == {whole}
+    jax.tree.map(np.testing.assert_array_equal, everywhere, variables)
+    with pytest.raises(ValueError, match="params/cls"):
+        pretrained.load(tmp_path, sharding=split)
+    with pytest.raises(ValueError, match=r"no jax\.sharding\.Sharding"):
+        pretrained.load(tmp_path, sharding=lambda path, shape: None)
+
+
+def test_what_cannot_be_made_is_refused(tmp_path):
+    folder(tmp_path, TINY["vit"])
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        pretrained.load(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="classes=0"):
+        pretrained.load(tmp_path, classes=0)
+    wrong = models.build(vit.micro(layers=2, dim=8, heads=2, mlp=6, channels=3, classes=3))
+    with pytest.raises(ValueError, match=r"missing: vit\.encoder\.layer\.1\.attention"):
+        pretrained.load(tmp_path, wrong)
+    folder(tmp_path, TINY["vit"], hidden_act="mish")
+    with pytest.raises(ValueError, match="hidden_act"):
+        pretrained.load(tmp_path)
+    folder(tmp_path, TINY["vit"], model_type="gpt2")
+    with pytest.raises(ValueError, match="model_type is 'gpt2'"):
+        pretrained.load(tmp_path)
+
+
+def test_slim_models_are_not_misread(tmp_path):
+    """Heads that differ between layers have no place in other formats; nothing is read into a wrong layout."""
+    dense = models.build(vit.micro(layers=2, dim=8, heads=2, classes=3))
+    slim = dense.resize({"layers/1/attention": 1})
+    variables = randomise(jax.eval_shape(slim.init, jax.random.key(0)), 5)
+    stored = dict(formats.rules.stored(formats.vit.FORMATS[1], variables, slim.config))
+    with pytest.raises(ValueError, match="gives params/layers/1/attention/out/kernel the shape"):
+        pretrained.convert(stored, slim)
 
 
 def test_truncated_and_missing_files_are_refused(tmp_path):
@@ -174,3 +332,56 @@ def test_bad_folders_are_refused(tmp_path):
     (where / "model.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="does not fit its configuration"):
         pretrained.reload(where)
+
+
+MEMORY = """
+import json, pathlib, sys, time
+import numpy as np, safetensors.numpy
+import jax
+from mvp_jax import formats, models, pretrained
+from mvp_jax.models import vit
+
+folder = pathlib.Path(sys.argv[1])
+config = vit.base(classes=1000, epsilon=1e-12)
+model, form = models.build(config), formats.for_config(config)
+like = jax.eval_shape(model.init, jax.random.key(0))
+
+def resident(which):
+    # Not `ru_maxrss`, which a child takes over from its parent.
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
+
+if sys.argv[2] == "write":
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), like)
+    safetensors.numpy.save_file(dict(formats.rules.stored(form, variables, config)), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(form.describe(config)))
+else:
+    jax.block_until_ready(jax.numpy.ones(3) + 1)
+    before, wall, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
+    model, variables = pretrained.load(folder)
+    jax.block_until_ready(variables)
+    print(json.dumps({
+        "bytes": sum(a.nbytes for a in jax.tree.leaves(variables)), "rise": resident("VmHWM") - before,
+        "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu,
+    }))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks the kernel for the memory used")
+def test_a_large_checkpoint_is_read_in_little_more_memory_than_it_has(tmp_path):
+    def run(what):
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(tmp_path), what], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("write")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    seen = json.loads(run("read"))
+    assert seen["bytes"] > 3.4e8
+    assert abs(seen["bytes"] - size) < 1e5
+    assert 0.9 * size < seen["rise"] < 1.5 * size, seen
+    assert seen["cpu"] < 10, seen  # the wall also shows who else is at work

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 
 from mvp_jax import models
 from mvp_jax.models import layers, resnet
+from tests import declared
 from tests.model_kinds import KINDS, batch, made, randomise
 
 
@@ -21,6 +23,7 @@ from tests.model_kinds import KINDS, batch, made, randomise
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
@@ -31,7 +34,8 @@ def test_parameter_counts_are_the_published_ones(name, count):
 
 def test_streams_follow_the_shortcuts():
     assert [g.name for g in made("option_a")[0].groups] == [f"stages/{s}/blocks/0/conv1" for s in range(3)]
-    names = {n: [(g.name, g.kind) for g in models.create(n).groups if "blocks" not in g.name] for n in models.PRESETS}
+    seen = ("resnet8_distiller", "resnet18", "resnet50")
+    names = {n: [(g.name, g.kind) for g in models.create(n).groups if "blocks" not in g.name] for n in seen}
     stages = [(f"stages/{s}", "stage") for s in range(4)]
     assert names["resnet8_distiller"] == [("stem/conv", "filter"), *stages[:3]]
     assert names["resnet18"] == stages  # the stem feeds stage 0 through an identity, so they are one
@@ -134,5 +138,45 @@ def test_bad_configurations_are_refused():
         dataclasses.replace(KINDS["option_a"], stage_widths=(4, 8, 7))
     with pytest.raises(ValueError, match="not 6n"):
         resnet.cifar(18)
-    with pytest.raises(ValueError, match="no ResNet-101"):
-        resnet.imagenet(101)
+    with pytest.raises(ValueError, match="no ResNet-77"):
+        resnet.imagenet(77)
+
+
+def test_the_stride_of_a_bottleneck_in_its_first_convolution():
+    config = dataclasses.replace(KINDS["bottleneck"], inner_widths=(((3, 4),),))
+    early = resnet.build(dataclasses.replace(config, downsample_in_bottleneck=True))
+    late = resnet.build(config)
+    variables = randomise(jax.eval_shape(early.init, jax.random.key(0)), 0)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables.params)
+    rest = jax.tree.map(lambda a: np.asarray(a, np.float64), variables.rest)
+
+    def conv(x, kernel, stride):
+        size = kernel.shape[0]
+        x = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+        side = (x.shape[1] - size) // stride + 1
+        out = np.zeros((len(x), side, side, kernel.shape[3]))
+        for i in range(side):
+            for j in range(side):
+                window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+                out[:, i, j] = np.einsum("nabc,abco->no", window, kernel)
+        return out
+
+    def norm(x, name):
+        s, r = (functools.reduce(lambda t, k: t[k], name.split("/"), tree) for tree in (p, rest))
+        return (x - r["mean"]) / np.sqrt(r["var"] + 1e-5) * s["scale"] + s["bias"]
+
+    x = np.asarray(batch(early), np.float64)
+    x = np.maximum(norm(conv(x, p["stem"]["conv"]["kernel"], 1), "stem/norm"), 0)
+    block, at = p["stages"]["0"]["blocks"]["0"], "stages/0/blocks/0"
+    y = x
+    for j, stride in ((1, 2), (2, 1), (3, 1)):
+        y = norm(conv(y, block[f"conv{j}"]["kernel"], stride), f"{at}/norm{j}")
+        y = np.maximum(y, 0) if j < 3 else y
+    y = np.maximum(y + norm(conv(x, block["shortcut"]["conv"]["kernel"], 2), f"{at}/shortcut/norm"), 0)
+    expected = y.mean((1, 2)) @ p["head"]["kernel"] + p["head"]["bias"]
+    assert np.ptp(expected, axis=0).min() > 1e-2
+    got, other = (m.apply(variables, batch(m))[0] for m in (early, late))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert float(jnp.max(jnp.abs(other - got))) > 1e-2
+    by_hand = [frozenset(g.slots) for g in declared.groups(late)]
+    assert [frozenset(g.slots) for g in early.groups] == [frozenset(g.slots) for g in late.groups] == by_hand

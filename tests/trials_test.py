@@ -155,7 +155,7 @@ def test_arguments_of_configs():
             fragments.arguments(wrong)
     assert compare.get_config("data=npz,model=resnet20").keep_rounds
     assert compare.get_config("data=docstrings").model.name == "bert_micro"
-    assert isp_config.get_config().methods == isp_config.METHODS
+    assert isp_config.get_config().methods == fragments.ISP_LINES
 
 
 def test_every_line_is_a_method_with_the_budget_of_the_soup():
@@ -172,7 +172,7 @@ def test_every_line_is_a_method_with_the_budget_of_the_soup():
     assert table["gradual_main"].settings.steps == spent.main
     assert table["imp"].settings.rounds == 11
     assert table["isp_one"].settings == dataclasses.replace(base, members=1)
-    assert set(isp_config.METHODS) <= set(table)
+    assert set(fragments.ISP_LINES) <= set(table)
     assert "synflow" in table
 
 

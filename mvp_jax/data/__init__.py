@@ -1,5 +1,8 @@
-"""Where examples come from (`sources`, `text`), how images vary (`transforms`), which classes make a task (`tasks`)."""
+"""Where examples come from (`sources`, `text`), how images vary (`transforms`), which classes make a task (`tasks`).
 
-from mvp_jax.data import sources, tasks, text, transforms
+A checkpoint's input is made of texts by `tokens`, of pictures by `images`.
+"""
 
-__all__ = ["sources", "tasks", "text", "transforms"]
+from mvp_jax.data import images, sources, tasks, text, tokens, transforms
+
+__all__ = ["images", "sources", "tasks", "text", "tokens", "transforms"]

@@ -10,6 +10,7 @@ task, members of a population share shapes and programs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from mvp_jax import compact, evaluation, probe, prune, train, units
 from mvp_jax.models.api import Model, replace_head
-from mvp_jax.types import Array, Batch, Key, Masks, Units, UnitScores, Variables
+from mvp_jax.types import Array, Batch, Key, Masks, PyTree, Units, UnitScores, Variables
 from mvp_jax.units import Group
 
 
@@ -109,6 +110,7 @@ class Training:
         clip: global norm that gradients are scaled down to.
         norm_examples: batch-norm statistics are re-estimated on at most so many.
         augment: applied to each batch.
+        undecayed: top-level entries of the parameters that weight decay leaves alone, such as a frozen head.
     """
 
     steps: int = 100
@@ -119,6 +121,7 @@ class Training:
     clip: float | None = None
     norm_examples: int = 512
     augment: train.Augment | None = None
+    undecayed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1:
@@ -131,7 +134,18 @@ class Training:
 
     @property
     def tx(self) -> Any:
-        return train.optimizer(self.optimizer, weight_decay=self.weight_decay, clip=self.clip)
+        decayed = _all_but(self.undecayed) if self.undecayed else None
+        return train.optimizer(self.optimizer, weight_decay=self.weight_decay, clip=self.clip, decayed=decayed)
+
+
+@functools.cache
+def _all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
+    """From parameters to what decays; one function for equal names, so that optimisers are equal too."""
+
+    def decayed(params: PyTree) -> PyTree:
+        return {top: jax.tree.map(lambda _, top=top: top not in names, part) for top, part in params.items()}
+
+    return decayed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

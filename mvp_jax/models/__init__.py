@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mvp_jax.models import api, bert, functions, resnet, vit
+from mvp_jax.models import api, bert, clip, functions, resnet, vit
 from mvp_jax.models.api import Hooks, Inspection, Model, from_module, replace_head
 from mvp_jax.models.functions import from_apply
 
@@ -12,9 +12,11 @@ _FAMILIES: dict[str, Any] = {
     "resnet": (resnet.ResNetConfig, resnet.build),
     "vit": (vit.ViTConfig, vit.build),
     "bert": (bert.BertConfig, bert.build),
+    "clip_vision": (clip.ClipVisionConfig, clip.build),
+    "clip_text": (clip.ClipTextConfig, clip.build),
 }
 
-PRESETS = {**resnet.PRESETS, **vit.PRESETS, **bert.PRESETS}
+PRESETS = {**resnet.PRESETS, **vit.PRESETS, **bert.PRESETS, **clip.PRESETS}
 """All named configurations of all families."""
 
 
@@ -84,6 +86,7 @@ __all__ = [
     "api",
     "bert",
     "build",
+    "clip",
     "create",
     "from_apply",
     "from_json",

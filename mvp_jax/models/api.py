@@ -131,7 +131,7 @@ class Hooks:
     def tap(self, name: str, x: Array, axis: int = -1, *, where: Array | None = None) -> None:
         """Notes each unit's mean magnitude over the positions `where`, bool `[N, T]`; several taps are averaged."""
         if self._taps is not None:
-            size = jnp.abs(x)
+            size = jnp.abs(x).astype(jnp.promote_types(x.dtype, jnp.float32))
             if where is not None:
                 # The mean over some, as the mean over all of something larger; 0, not nan, where there are none.
                 share = jnp.maximum(jnp.mean(where, axis=1, keepdims=True), 1 / where.shape[1])
@@ -367,7 +367,7 @@ def replace_head(
         bias: `[classes]`; zeros if not given.
 
     Returns:
-        Variables for `model`.
+        Variables for `model`. A second head beside the first (DeiT's) is left out, as by `with_classes`.
 
     Raises:
         ValueError: if kernel or bias have other shapes.
@@ -382,8 +382,8 @@ def replace_head(
             f"a head with kernel {kernel.shape} and bias {bias.shape} does not fit; the model has "
             f"{flat[0]} features and {model.num_classes} classes: kernel {flat}, bias ({model.num_classes},)"
         )
-    head = {"kernel": jnp.reshape(kernel, shape), "bias": bias}
-    return Variables({**variables.params, model.head: head}, variables.rest)
+    body = {name: p for name, p in variables.params.items() if not name.startswith(f"{model.head}_")}
+    return Variables({**body, model.head: {"kernel": jnp.reshape(kernel, shape), "bias": bias}}, variables.rest)
 
 
 def check_sizes(sizes: Mapping[str, int], groups: Sequence[Group]) -> None:

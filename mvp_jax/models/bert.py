@@ -1,24 +1,22 @@
-"""BERT encoders with a classification head (Devlin et al., 2019, arXiv:1810.04805).
+"""BERT (Devlin et al., 2019, arXiv:1810.04805), RoBERTa (Liu et al., 2019, arXiv:1907.11692) and DistilBERT (Sanh et
+al., 2019, arXiv:1910.01108), under a head for classes of texts or for masked words.
 
-The architecture is the published one, so that its checkpoints fit: three embeddings added and normalised, layers that
-normalise after each addition, a pooler on the first token. Kernels lie as in `vit`; what can be cut is the same.
+The architectures are the published ones, so that their checkpoints fit: embeddings added and normalised, layers that
+normalise after each addition, a pooler on the first token. Where the three differ, a field says which; `roberta` and
+`distilbert` set them. Kernels lie as in `vit`; what can be cut is the same.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mvp_jax.models import api, layers
 from mvp_jax.types import Array
 from mvp_jax.units import Group
-
-_EPSILON = 1e-12
-"""Of every LayerNorm, as published; in float32 it only keeps a constant vector from giving nan."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,14 +29,21 @@ class BertConfig:
         dim: embedding width.
         heads, qk_dim, v_dim, mlp: of each layer; query and key dimensions are the same in all heads of a layer.
         attention_scale: what scores are multiplied by; the *dense* head size to the power -1/2, also when slim.
-        types: token types (segments) that have an embedding.
-        classes: of the data.
-        dropout: rate after the embedding, on attention weights, after the attention and the MLP of each layer, and
-            before the head.
+        types: token types (segments) that have an embedding; 0 does without.
+        classes: of the data; not used under `masked_lm`, whose classes are the vocabulary.
+        dropout: rate after the embedding and after the attention and the MLP of each layer.
+        attention_dropout, head_dropout: rates on attention weights and before the head; `None`: as `dropout`.
         pad: the id of padding, which no token attends to.
         separator: the id that ends a segment: token types are 0 up to and including the first separator, and 1 after
             it until padding. `None`: all of type 0.
         pool: the head reads the `first` token, through the pooler.
+        pooler: its activation, `tanh`, or `relu` in DistilBERT.
+        task: `classify` texts, or `masked_lm`: logits over the vocabulary for each token.
+        skip_padding: positions count what is not padding, from `pad + 1` on, and padding is at `pad` (RoBERTa). The
+            table then has `positions + pad + 1` rows.
+        epsilon: of every LayerNorm; 1e-5 in RoBERTa.
+        activation: of the MLPs, by its name in `layers.ACTIVATIONS`.
+        compute: what products and activations are computed in; see `layers.Compute`.
     """
 
     vocab: int
@@ -55,14 +60,19 @@ class BertConfig:
     pad: int = 0
     separator: int | None = None
     pool: Literal["first"] = "first"
+    pooler: Literal["tanh", "relu"] = "tanh"
+    task: Literal["classify", "masked_lm"] = "classify"
+    skip_padding: bool = False
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    attention_dropout: float | None = None
+    head_dropout: float | None = None
+    compute: layers.Compute = "float32"
 
     def __post_init__(self) -> None:
-        counts = {len(self.heads), len(self.qk_dim), len(self.v_dim), len(self.mlp)}
-        if len(counts) != 1 or not self.heads:
-            raise ValueError(f"heads, qk_dim, v_dim and mlp need one entry per layer each, got {self}")
-        sizes = [self.vocab, self.positions, self.dim, *self.heads, *self.qk_dim, *self.v_dim, *self.mlp, self.types]
-        if min(*sizes, self.classes) < 1:
-            raise ValueError(f"all sizes must be at least 1, got {self}")
+        layers.check_transformer(self)
+        if min(self.vocab, self.positions, self.classes) < 1 or self.types < 0 or self.epsilon < 0:
+            raise ValueError(f"all sizes must be at least 1 (types and epsilon at least 0), got {self}")
         strange = [i for i in (self.pad, self.separator) if i is not None and not 0 <= i < self.vocab]
         if strange or self.pad == self.separator:
             raise ValueError(
@@ -71,33 +81,50 @@ class BertConfig:
             )
         if self.separator is not None and self.types < 2:
             raise ValueError(f"a separator makes two token types, but types={self.types}; give types=2")
-        if self.pool != "first":
-            raise ValueError(f"unknown pool={self.pool!r}; choose first")
+        if self.pool != "first" or self.pooler not in ("tanh", "relu"):
+            raise ValueError(f"unknown pool={self.pool!r} or pooler={self.pooler!r}; choose first, and tanh or relu")
+        if self.task not in ("classify", "masked_lm"):
+            raise ValueError(f"unknown task={self.task!r}; choose classify or masked_lm")
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """Of dropout after sums, on attention weights and before the head."""
+        given = (self.attention_dropout, self.head_dropout)
+        return (self.dropout, *(self.dropout if rate is None else rate for rate in given))  # type: ignore[return-value]
 
 
 class Embedding(nnx.Module):
     """Words, positions and token types, added and normalised."""
 
     def __init__(self, config: BertConfig, *, noise: api.Noise):
-        self.pad = config.pad
-        self.separator = config.separator
+        self.config = config
         self.word = nnx.Param(noise((config.vocab, config.dim), 0.02))
-        self.position = nnx.Param(noise((config.positions, config.dim), 0.02))
-        self.type = nnx.Param(noise((config.types, config.dim), 0.02))
-        self.norm = layers.LayerNorm(config.dim, epsilon=_EPSILON)
+        rows = config.positions + (config.pad + 1 if config.skip_padding else 0)
+        self.position = nnx.Param(noise((rows, config.dim), 0.02))
+        if config.types:
+            self.type = nnx.Param(noise((config.types, config.dim), 0.02))
+        self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
 
     def __call__(self, ids: Array) -> Array:
         # An id outside the vocabulary gives nan; JAX's indexing would take the last word for it.
-        x = jnp.take(self.word[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
-        x = x + self.position[: ids.shape[1]] + jnp.take(self.type[...], self._types(ids), axis=0, mode="clip")
+        x = jnp.take(self.word[...], ids, axis=0)
+        x = x + self._positions(ids)
+        if self.config.types:
+            x = x + jnp.take(self.type[...], self._types(ids), axis=0, mode="clip")
         return self.norm(x)
 
+    def _positions(self, ids: Array) -> Array:
+        if not self.config.skip_padding:
+            return self.position[: ids.shape[1]]
+        real = (ids != self.config.pad).astype(jnp.int32)
+        return jnp.take(self.position[...], jnp.cumsum(real, axis=1) * real + self.config.pad, axis=0, mode="clip")
+
     def _types(self, ids: Array) -> Array:
-        if self.separator is None:
+        if self.config.separator is None:
             return jnp.zeros_like(ids)
-        ends = (ids == self.separator).astype(jnp.int32)
+        ends = (ids == self.config.separator).astype(jnp.int32)
         before = jnp.cumsum(ends, axis=1) - ends
-        return ((before > 0) & (ids != self.pad)).astype(jnp.int32)
+        return ((before > 0) & (ids != self.config.pad)).astype(jnp.int32)
 
 
 class Layer(nnx.Module):
@@ -105,7 +132,8 @@ class Layer(nnx.Module):
 
     def __init__(self, config: BertConfig, i: int, *, noise: api.Noise):
         self.path = f"layers/{i}"
-        self.rate = config.dropout
+        self.activation = config.activation
+        self.rate, attention_rate, _ = config.rates
         self.attention = layers.Attention(
             f"{self.path}/attention",
             config.dim,
@@ -113,38 +141,64 @@ class Layer(nnx.Module):
             config.qk_dim[i],
             config.v_dim[i],
             config.attention_scale,
-            dropout=config.dropout,
+            dropout=attention_rate,
+            compute=config.compute,
             noise=noise,
         )
-        self.norm1 = layers.LayerNorm(config.dim, epsilon=_EPSILON)
-        self.fc1 = layers.Projection((config.dim,), (config.mlp[i],), noise=noise)
-        self.fc2 = layers.Projection((config.mlp[i],), (config.dim,), noise=noise)
-        self.norm2 = layers.LayerNorm(config.dim, epsilon=_EPSILON)
+        self.norm1 = layers.LayerNorm(config.dim, epsilon=config.epsilon)
+        self.fc1 = layers.Projection((config.dim,), (config.mlp[i],), compute=config.compute, noise=noise)
+        self.fc2 = layers.Projection((config.mlp[i],), (config.dim,), compute=config.compute, noise=noise)
+        self.norm2 = layers.LayerNorm(config.dim, epsilon=config.epsilon)
 
     def __call__(self, x: Array, hooks: api.Hooks, real: Array) -> Array:
         x = self.norm1(x + hooks.dropout(self.attention(x, hooks, real), self.rate))
-        h = jax.nn.gelu(self.fc1(x), approximate=False)
+        h = layers.ACTIVATIONS[self.activation](self.fc1(x))
         h = hooks.unit(f"{self.path}/fc1", h, where=real)
         return self.norm2(x + hooks.dropout(self.fc2(h), self.rate))
 
 
+class Words(nnx.Module):
+    """The last part of a masked language model, whose kernel is the embedding of words: a bias for each."""
+
+    def __init__(self, config: BertConfig):
+        self.bias = nnx.Param(jnp.zeros(config.vocab, jnp.float32))
+        self.compute: layers.Compute = config.compute
+
+    def __call__(self, x: Array, word: Array) -> Array:
+        """`[N, L, D]` and `[vocab, D]` to `[N, L, vocab]`."""
+        x, word = (layers.lowered(a, self.compute) for a in (x, word))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.einsum("nld,vd->nlv", x, word, preferred_element_type=wide) + self.bias[...]
+
+
 class Bert(nnx.Module):
-    """Embedding, layers, pooler, head."""
+    """Embedding and layers, then pooler and head, or transform, norm and words."""
 
     def __init__(self, config: BertConfig, *, noise: api.Noise):
         self.config = config
         self.embed = Embedding(config, noise=noise)
         self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
-        self.pooler = layers.Projection((config.dim,), (config.dim,), noise=noise)
-        self.head = layers.Head((config.dim,), config.classes, noise=noise)
+        dense = layers.Projection((config.dim,), (config.dim,), compute=config.compute, noise=noise)
+        if config.task == "classify":
+            self.pooler = dense
+            self.head: Any = layers.Head((config.dim,), config.classes, noise=noise)
+        else:
+            self.transform = dense
+            self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
+            self.head = Words(config)
 
     def __call__(self, ids: Array, hooks: api.Hooks) -> tuple[Array, Array]:
-        rate = self.config.dropout
-        real = ids != self.config.pad
+        c = self.config
+        real = ids != c.pad
+        rate, _, head_rate = c.rates
         x = hooks.dropout(self.embed(ids), rate)
         for layer in layers.ordered(self.layers):
             x = layer(x, hooks, real)
-        return self.head(hooks.dropout(jnp.tanh(self.pooler(x[:, 0])), rate))
+        if c.task == "masked_lm":
+            x = self.norm(layers.ACTIVATIONS[c.activation](self.transform(x)))
+            return self.head(x, self.embed.word[...]), x
+        pooled = (jnp.tanh if c.pooler == "tanh" else layers.ACTIVATIONS["relu"])(self.pooler(x[:, 0]))
+        return self.head(hooks.dropout(pooled, head_rate))
 
 
 @functools.cache
@@ -157,7 +211,16 @@ def _traced(config: BertConfig) -> Mapping[str, Group]:
 
 def _groups(config: BertConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all encoders of one build share a trace."""
-    small = dataclasses.replace(config, **layers.transformer_of_twos(config), classes=2, dropout=0.0)
+    small = dataclasses.replace(
+        config,
+        **layers.transformer_of_twos(config),
+        classes=2,
+        dropout=0.0,
+        attention_dropout=None,
+        head_dropout=None,
+        epsilon=1e-12,
+        compute="float32",
+    )
     return api.sized(_traced(small), layers.transformer_sizes(config))
 
 
@@ -167,13 +230,21 @@ def build(config: BertConfig) -> api.Model:
 
     Its input are token ids `int32[N, L]` with `L` at most `positions`; an id outside the vocabulary gives nan. Groups
     are those of `vit.build`: heads, query/key dimensions, value dimensions and MLP neurons of each layer. Embeddings,
-    norms, pooler and head are not pruned.
+    norms, pooler, transform and head are not pruned.
 
+    A masked language model gives `logits` `[N, L, vocab]` and `features` `[N, L, D]`, and its head has no kernel: the
+    embedding of words serves, `logits = features @ word.T + bias`. Its `with_classes` is the classifier over the same
+    body; embedding and layers of its variables fit there, pooler and head are to be made anew.
+
+    >>> import jax
     >>> model = build(micro(layers=1, dim=8, heads=2, mlp=16))
     >>> [(g.name, g.size) for g in model.groups]
     [('layers/0/attention', 2), ('layers/0/attention/query', 4), ('layers/0/attention/value', 4), ('layers/0/fc1', 16)]
     >>> model.apply(model.init(jax.random.key(0)), jnp.array([[1, 7, 9, 2, 0]]))[0].shape
     (1, 10)
+    >>> words = build(micro(16, layers=1, dim=8, heads=2, mlp=16, task="masked_lm"))
+    >>> words.apply(words.init(jax.random.key(0)), jnp.array([[1, 7, 9, 2, 0]]))[0].shape
+    (1, 5, 16)
     """
     groups = _groups(config)
 
@@ -187,10 +258,10 @@ def build(config: BertConfig) -> api.Model:
         groups=groups,
         prunable=layers.TRANSFORMER_KERNELS,
         resize=resize,
-        with_classes=lambda n: build(dataclasses.replace(config, classes=n)),
+        with_classes=lambda n: build(dataclasses.replace(config, classes=n, task="classify")),
         input_shape=(config.positions,),
-        num_classes=config.classes,
-        dropout=config.dropout,
+        num_classes=config.classes if config.task == "classify" else config.vocab,
+        dropout=max(config.rates),
         input_dtype=jnp.int32,
     )
 
@@ -236,6 +307,19 @@ def micro(
 
 tiny = functools.partial(uniform, 128, heads=2, layers=2)
 base = functools.partial(uniform, 768, heads=12)
+large = functools.partial(uniform, 1024, heads=16, layers=24)
+roberta = functools.partial(uniform, vocab=50265, types=1, pad=1, separator=None, skip_padding=True, epsilon=1e-5)
+"""Of RoBERTa's kind: positions skip padding, one token type, ids of its vocabulary."""
+distilbert = functools.partial(uniform, layers=6, types=0, separator=None, pooler="relu")
+"""Of DistilBERT's kind: no token types, a ReLU after the dense layer before the head."""
 
-PRESETS: dict[str, Callable[..., BertConfig]] = {"bert_micro": micro, "bert_tiny": tiny, "bert_base": base}
+PRESETS: dict[str, Callable[..., BertConfig]] = {
+    "bert_micro": micro,
+    "bert_tiny": tiny,
+    "bert_base": base,
+    "bert_large": large,
+    "roberta_base": functools.partial(roberta, 768, heads=12),
+    "roberta_large": functools.partial(roberta, 1024, heads=16, layers=24),
+    "distilbert_base": functools.partial(distilbert, 768, heads=12),
+}
 """Configurations by name; each takes any field as a keyword."""

@@ -1,11 +1,13 @@
 """Building blocks shared by the model families."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mvp_jax.models.api import Hooks, Noise
@@ -132,20 +134,67 @@ class BatchNorm(nnx.Module):
         return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
 
 
+Shape = tuple[int, ...]
+Compute = Literal["float32", "bfloat16"]
+"""What products and activations are computed in. Parameters, sums along the depth, norms, softmax and logits stay in
+float32, so that half the bits cost a rounding in each layer and nothing adds up."""
+
+
+def lowered(x: Array, compute: Compute) -> Array:
+    """What goes into a product: in bfloat16 if that is asked for, else as it is."""
+    return x.astype(jnp.bfloat16) if compute == "bfloat16" else x
+
+
+def raised(x: Array) -> Array:
+    """What is averaged or summed up: in float32, or as it is where that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+_exact, _tanh = (functools.partial(jax.nn.gelu, approximate=a) for a in (False, True))
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    **dict.fromkeys(("gelu", "gelu_python"), _exact),
+    **dict.fromkeys(("gelu_tanh", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new", "gelu_fast"), _tanh),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
+}
+"""By the names in Hugging Face's configurations. All are 0 at 0, as cutting neurons needs."""
+
+
+def check_transformer(config: "Transformer") -> None:
+    """Raises `ValueError` unless every layer has its widths; and activation and compute, where given, are known."""
+    if len({len(n) for n in (config.heads, config.qk_dim, config.v_dim, config.mlp)}) != 1 or not config.heads:
+        raise ValueError(f"heads, qk_dim, v_dim and mlp need one entry per layer each, got {config}")
+    if min(config.dim, *config.heads, *config.qk_dim, *config.v_dim, *config.mlp) < 1:
+        raise ValueError(f"all sizes must be at least 1, got {config}")
+    activation, compute = getattr(config, "activation", "gelu"), getattr(config, "compute", "float32")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation={activation!r}; choose one of {sorted(ACTIVATIONS)}")
+    if compute not in ("float32", "bfloat16"):
+        raise ValueError(f"unknown compute={compute!r}; choose float32 or bfloat16")
+
+
 class Projection(nnx.Module):
     """A linear map from `shape_in` to `shape_out` whose kernel has all of these axes."""
 
-    def __init__(self, shape_in: tuple[int, ...], shape_out: tuple[int, ...], *, noise: Noise):
+    def __init__(
+        self, shape_in: Shape, shape_out: Shape, *, bias: bool = True, compute: Compute = "float32", noise: Noise
+    ):
         self.kernel = nnx.Param(noise((*shape_in, *shape_out), 0.02))
-        self.bias = nnx.Param(jnp.zeros(shape_out, jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(shape_out, jnp.float32))
+        self.biased = bias
         self.contracted = len(shape_in)
+        self.compute = compute
 
     def __call__(self, x: Array) -> Array:
-        return jnp.tensordot(x, self.kernel[...], axes=self.contracted) + self.bias[...]
+        x, kernel = (lowered(a, self.compute) for a in (x, self.kernel[...]))
+        y = jnp.tensordot(x, kernel, axes=self.contracted)
+        return y + lowered(self.bias[...], self.compute) if self.biased else y
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis."""
+    """Normalises the last axis, in float32."""
 
     def __init__(self, dim: int, *, epsilon: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
@@ -153,6 +202,7 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
+        x = raised(x)
         mean = jnp.mean(x, axis=-1, keepdims=True)
         centred = x - mean
         var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -160,7 +210,10 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over `[N, T, D]`; `dropout` is the rate on its weights, `None` leaves them alone."""
+    """Multi-head self-attention over `[N, T, D]`.
+
+    `dropout` is the rate on its weights, `None` leaves them alone; with `causal` a token sees itself and those before.
+    """
 
     def __init__(
         self,
@@ -172,15 +225,19 @@ class Attention(nnx.Module):
         scale: float,
         *,
         dropout: float | None = None,
+        causal: bool = False,
+        compute: Compute = "float32",
         noise: Noise,
     ):
         self.path = path
         self.scale = scale
         self.rate = dropout
-        self.query = Projection((dim,), (heads, qk_dim), noise=noise)
-        self.key = Projection((dim,), (heads, qk_dim), noise=noise)
-        self.value = Projection((dim,), (heads, v_dim), noise=noise)
-        self.out = Projection((heads, v_dim), (dim,), noise=noise)
+        self.causal = causal
+        self.compute = compute
+        self.query = Projection((dim,), (heads, qk_dim), compute=compute, noise=noise)
+        self.key = Projection((dim,), (heads, qk_dim), compute=compute, noise=noise)
+        self.value = Projection((dim,), (heads, v_dim), compute=compute, noise=noise)
+        self.out = Projection((heads, v_dim), (dim,), compute=compute, noise=noise)
 
     def __call__(self, x: Array, hooks: Hooks, real: Array | None = None) -> Array:
         """`real`: bool `[N, T]`, the tokens that are not padding; the others are not attended to. Default all."""
@@ -188,17 +245,58 @@ class Attention(nnx.Module):
         # Gating one factor of the product q·k gates the dimension; both are looked at.
         q = hooks.unit(f"{self.path}/query", q, where=real)
         hooks.tap(f"{self.path}/query", k, where=real)
-        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) * self.scale
-        if real is not None:
+        wide = jnp.promote_types(q.dtype, jnp.float32)  # a product of bfloat16 is summed in float32, and kept so here
+        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k, preferred_element_type=wide) * self.scale
+        seen = [] if real is None else [real[:, None, None, :]]
+        if self.causal:
+            seen.append(jnp.asarray(np.tri(x.shape[1], dtype=bool)))
+        if seen:
             # The smallest number rather than -inf: an example that is all padding gets even weights, not nan.
-            scores = jnp.where(real[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+            scores = jnp.where(functools.reduce(jnp.logical_and, seen), scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)
         if self.rate is not None:
             weights = hooks.dropout(weights, self.rate)
-        y = jnp.einsum("nhqk,nkhd->nqhd", weights, v)
+        y = jnp.einsum("nhqk,nkhd->nqhd", lowered(weights, self.compute), v)
         y = hooks.unit(f"{self.path}/value", y, where=real)
         y = hooks.unit(self.path, y, axis=2, where=real)
         return self.out(y)
+
+
+class PreNorm(nnx.Module):
+    """A transformer layer that normalises before its attention and before its MLP; layer `i` of a configuration.
+
+    `dropout` is the rate after both of them, `attention_dropout` the one on attention weights.
+    """
+
+    def __init__(
+        self,
+        config: "Transformer",
+        i: int,
+        *,
+        activation: str = "gelu",
+        epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        attention_dropout: float | None = None,
+        causal: bool = False,
+        compute: Compute = "float32",
+        noise: Noise,
+    ):
+        self.path = f"layers/{i}"
+        self.rate = dropout
+        self.activation = activation
+        self.norm1 = LayerNorm(config.dim, epsilon=epsilon)
+        sizes = (config.dim, config.heads[i], config.qk_dim[i], config.v_dim[i])
+        seen = functools.partial(Attention, dropout=attention_dropout, causal=causal, compute=compute, noise=noise)
+        self.attention = seen(f"{self.path}/attention", *sizes, config.attention_scale)
+        self.norm2 = LayerNorm(config.dim, epsilon=epsilon)
+        self.fc1 = Projection((config.dim,), (config.mlp[i],), compute=compute, noise=noise)
+        self.fc2 = Projection((config.mlp[i],), (config.dim,), compute=compute, noise=noise)
+
+    def __call__(self, x: Array, hooks: Hooks, real: Array | None = None) -> Array:
+        # A float32 `x` stays one: what a layer adds is raised to it.
+        x = x + hooks.dropout(self.attention(self.norm1(x), hooks, real), self.rate)
+        h = hooks.unit(f"{self.path}/fc1", ACTIVATIONS[self.activation](self.fc1(self.norm2(x))), where=real)
+        return x + hooks.dropout(self.fc2(h), self.rate)
 
 
 class Head(nnx.Module):
@@ -211,7 +309,7 @@ class Head(nnx.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """`[N, *shape]` to logits `[N, classes]` and the flattened features."""
         kernel = self.kernel[...]
-        features = jnp.reshape(x, (x.shape[0], -1))
+        features = raised(jnp.reshape(x, (x.shape[0], -1)))
         return features @ jnp.reshape(kernel, (-1, kernel.shape[-1])) + self.bias[...], features
 
 
@@ -227,7 +325,7 @@ def ordered(modules: nnx.Dict) -> list[Any]:
 
 def max_pool(x: Array) -> Array:
     """3×3, stride 2, one pixel of padding, as after the stem of the ImageNet ResNets."""
-    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def average_to(x: Array, grid: int) -> Array:
@@ -237,8 +335,12 @@ def average_to(x: Array, grid: int) -> Array:
 
 
 class Transformer(Protocol):
-    """What configurations of transformers have in common: the units of each layer."""
+    """What configurations of transformers have in common: the width of the embedding and the units of each layer."""
 
+    @property
+    def dim(self) -> int: ...
+    @property
+    def attention_scale(self) -> float: ...
     @property
     def heads(self) -> tuple[int, ...]: ...
     @property

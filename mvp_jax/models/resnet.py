@@ -1,5 +1,5 @@
 """Residual networks: the CIFAR family (He et al., 2015, arXiv:1512.03385, section 4.2), a variant of it with
-projections and a spatial head, and the ImageNet networks ResNet-18, 34 and 50 as torchvision defines them.
+projections and a spatial head, and the ImageNet networks ResNet-18 to 152 as torchvision defines them.
 """
 
 import dataclasses
@@ -26,6 +26,8 @@ class ResNetConfig:
         inner_widths: `[stage][block]`, the filters inside a block: one number for two 3×3 convolutions, two for the
             1×1, 3×3, 1×1 bottleneck.
         strides: of each stage's first block.
+        downsample_in_bottleneck: a bottleneck's stride is in its first 1×1 convolution, as first published, and not
+            in its 3×3.
         projections: whether each stage's first block has a 1×1 convolution and norm as shortcut. Without one the
             stage continues the stream before it, or pads it with zero channels (option A).
         pad: option A: strided subsampling, and zero channels on both sides where the width grows. Such streams
@@ -52,6 +54,7 @@ class ResNetConfig:
     classes: int = 10
     dropout: float = 0.0
     conv: layers.Convolution = "native"
+    downsample_in_bottleneck: bool = False
 
     def __post_init__(self) -> None:
         stages = len(self.stage_widths)
@@ -120,11 +123,14 @@ class Block(nnx.Module):
         stride: int,
         projection: bool,
         pad: bool,
+        early: bool,
         how: layers.Convolution,
         noise: api.Noise,
     ):
         self.path = path
-        sizes, strides = ((3, 3), (stride, 1)) if len(inner) == 1 else ((1, 3, 1), (1, stride, 1))
+        sizes, strides = (
+            ((3, 3), (stride, 1)) if len(inner) == 1 else ((1, 3, 1), (stride, 1, 1) if early else (1, stride, 1))
+        )
         widths = (features_in, *inner, features)
         self.convs = len(sizes)
         for j, (size, s) in enumerate(zip(sizes, strides, strict=True)):
@@ -199,6 +205,7 @@ class Stage(nnx.Module):
                     stride=config.strides[s] if first else 1,
                     projection=first and config.projections[s],
                     pad=config.pad,
+                    early=config.downsample_in_bottleneck,
                     how=config.conv,
                     noise=noise,
                 )
@@ -346,13 +353,13 @@ def _three(depth: int, width: int) -> dict[str, object]:
     return {"stage_widths": widths, "strides": (1, 2, 2), "inner_widths": tuple(((w,),) * n for w in widths)}
 
 
-def imagenet(depth: Literal[18, 34, 50], *, width: int = 64, **options: object) -> ResNetConfig:
-    """ResNet-18, 34 or 50; `stem="small"` fits them to small images."""
-    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+def imagenet(depth: Literal[18, 34, 50, 101, 152], *, width: int = 64, **options: object) -> ResNetConfig:
+    """ResNet-18, 34, 50, 101 or 152; `stem="small"` fits them to small images."""
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     if depth not in blocks:
         raise ValueError(f"no ResNet-{depth} here; there are {sorted(blocks)}")
     widths = tuple(width * 2**s for s in range(4))
-    wide = depth == 50
+    wide = depth >= 50
     given = {
         "stem_width": width,
         "stage_widths": tuple(4 * w for w in widths) if wide else widths,
@@ -369,10 +376,10 @@ def imagenet(depth: Literal[18, 34, 50], *, width: int = 64, **options: object) 
 PRESETS: dict[str, Callable[..., ResNetConfig]] = {
     **{f"resnet{n}": functools.partial(cifar, n) for n in (8, 20, 32, 56)},
     **{f"resnet{n}_distiller": functools.partial(distiller, n) for n in (8, 20, 32)},
-    **{f"resnet{n}": functools.partial(imagenet, n) for n in (18, 34, 50)},
+    **{f"resnet{n}": functools.partial(imagenet, n) for n in (18, 34, 50, 101, 152)},
 }
 """Configurations by name; each takes `width`, `image_size`, `channels`, `classes` and any other field."""
 
 resnet8, resnet20, resnet32, resnet56 = (PRESETS[f"resnet{n}"] for n in (8, 20, 32, 56))
 resnet8_distiller, resnet20_distiller, resnet32_distiller = (PRESETS[f"resnet{n}_distiller"] for n in (8, 20, 32))
-resnet18, resnet34, resnet50 = (PRESETS[f"resnet{n}"] for n in (18, 34, 50))
+resnet18, resnet34, resnet50, resnet101, resnet152 = (PRESETS[f"resnet{n}"] for n in (18, 34, 50, 101, 152))

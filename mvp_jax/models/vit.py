@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., 2021, arXiv:2010.11929) in the sizes of DeiT (arXiv:2012.12877).
+"""Vision transformers (Dosovitskiy et al., 2021, arXiv:2010.11929) and DeiT (Touvron et al., 2021, arXiv:2012.12877).
 
 Attention kernels keep heads and head dimensions as axes of their own (`[D, H, d]`, `[H, d, D]`), so that both can be
 cut. The embedding width cannot: every LayerNorm averages over it, and a mean over fewer channels is another mean.
@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -30,6 +29,12 @@ class ViTConfig:
         image_size, patch, channels, classes: of the data; `patch` must divide `image_size`.
         dropout: rate after the embedding, the attention and the MLP of each layer.
         pool: the head reads the `cls` token or the `mean` of all others (then there is no class token).
+        distilled: a distillation token stands behind the class token (DeiT) and has a head of its own; logits are the
+            mean of both heads'.
+        one_head: with `distilled`, the class token's head alone.
+        epsilon: of every LayerNorm; 1e-6 as published, 1e-12 in Hugging Face's.
+        activation: of the MLPs, by its name in `layers.ACTIVATIONS`.
+        compute: what products and activations are computed in; see `layers.Compute`.
     """
 
     dim: int
@@ -44,78 +49,84 @@ class ViTConfig:
     classes: int = 1000
     dropout: float = 0.0
     pool: Literal["cls", "mean"] = "cls"
+    distilled: bool = False
+    one_head: bool = False
+    epsilon: float = 1e-6
+    activation: str = "gelu"
+    compute: layers.Compute = "float32"
 
     def __post_init__(self) -> None:
-        counts = {len(self.heads), len(self.qk_dim), len(self.v_dim), len(self.mlp)}
-        if len(counts) != 1 or not self.heads:
-            raise ValueError(f"heads, qk_dim, v_dim and mlp need one entry per layer each, got {self}")
-        sizes = [self.dim, *self.heads, *self.qk_dim, *self.v_dim, *self.mlp, self.channels, self.classes, self.patch]
-        if min(sizes) < 1:
-            raise ValueError(f"all sizes must be at least 1, got {self}")
+        layers.check_transformer(self)
+        if min(self.channels, self.classes, self.patch) < 1 or self.epsilon < 0:
+            raise ValueError(f"all sizes must be at least 1 and epsilon not negative, got {self}")
         if self.image_size % self.patch:
             raise ValueError(f"patches of {self.patch} do not tile an image of {self.image_size} pixels")
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"unknown pool={self.pool!r}; choose cls or mean")
+        if self.distilled and self.pool != "cls":
+            raise ValueError(f"a distillation token stands behind a class token, got pool={self.pool!r}; choose cls")
+        if self.one_head and not self.distilled:
+            raise ValueError("one_head leaves out the head of a distillation token; give distilled=True with it")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether logits are the mean of two heads'."""
+        return self.distilled and not self.one_head
 
     @property
     def tokens(self) -> int:
-        """Patches, and the class token if there is one."""
-        return (self.image_size // self.patch) ** 2 + (self.pool == "cls")
-
-
-class Layer(nnx.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: ViTConfig, i: int, *, noise: api.Noise):
-        self.path = f"layers/{i}"
-        self.rate = config.dropout
-        self.norm1 = layers.LayerNorm(config.dim)
-        self.attention = layers.Attention(
-            f"{self.path}/attention",
-            config.dim,
-            config.heads[i],
-            config.qk_dim[i],
-            config.v_dim[i],
-            config.attention_scale,
-            noise=noise,
-        )
-        self.norm2 = layers.LayerNorm(config.dim)
-        self.fc1 = layers.Projection((config.dim,), (config.mlp[i],), noise=noise)
-        self.fc2 = layers.Projection((config.mlp[i],), (config.dim,), noise=noise)
-
-    def __call__(self, x: Array, hooks: api.Hooks) -> Array:
-        x = x + hooks.dropout(self.attention(self.norm1(x), hooks), self.rate)
-        h = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
-        h = hooks.unit(f"{self.path}/fc1", h)
-        return x + hooks.dropout(self.fc2(h), self.rate)
+        """Patches, and the class token and the distillation token if there are."""
+        return (self.image_size // self.patch) ** 2 + (self.pool == "cls") + self.distilled
 
 
 class ViT(nnx.Module):
     """Patches, class token, positions, layers, norm, head."""
 
     def __init__(self, config: ViTConfig, *, noise: api.Noise):
-        self.config = config
+        self.config = c = config
         # A convolution whose windows do not overlap is a linear map of patches; its kernel stays [p, p, C, D].
-        self.patch = layers.Projection((config.patch, config.patch, config.channels), (config.dim,), noise=noise)
-        if config.pool == "cls":
-            self.cls = nnx.Param(noise((1, 1, config.dim), 0.02))
-        self.position = nnx.Param(noise((1, config.tokens, config.dim), 0.02))
-        self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
-        self.norm = layers.LayerNorm(config.dim)
-        self.head = layers.Head((config.dim,), config.classes, noise=noise)
+        self.patch = layers.Projection((c.patch, c.patch, c.channels), (c.dim,), compute=c.compute, noise=noise)
+        if c.pool == "cls":
+            self.cls = nnx.Param(noise((1, 1, c.dim), 0.02))
+        if c.distilled:
+            self.distill = nnx.Param(noise((1, 1, c.dim), 0.02))
+        self.position = nnx.Param(noise((1, c.tokens, c.dim), 0.02))
+        self.layers = layers.children(
+            [
+                layers.PreNorm(
+                    c,
+                    i,
+                    activation=c.activation,
+                    epsilon=c.epsilon,
+                    dropout=c.dropout,
+                    compute=c.compute,
+                    noise=noise,
+                )
+                for i in range(len(c.heads))
+            ]
+        )
+        self.norm = layers.LayerNorm(c.dim, epsilon=c.epsilon)
+        self.head = layers.Head((c.dim,), c.classes, noise=noise)
+        if c.averaged:
+            self.head_distilled = layers.Head((c.dim,), c.classes, noise=noise)
 
     def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
         c = self.config
         n, side = x.shape[0], c.image_size // c.patch
         cells = jnp.reshape(x, (n, side, c.patch, side, c.patch, c.channels)).transpose((0, 1, 3, 2, 4, 5))
         x = jnp.reshape(self.patch(cells), (n, side * side, c.dim))
-        if c.pool == "cls":
-            x = jnp.concatenate([jnp.broadcast_to(self.cls[...], (n, 1, c.dim)), x], axis=1)
+        own = [self.cls[...]] if c.pool == "cls" else []
+        own += [self.distill[...]] if c.distilled else []
+        if own:
+            x = jnp.concatenate([*(jnp.broadcast_to(token, (n, 1, c.dim)) for token in own), x], axis=1)
         x = hooks.dropout(x + self.position[...], c.dropout)
         for layer in layers.ordered(self.layers):
             x = layer(x, hooks)
         x = self.norm(x)
-        return self.head(x[:, 0] if c.pool == "cls" else jnp.mean(x, axis=1))
+        logits, features = self.head(x[:, 0] if c.pool == "cls" else jnp.mean(x, axis=1))
+        if c.averaged:
+            logits = (logits + self.head_distilled(x[:, 1])[0]) / 2
+        return logits, features
 
 
 @functools.cache
@@ -130,7 +141,9 @@ def _traced(config: ViTConfig) -> Mapping[str, Group]:
 
 def _groups(config: ViTConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all transformers of one build share a trace."""
-    small = dataclasses.replace(config, **layers.transformer_of_twos(config), classes=2, dropout=0.0)
+    small = dataclasses.replace(
+        config, **layers.transformer_of_twos(config), classes=2, dropout=0.0, epsilon=1e-6, compute="float32"
+    )
     return api.sized(_traced(small), layers.transformer_sizes(config))
 
 
@@ -140,7 +153,8 @@ def build(config: ViTConfig) -> api.Model:
 
     Four groups a layer: heads (`layers/0/attention`, scored by the query, key and value projections that make them),
     query/key dimensions, the same in every head (`layers/0/attention/query`), value dimensions
-    (`layers/0/attention/value`) and MLP neurons (`layers/0/fc1`).
+    (`layers/0/attention/value`) and MLP neurons (`layers/0/fc1`). Under two averaged heads, `features` are what the
+    first one reads; `with_classes` gives a model of one head, so that whoever fits heads need not know of two.
 
     >>> model = build(micro(layers=1, dim=8, heads=2, mlp=16))
     >>> [(g.name, g.size) for g in model.groups]
@@ -158,7 +172,7 @@ def build(config: ViTConfig) -> api.Model:
         groups=groups,
         prunable=layers.TRANSFORMER_KERNELS,
         resize=resize,
-        with_classes=lambda n: build(dataclasses.replace(config, classes=n)),
+        with_classes=lambda n: build(dataclasses.replace(config, classes=n, one_head=config.distilled)),
         input_shape=(config.image_size, config.image_size, config.channels),
         num_classes=config.classes,
         dropout=config.dropout,
@@ -204,11 +218,12 @@ def micro(
 tiny = functools.partial(uniform, 192, heads=3)
 small = functools.partial(uniform, 384, heads=6)
 base = functools.partial(uniform, 768, heads=12)
+_SIZES = {"tiny": tiny, "small": small, "base": base}
 
 PRESETS: dict[str, Callable[..., ViTConfig]] = {
     "vit_micro": micro,
-    "vit_tiny": tiny,
-    "vit_small": small,
-    "vit_base": base,
+    **{f"vit_{name}": make for name, make in _SIZES.items()},
+    **{f"deit_{name}": make for name, make in _SIZES.items()},
+    **{f"deit_{name}_distilled": functools.partial(make, distilled=True) for name, make in _SIZES.items()},
 }
-"""Configurations by name; each takes any field as a keyword."""
+"""Configurations by name; each takes any field as a keyword. DeiT without distillation is a ViT of these sizes."""

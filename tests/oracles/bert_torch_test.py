@@ -1,6 +1,9 @@
-"""BERT against Hugging Face's `BertForSequenceClassification`, weights carried over by hand."""
+"""BERT, RoBERTa and DistilBERT against Hugging Face's, under both heads."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,149 +11,147 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mvp_jax import models, trees
-from mvp_jax.models import bert
+from mvp_jax.formats import bert as formats
+from mvp_jax.models import api, bert
 from mvp_jax.types import Variables
+from tests.oracles import hugging_face
 
-DIM, HEADS, LAYERS, MLP, VOCAB, POSITIONS, CLASSES = 24, 3, 2, 40, 50, 12, 5
+DIM, HEADS, LAYERS, MLP, VOCAB, LONGEST, CLASSES = 32, 4, 2, 40, 50, 12, 5
 SEPARATOR = 7
+SIZES = {"vocab_size": VOCAB, "num_labels": CLASSES, "attn_implementation": "eager"}
+OLD = {"hidden_size": DIM, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "intermediate_size": MLP}
+CONFIGS = {
+    "Bert": lambda: transformers.BertConfig(**SIZES, **OLD, max_position_embeddings=LONGEST),
+    "Roberta": lambda: transformers.RobertaConfig(
+        **SIZES, **OLD, max_position_embeddings=LONGEST + 2, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1
+    ),
+    "DistilBert": lambda: transformers.DistilBertConfig(
+        **SIZES, dim=DIM, n_heads=HEADS, n_layers=LAYERS, hidden_dim=MLP, max_position_embeddings=LONGEST
+    ),
+}
+HEADED = {"classify": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}
+FORMS = {f.name: f for f in formats.FORMATS}
+every = pytest.mark.parametrize(("kin", "task"), [(kin, task) for kin in CONFIGS for task in HEADED])
 
 
-def theirs():
-    config = transformers.BertConfig(
-        vocab_size=VOCAB,
-        hidden_size=DIM,
-        num_attention_heads=HEADS,
-        num_hidden_layers=LAYERS,
-        intermediate_size=MLP,
-        max_position_embeddings=POSITIONS,
-        num_labels=CLASSES,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
-    torch.manual_seed(0)
-    module = transformers.BertForSequenceClassification(config).eval()
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if "LayerNorm.weight" in name:
-                p.uniform_(0.5, 1.5)
-            else:
-                p.normal_(0.0, 0.3 if p.ndim == 1 else 2 / p.shape[1] ** 0.5)
-    return module
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Each pair once."""
+    made = {}
+
+    def pair(kin, task):
+        if (kin, task) not in made:
+            module = hugging_face.randomise(getattr(transformers, kin + HEADED[task])(CONFIGS[kin]()))
+            form = FORMS[kin.lower() + {"classify": "", "masked_lm": " for words"}[task] + " (Hugging Face)"]
+            changes = {"separator": SEPARATOR} if kin == "Bert" else {}
+            model, variables = hugging_face.ours(form, module, tmp_path_factory.mktemp("saved"), **changes)
+            made[kin, task] = form, module, model, variables
+        return made[kin, task]
+
+    return pair
 
 
-def carried(state):
-    """Their tensors in our tree."""
-    t = {k.removeprefix("bert."): v.detach().numpy() for k, v in state.items()}
-    d = DIM // HEADS
-
-    def linear(name, *shape):
-        kernel = t[f"{name}.weight"].T
-        return {"kernel": kernel.reshape(shape or kernel.shape), "bias": t[f"{name}.bias"]}
-
-    def split(name):
-        own = linear(name, DIM, HEADS, d)
-        return own | {"bias": own["bias"].reshape(HEADS, d)}
-
-    def norm(name):
-        return {"scale": t[f"{name}.weight"], "bias": t[f"{name}.bias"]}
-
-    def layer(i):
-        at = f"encoder.layer.{i}"
-        return {
-            "attention": {n: split(f"{at}.attention.self.{n}") for n in ("query", "key", "value")}
-            | {"out": linear(f"{at}.attention.output.dense", HEADS, d, DIM)},
-            "norm1": norm(f"{at}.attention.output.LayerNorm"),
-            "fc1": linear(f"{at}.intermediate.dense"),
-            "fc2": linear(f"{at}.output.dense"),
-            "norm2": norm(f"{at}.output.LayerNorm"),
-        }
-
-    return {
-        "embed": {
-            "word": t["embeddings.word_embeddings.weight"],
-            "position": t["embeddings.position_embeddings.weight"],
-            "type": t["embeddings.token_type_embeddings.weight"],
-            "norm": norm("embeddings.LayerNorm"),
-        },
-        "layers": {str(i): layer(i) for i in range(LAYERS)},
-        "pooler": linear("pooler.dense"),
-        "head": linear("classifier"),
-    }
-
-
-def texts():
+def texts(model):
+    """Ids with padding after most texts, and token types."""
+    c = model.config
     rng = np.random.default_rng(0)
-    x = rng.integers(SEPARATOR + 1, VOCAB, (6, POSITIONS - 1)).astype(np.int32)
+    x = rng.integers(SEPARATOR + 1, VOCAB, (6, LONGEST - 1)).astype(np.int32)
     kinds = np.zeros_like(x)
     for i, (first, second) in enumerate([(3, 10), (4, 8), (5, 5), (9, 10), (2, 6), (3, 4)]):
         x[i, [first, second]] = SEPARATOR
-        x[i, second + 1 :] = 0
+        x[i, second + 1 :] = c.pad
         kinds[i, first + 1 : second + 1] = 1
     assert kinds.any()
-    assert (x == 0).any()
+    assert (x == c.pad).any()
     return x, kinds
 
 
-def ours():
-    return models.build(
-        bert.uniform(
-            DIM,
-            heads=HEADS,
-            layers=LAYERS,
-            mlp=MLP,
-            vocab=VOCAB,
-            positions=POSITIONS,
-            classes=CLASSES,
-            separator=SEPARATOR,
-        )
-    )
+def run(module, model, x, kinds, **options):
+    tensors = {"input_ids": x, "attention_mask": x != model.config.pad}
+    if model.config.separator is not None:
+        tensors["token_type_ids"] = kinds
+    return module(**{k: torch.from_numpy(a.astype(np.int64)) for k, a in tensors.items()}, **options)
 
 
-def run(module, x, kinds):
-    tensors = [torch.from_numpy(a.astype(np.int64)) for a in (x, x != 0, kinds)]
-    return module(input_ids=tensors[0], attention_mask=tensors[1], token_type_ids=tensors[2]).logits
-
-
-def test_logits():
-    module, model = theirs(), ours()
-    x, kinds = texts()
+@every
+def test_logits_and_every_hidden_state(pairs, kin, task):
+    _, module, model, variables = pairs(kin, task)
+    x, kinds = texts(model)
+    real = x != model.config.pad
     with torch.no_grad():
-        expected = run(module, x, kinds).numpy()
-        flat = run(module, x, 0 * kinds).numpy()
-    assert np.ptp(expected, axis=0).min() > 1e-2
-    assert np.abs(expected - flat).max() > 1e-2
-    params = carried(module.state_dict())
-    shapes = jax.eval_shape(model.init, jax.random.key(0)).params
-    assert {p: a.shape for p, a in trees.flatten(shapes).items()} == {
-        p: a.shape for p, a in trees.flatten(params).items()
-    }
-    np.testing.assert_allclose(model.apply(Variables(params, {}), x)[0], expected, rtol=1e-4, atol=1e-4)
+        found = run(module, model, x, kinds, output_hidden_states=True)
+    expected = found.logits.numpy()
+    assert np.ptp(expected.reshape(-1, expected.shape[-1]), axis=0).min() > 0.1
+    got = model.apply(variables, x)[0]
+    seen = real if task == "masked_lm" else ...
+    np.testing.assert_allclose(np.asarray(got)[seen], expected[seen], rtol=1e-4, atol=1e-4)
+
+    part = hugging_face.opened(lambda noise: bert.Bert(model.config, noise=noise), variables)
+    states = [part.embed(jnp.asarray(x))]
+    for i in range(LAYERS):
+        states.append(part.layers[str(i)](states[-1], api.Hooks(), jnp.asarray(real)))
+    assert len(found.hidden_states) == LAYERS + 1
+    for ours, theirs in zip(states, found.hidden_states, strict=True):
+        assert np.ptp(theirs.numpy(), axis=(0, 1)).min() > 0.5
+        np.testing.assert_allclose(np.asarray(ours)[real], theirs.numpy()[real], rtol=1e-4, atol=1e-4)
 
 
-def test_gradients():
-    module, model = theirs(), ours()
-    x, kinds = texts()
-    run(module, x, kinds).square().sum().backward()
-    expected = trees.flatten(carried({k: p.grad for k, p in module.named_parameters()}))
-    params = carried(module.state_dict())
-    got = jax.jit(jax.grad(lambda p: (model.apply(Variables(p, {}), x)[0] ** 2).sum()))(params)
-    for path, g in trees.flatten(got).items():
-        scale = np.abs(expected[path]).max()
-        assert scale > 1e-3 or path.endswith("key/bias"), path  # softmax does not see a shift of the keys
-        np.testing.assert_allclose(g, expected[path], rtol=2e-3, atol=2e-4 * scale + 1e-3, err_msg=path)
+@every
+def test_gradients(pairs, kin, task):
+    form, module, model, variables = pairs(kin, task)
+    x, kinds = texts(model)
+    weight = (x != model.config.pad)[..., None].astype(np.float32) if task == "masked_lm" else np.ones((1, 1))
+    module.zero_grad()
+    (run(module, model, x, kinds).logits.square() * torch.from_numpy(weight)).mean().backward()
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    expected = hugging_face.gradients(form, module, model.config, like)
+    got = hugging_face.grad(model, variables, x, lambda y: (y**2 * weight).mean())
+    hugging_face.assert_same(got, expected)
 
 
-@pytest.mark.parametrize("name", ["bert_tiny", "bert_base"])
-def test_sizes(name):
-    config = models.PRESETS[name](classes=2)
+def test_segments_count(pairs):
+    _, module, model, _ = pairs("Bert", "classify")
+    x, kinds = texts(model)
+    with torch.no_grad():
+        two, one = (run(module, model, x, k).logits.numpy() for k in (kinds, 0 * kinds))
+    assert np.abs(two - one).max() > 1e-2
+
+
+def test_tied_words_follow_the_embedding(pairs):
+    _, _, model, variables = pairs("DistilBert", "masked_lm")
+    x, _ = texts(model)
+    assert "kernel" not in variables.params["head"]
+    before = np.asarray(model.apply(variables, x)[0])
+    word = np.array(variables.params["embed"]["word"])
+    absent = sorted(set(range(VOCAB)) - set(np.unique(x)))[0]
+    word[absent] += 1
+    moved = Variables({**variables.params, "embed": {**variables.params["embed"], "word": word}}, variables.rest)
+    change = np.abs(np.asarray(model.apply(moved, x)[0]) - before).max((0, 1))
+    assert set(np.flatnonzero(change > 1e-3)) == {absent}
+
+
+def test_an_activation_by_name(tmp_path):
+    config = CONFIGS["Bert"]()
+    config.hidden_act = "gelu_new"
+    module = hugging_face.randomise(transformers.BertForMaskedLM(config))
+    model, variables = hugging_face.ours(FORMS["bert for words (Hugging Face)"], module, tmp_path)
+    x, kinds = texts(model)
+    with torch.no_grad():
+        expected = run(module, model, x, kinds).logits.numpy()
+    np.testing.assert_allclose(model.apply(variables, x)[0], expected, rtol=1e-4, atol=1e-4)
+    exact = models.build(dataclasses.replace(model.config, activation="gelu"))
+    assert np.abs(exact.apply(variables, x)[0] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bert_tiny", "bert_base", "bert_large", "roberta_base", "distilbert_base"])
+@pytest.mark.parametrize("task", HEADED)
+def test_sizes(name, task):
+    config = models.PRESETS[name](classes=2, task=task)
+    kin = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[name.partition("_")[0]]
+    form = FORMS[kin.lower() + {"classify": "", "masked_lm": " for words"}[task] + " (Hugging Face)"]
+    described = {k: v for k, v in form.describe(config).items() if k != "architectures"}
     with torch.device("meta"):
-        module = transformers.BertForSequenceClassification(
-            transformers.BertConfig(
-                hidden_size=config.dim,
-                num_attention_heads=config.heads[0],
-                num_hidden_layers=len(config.heads),
-                intermediate_size=config.mlp[0],
-            )
-        )
+        module = getattr(transformers, kin + HEADED[task])(getattr(transformers, f"{kin}Config")(**described))
     shapes = jax.eval_shape(models.build(config).init, jax.random.key(0))
     assert sum(a.size for a in jax.tree.leaves(shapes.params)) == sum(p.numel() for p in module.parameters())
+    assert trees.flatten(shapes.params)["embed/position"].shape[0] == described["max_position_embeddings"]

@@ -1,0 +1,341 @@
+"""Checkpoints on disk and on a hub, opened safely and read one tensor at a time.
+
+A header is believed only after all of it was checked, nothing in a file is executed, and a tensor is read when it is
+asked for, straight into an array of its own: a memory map would die of a file that shrinks meanwhile, and its pages
+would count as memory used.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+_LONGEST_HEADER = 100_000_000  # bytes, as in the reference implementation
+_LONGEST_JSON = 100_000_000
+_FLOATS: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_OTHERS = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8} | {
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
+_SIZES = {name: kind.itemsize for name, kind in _FLOATS.items()} | _OTHERS
+_PICKLES = (".bin", ".pth", ".pt")
+_SAFETENSORS = ".safetensors"
+
+
+class Entry(NamedTuple):
+    """One tensor of a checkpoint, not read yet.
+
+    Attributes:
+        shape: as stored.
+        dtype: by safetensors' names, `F32`, `BF16`, `I64`.
+        read: gives the values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened checkpoint.
+
+    Attributes:
+        name: where it lies, for messages.
+        entries: its tensors by name.
+        described: its `config.json`, if there is one.
+    """
+
+    name: str
+    entries: Mapping[str, Entry]
+    described: dict[str, Any] | None = None
+
+    def get(self, name: str) -> np.ndarray:
+        """One tensor, read now, in float32.
+
+        Raises:
+            ValueError: if there is none of that name, it does not hold floats, or the file changed meanwhile.
+        """
+        if name not in self.entries:
+            raise ValueError(f"{self.name} has no tensor {name!r}")
+        entry = self.entries[name]
+        if entry.dtype not in _FLOATS:
+            raise ValueError(
+                f"{self.name}: {name} is stored as {entry.dtype}; weights are {sorted(_FLOATS)}, quantised ones must "
+                "be expanded first"
+            )
+        return entry.read().astype(np.float32, copy=False)
+
+
+def is_float(entry: Entry) -> bool:
+    """Whether a tensor can hold weights."""
+    return entry.dtype in _FLOATS
+
+
+def held(tensors: Mapping[str, Any], name: str = "these tensors") -> Source:
+    """Arrays in memory as an opened checkpoint; what is read of them is a copy.
+
+    >>> held({"fc.bias": np.zeros(3)}).entries["fc.bias"].dtype
+    'F64'
+    """
+
+    def entry(a: np.ndarray) -> Entry:
+        letters = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
+        kind = "BF16" if a.dtype == ml_dtypes.bfloat16 else letters.get(a.dtype.kind, a.dtype.name)
+        return Entry(a.shape, f"{kind}{8 * a.itemsize}" if kind in ("F", "I", "U") else kind, a.copy)
+
+    return Source(name, {key: entry(np.asarray(a)) for key, a in tensors.items()})
+
+
+def open(source: str | os.PathLike[str], *, revision: str | None = None) -> Source:
+    """Opens a checkpoint: names, shapes and dtypes are known and checked afterwards, no tensor is read.
+
+    Args:
+        source: a `.safetensors` file; a folder with `config.json` and `model.safetensors` or
+            `model.safetensors.index.json` and its shards; PyTorch's `pytorch_model.bin`, `.bin`, `.pth` or `.pt`, a
+            file or in a folder, if torch is installed; or `organisation/name` on the Hugging Face hub, if nothing of
+            that name lies here and huggingface_hub is installed. Safetensors are preferred where both exist.
+        revision: on the hub, a branch, tag or commit.
+
+    Returns:
+        The opened checkpoint.
+
+    Raises:
+        ValueError: with file and reason, for anything that is missing, truncated, contradictory or out of place.
+    """
+    path = pathlib.Path(source)
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.is_file():
+            return Source(str(path), _entries(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    local = path.suffix in (_SAFETENSORS, *_PICKLES) or not isinstance(source, str)
+    if local or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", os.fspath(source)):
+        raise ValueError(f"no weights at {path}; give a file, a folder or an id `organisation/name` on the hub")
+    return _folder(_download(os.fspath(source), revision))
+
+
+def _download(name: str, revision: str | None) -> pathlib.Path:
+    lost = f"no file or folder {name}, and it cannot be had from the Hugging Face hub"
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(f"{lost}: huggingface_hub is not installed; install it or give a local path") from error
+    wanted = ["*.json", f"*{_SAFETENSORS}", "*.txt", "*.model"]
+    try:
+        # Files of subfolders are other exports of the same model.
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # what a network can raise has no common type
+        raise ValueError(
+            f"{lost} ({type(error).__name__}: {error}); check the name, the revision and the network, or give the "
+            "path of a download"
+        ) from error
+    return pathlib.Path(folder)
+
+
+def _folder(folder: pathlib.Path) -> Source:
+    described = _json(_inside(folder, "config.json")) if (folder / "config.json").exists() else None
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).exists():
+            return Source(str(folder), _entries(_inside(folder, single)), described)
+        if (folder / f"{single}.index.json").exists():
+            return Source(str(folder), _shards(folder, f"{single}.index.json"), described)
+    if (folder / "model.json").exists():
+        raise ValueError(f"{folder} holds a model that `pretrained.save` wrote; read it by `pretrained.reload`")
+    found = sorted(p for p in folder.iterdir() if p.suffix in (_SAFETENSORS, *_PICKLES))
+    if len(found) == 1:
+        return Source(str(folder), _entries(_inside(folder, found[0].name)), described)
+    raise ValueError(
+        f"{folder} has neither model.safetensors nor an index of its shards, but {[p.name for p in found[:5]]}; give "
+        "one file, or convert to safetensors"
+    )
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file of that name, if it lies in the folder itself, or where a hub's cache keeps what it links to."""
+    if not name or name in (".", "..") or set("/\\\0") & set(name):
+        raise ValueError(f"{folder} names the file {name!r}; files of a checkpoint lie in its own folder")
+    try:
+        home, real = folder.resolve(), (folder / name).resolve()
+    except RuntimeError as error:  # a link to itself
+        raise ValueError(f"{folder / name} leads nowhere: {error}") from error
+    allowed = [home] + ([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])
+    if real.parent not in allowed:
+        raise ValueError(f"{folder / name} is a link to {real}, which lies outside the folder; copy it there")
+    if not real.is_file():
+        raise ValueError(f"{folder / name} is missing or not a file; the checkpoint is incomplete")
+    return folder / name
+
+
+def _shards(folder: pathlib.Path, index: str) -> dict[str, Entry]:
+    where = folder / index
+    listed = _json(_inside(folder, index)).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(shard, str) for shard in listed.values()):
+        raise ValueError(f"{where} has no `weight_map` of tensors to files")
+    kinds = (_SAFETENSORS,) if _SAFETENSORS in index else _PICKLES
+    wrong = sorted({shard for shard in listed.values() if not shard.endswith(kinds)})
+    if wrong:
+        raise ValueError(f"{where} names {wrong[:3]}, whose kind is not {' or '.join(kinds)}")
+    shards = {shard: _inside(folder, shard) for shard in sorted(set(listed.values()))}
+    entries: dict[str, Entry] = {}
+    for shard, path in shards.items():
+        found = _entries(path)
+        twice = sorted(set(found) & set(entries))
+        if twice:
+            raise ValueError(f"{folder / shard} holds {twice[:5]}, which another shard holds already")
+        absent = sorted(name for name, of in listed.items() if of == shard and name not in found)
+        if absent:
+            raise ValueError(f"{where} puts {absent[:5]} into {shard}, which does not hold them")
+        entries |= found
+    return entries
+
+
+def _entries(path: pathlib.Path) -> dict[str, Entry]:
+    return _pickled(path) if path.suffix in _PICKLES else _safetensors(path)
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _parse(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not readable JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{what} is a JSON {type(parsed).__name__}, not an object")
+    return parsed
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    if path.stat().st_size > _LONGEST_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a configuration is far shorter")
+    return _parse(path.read_bytes(), str(path))
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Entry]:
+    """The format: 8 bytes that hold the header's length, the header in JSON, the tensors without gaps."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(
+                f"{path} is not a complete safetensors file: {size} bytes, its header alone needs {length}; it may be "
+                "truncated"
+            )
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"{path} has a header of {length} bytes; no safetensors file needs {_LONGEST_HEADER}")
+        content = file.read(length)
+    header = _parse(content, f"the header of {path}")
+    header.pop("__metadata__", None)
+    start, end = 8 + length, 0
+    entries: dict[str, Entry] = {}
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
+        dtype, shape, (begin, stop) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _SIZES:
+            raise ValueError(f"{path}: {name} is stored as {dtype!r:.40}; known are {sorted(_SIZES)}")
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
+            raise ValueError(f"{path}: {name} has the shape {shape!r:.80}, which is no list of up to 32 sizes")
+        if math.prod(shape) * _SIZES[dtype] != stop - begin:
+            raise ValueError(f"{path}: {name} of {dtype}{shape} does not fill its {stop - begin} bytes")
+        if begin != end:
+            raise ValueError(
+                f"{path}: {name} begins at byte {begin}, where {end} is next: tensors overlap or leave gaps"
+            )
+        end = stop
+        read = functools.partial(_array, path, name, dtype, tuple(shape), start + begin)
+        entries[name] = Entry(tuple(shape), dtype, read)
+    if start + end != size:
+        raise ValueError(
+            f"{path} is not a complete safetensors file: {size} bytes, its header tells of {start + end}; it may be "
+            "truncated"
+        )
+    return entries
+
+
+def _offsets(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+        raise ValueError(f"{path}: {name} has no pair of `data_offsets` in the header: {entry!r:.80}")
+    begin, stop = offsets
+    if not 0 <= begin <= stop:
+        raise ValueError(f"{path}: {name} lies from byte {begin} to {stop}, out of bounds")
+    return begin, stop
+
+
+def _array(path: pathlib.Path, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    try:
+        flat = np.fromfile(path, _FLOATS[dtype], math.prod(shape), offset=offset)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read any more: {error}") from error
+    if flat.size != math.prod(shape):
+        raise ValueError(f"{path} became shorter while it was read; {name} is cut off")
+    return flat.reshape(shape)
+
+
+def _pickled(path: pathlib.Path) -> dict[str, Entry]:
+    """PyTorch's own files. Its restricted unpickler makes tensors and plain containers, and runs nothing else."""
+    advice = f"convert it to safetensors ({path.with_suffix(_SAFETENSORS).name}), which are preferred where both exist"
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"{path} is a pickle, which needs torch: install torch, or {advice}") from error
+    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
+        # CVE-2025-32434: before 2.6 the restricted unpickler could be made to run code.
+        raise ValueError(
+            f"{path} is a pickle, which torch {torch.__version__} cannot read safely; use 2.6, or {advice}"
+        )
+    try:
+        loaded = _unpickled(torch, path)
+    except Exception as error:  # whatever a broken or hostile file makes torch raise
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise ValueError(f"{path} is refused, it may hold code or be cut off ({reason}); {advice}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not loaded:
+        raise ValueError(f"{path} holds a {type(loaded).__name__} and no state dict; {advice}")
+    strange = sorted(
+        str(n) for n, t in loaded.items() if not isinstance(n, str) or not isinstance(t, torch.Tensor) or t.is_meta
+    )
+    if strange:
+        raise ValueError(f"{path} holds {strange[:5]}, which are no tensors by name; {advice}")
+    return {name: _tensor(torch, path, name, tensor) for name, tensor in loaded.items()}
+
+
+def _unpickled(torch: Any, path: pathlib.Path) -> Any:
+    import zipfile
+
+    # Only the newer of PyTorch's two containers can be mapped, so that a tensor comes in when it is read.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _tensor(torch: Any, path: pathlib.Path, name: str, tensor: Any) -> Entry:
+    kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    kind = kinds.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ValueError(f"{path}: {name} is sparse or quantised; store it as a plain tensor")
+    return Entry(tuple(tensor.shape), kind, lambda: tensor.detach().to(torch.float32).numpy().copy())
