@@ -117,8 +117,8 @@ def test_grey_and_transparent():
     for image in (grey, grey[..., 0], Image.fromarray(grey[..., 0])):
         np.testing.assert_array_equal(rgb([image])[0], expected)
     np.testing.assert_array_equal(PLAIN([Image.fromarray(grey[..., 0])])[0], grey)
-    colour = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
-    over_white = [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]]  # a fifth of the colour, four of white
+    colour = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [3, 100, 0, 51]]], np.uint8)
+    over_white = [[[200, 100, 0], [255, 255, 255], [205, 224, 204]]]  # a fifth of the colour, four of white
     np.testing.assert_array_equal(rgb([colour])[0], over_white)
     np.testing.assert_allclose(rgb([Image.fromarray(colour)])[0], over_white, atol=1)
     palette = Image.fromarray(np.array([[0, 1]], np.uint8))

@@ -90,7 +90,7 @@ def test_a_short_text_of_a_pair_stays_whole(bert):
 def test_settings_of_word_pieces(tmp_path):
     cased = tokens.tokenizer(word_pieces(tmp_path, do_lower_case=False, tokenizer_class="BertTokenizerFast"))
     assert cased.encode(["Net net café"], length=5).tolist() == [[CLS, CAPITAL, NET, ACUTE, SEP]]
-    word_pieces(tmp_path, do_lower_case=True, strip_accents=False)
+    word_pieces(tmp_path, do_lower_case=True, strip_accents=False, cls_token="[CLS]")
     assert tokens.tokenizer(tmp_path).encode(["CAFÉ"], length=4).tolist() == [[CLS, ACUTE, SEP, PAD]]
     names = {"cls_token": {"content": "net"}, "sep_token": "vote", "pad_token": "cafe", "unk_token": "prune"}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))

@@ -1,7 +1,7 @@
 """Pictures as a checkpoint saw them when it was trained: resized, cropped and normalised as its own file says.
 
-Everything here is Pillow and NumPy on the host, in the order and with the rounding of transformers' processors of the
-kind that works on Pillow; those on PyTorch differ from them by a level or two of brightness.
+Everything here is Pillow and NumPy on the host, in the order and with the rounding of those of transformers' processors
+that work on Pillow.
 """
 
 import dataclasses

@@ -324,8 +324,9 @@ def ordered(modules: nnx.Dict) -> list[Any]:
 
 
 def max_pool(x: Array) -> Array:
-    """3×3, stride 2, one pixel of padding, as after the stem of the ImageNet ResNets."""
-    return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    """3×3, stride 2, one pixel of padding, as after the stem of the ImageNet ResNets; for `x >= 0`, as after a ReLU."""
+    # Zeros are no maximum there, and jax2onnx gets no other padding right.
+    return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), window_shape=(3, 3), strides=(2, 2))
 
 
 def average_to(x: Array, grid: int) -> Array:

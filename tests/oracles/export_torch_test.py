@@ -10,8 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mvp_jax import compact, export, pretrained
-from mvp_jax.types import Variables
-from tests.model_kinds import randomise, random_units
+from tests.model_kinds import random_units
 from tests.oracles import hugging_face
 
 transformers.logging.disable_progress_bar()
@@ -44,8 +43,7 @@ def given(kind, folder):
     model, variables = pretrained.load(folder, classes=3 if kind.startswith("clip") else None)
     rng = np.random.default_rng(0)
     if kind in IMAGES:
-        side = getattr(module.config, "image_size", 64)
-        return model, variables, rng.normal(size=(3, side, side, 3)).astype(np.float32)
+        return model, variables, rng.normal(size=(3, *model.input_shape)).astype(np.float32)
     ids = rng.integers(4, 58, (3, 12)).astype(np.int32)
     ids[:, -1] = 59
     return model, variables, ids
