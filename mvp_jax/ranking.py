@@ -254,7 +254,8 @@ class _Table:
         for x, w, shape, start in zip(scores, within, self.shapes, self.starts[:-1], strict=True):
             keys = order(jnp.asarray(x), None if w is None else jnp.broadcast_to(w, shape))
             flat = lax.dynamic_update_slice(flat, jnp.broadcast_to(keys, shape).ravel(), (int(start),))
-        return flat.reshape(-1, self.width)
+        # XLA's simplifier would go round in circles about slices of what is written here, and say so.
+        return lax.optimization_barrier(flat).reshape(-1, self.width)
 
     def split(self, table: Array) -> list[Array]:
         flat = table.ravel()
