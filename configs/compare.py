@@ -7,7 +7,7 @@
 The argument is a comma-separated list of `data=digits|docstrings|npz`, `model=vit|bert|resnet|NAME` and `runlocal`.
 `methods` names lines of `mvp_jax.lineup`; empty, all of them run.
 
-Lab note. The whole table has not been run yet, on any data; `configs/isp.py` tells of a pilot.
+Lab note. The whole table has not been run yet, on any data; `configs/isp.py` tells of some lines on the digits.
 """
 
 from ml_collections import ConfigDict

@@ -122,6 +122,8 @@ def plot_accuracy_against_cost(
     Raises:
         ValueError: if no row has this split and a cost, or a highlighted method is not there.
     """
+    from matplotlib import ticker
+
     rows = [r for r in _of(rows, split) if r["ratio"] > 0 and r.get(cost)]
     if not rows:
         raise ValueError(f"no rows of pruned models have a {cost!r} to draw")
@@ -149,6 +151,9 @@ def plot_accuracy_against_cost(
             size = 70 if method == ours else 36 if method in chosen else 30
             panel.scatter([x], [y], s=size, color=colour, marker=marker, zorder=3)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.set_xlabel(label, fontsize=8)
         panel.set_title(f"{100 * ratio:g} % pruned", fontsize=9)
         pictures.tidy(panel)
