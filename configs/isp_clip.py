@@ -6,8 +6,9 @@
 
 `checkpoint` is a folder as `transformers` writes it (`config.json`, `model.safetensors`, `preprocessor_config.json` and
 the tokeniser's files), or the id of one on the Hugging Face hub. Its zero-shot head, made of the names of the classes,
-stays frozen; images pass through its processor. Without a checkpoint a small tower is pre-trained here on the digits,
-under a logistic head, so that the path can be tried.
+stays frozen (`templates`: `fragments.TEMPLATES` has those published for CIFAR, MNIST, GTSRB and Cars); images pass
+through its processor. Without a checkpoint a small tower is pre-trained here on the digits, under a logistic head, so
+that the path can be tried.
 
 Lab note. Run here: `:runlocal`, with and without a small random checkpoint. No published checkpoint yet.
 """
@@ -16,22 +17,16 @@ from ml_collections import ConfigDict
 
 from mvp_jax import fragments
 
-TEMPLATES = (
-    "a photo of a {}.",
-    "a blurry photo of a {}.",
-    "a photo of the number {}.",
-    "a low resolution photo of a {}.",
-)
-
 
 def get_config(arg: str | None = None) -> ConfigDict:
     given = fragments.arguments(arg, ("data", "checkpoint", "runlocal"))
     folder = given.get("checkpoint", "")
-    config = fragments.trials(given.get("data", "digits"), "checkpoint" if folder else "clip")
+    data = given.get("data", "digits")
+    config = fragments.trials(data, "checkpoint" if folder else "clip")
     config.methods = fragments.ISP_LINES
     if folder:
         fragments.checkpoint(config, folder)
-        config.templates = TEMPLATES
+        config.templates = fragments.TEMPLATES["mnist" if data == "digits" else "cifar"]
     if "runlocal" in given:
         fragments.briefly(config)
     return config

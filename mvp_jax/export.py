@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from mvp_jax import compact, formats, pretrained, trees
 from mvp_jax import units as units_lib
+from mvp_jax.models import clip
 from mvp_jax.models.api import Model
 from mvp_jax.types import Array, Units, Variables
 
@@ -209,6 +210,72 @@ def checkpoint(
     if described:
         files["config.json"] = json.dumps(described, indent=2).encode()
     files[REPORT] = json.dumps({"difference": difference, "format": form.name}, indent=1).encode()
+    return Written(pretrained.write_folder(directory, files), difference, sum(map(len, files.values())))
+
+
+def clip_pair(
+    directory: str | os.PathLike[str],
+    vision: tuple[Model, Variables],
+    text: tuple[Model, Variables],
+    logit_scale: float,
+    *,
+    images: Array | None = None,
+    ids: Array | None = None,
+) -> Written:
+    """Writes both towers of CLIP into one folder, which `transformers.CLIPModel` loads unchanged; heads stay out.
+
+    Args:
+        directory: where to; replaced as a whole.
+        vision: the dense image tower and its variables, zero where they are pruned.
+        text: the same of the text tower.
+        logit_scale: the logarithm of what similarities are multiplied by.
+        images: examples to compare on; by default three made up here.
+        ids: the same of texts.
+
+    Returns:
+        The folder, with the largest difference of the similarities between what is read back and the given towers.
+
+    Raises:
+        ValueError: if a tower is none of CLIP's, is slim, or the folder cannot be written.
+    """
+    towers = {"vision": vision, "text": text}
+    inputs = {
+        name: _examples(model) if x is None else jnp.asarray(x)
+        for (name, (model, _)), x in zip(towers.items(), (images, ids), strict=True)
+    }
+    forms = {"vision": formats.clip.VISION, "text": formats.clip.TEXT}
+    parts: dict[str, Any] = {}
+    tensors: dict[str, np.ndarray] = {}
+    again = {}
+    for name, (model, variables) in towers.items():
+        parts[name] = forms[name].describe(model.config)
+        own = dict(formats.rules.stored(forms[name], Variables(*variables), model.config))
+        tensors |= {key: a for key, a in own.items() if not key.startswith(f"{name}_head.")}
+        again[name] = (model, pretrained.convert(own, model))
+    if parts["vision"]["projection_dim"] != parts["text"]["projection_dim"]:
+        raise ValueError(
+            f"features are {parts['vision']['projection_dim']} and {parts['text']['projection_dim']} wide; take both "
+            "towers of a pair"
+        )
+
+    def similarity(of: Mapping[str, tuple[Model, Variables]]) -> Array:
+        return clip.similarity(*of["vision"], *of["text"], inputs["vision"], inputs["text"], logit_scale)
+
+    difference = _compare(np.asarray(similarity(again)), similarity(towers))
+    described = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": parts["vision"]["projection_dim"],
+        "logit_scale_init_value": logit_scale,
+        "vision_config": parts["vision"],
+        "text_config": parts["text"],
+    }
+    tensors["logit_scale"] = np.array(logit_scale, np.float32)
+    files = {
+        "model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"}),
+        "config.json": json.dumps(described, indent=2).encode(),
+        REPORT: json.dumps({"difference": difference, "format": "clip (Hugging Face)"}, indent=1).encode(),
+    }
     return Written(pretrained.write_folder(directory, files), difference, sum(map(len, files.values())))
 
 

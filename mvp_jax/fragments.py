@@ -14,6 +14,27 @@ TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert", "clip", "checkpo
 """What the names of models begin with that AdamW and attention's units are meant for."""
 
 
+_LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+TEMPLATES = {
+    "cifar": tuple(
+        sentence
+        for article in ("a", "the")
+        for sentence in (
+            *(f"a {look}photo of {article} {{}}." for look in _LOOKS),
+            *(f"a photo of {article} {size} {{}}." for size in ("small", "big")),
+        )
+    ),
+    "mnist": ('a photo of the number: "{}".',),
+    "gtsrb": tuple(f'a {view} photo of a "{{}}" traffic sign.' for view in ("zoomed in", "centered", "close up")),
+    "cars": (
+        *(f"a photo of {whose} {{}}." for whose in ("a", "the", "my")),
+        "i love my {}!",
+        *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
+    ),
+}
+"""Sentences around a class's name for CLIP's zero-shot head, by data set, as its authors published them (Radford et al.
+2021, arXiv:2103.00020, and the list of prompts with the code)."""
+
 ISP_LINES = (
     "unpruned", "magnitude", "gradual_main", "gradual", "imp", "isp", "isp_one", "isp_score", "isp_union",
     "isp_majority", "isp_soup", "isp_published", "instant_soup",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import isp_bert, isp_clip
-from mvp_jax import adapted, experiment, models, pretrained, records
+from mvp_jax import adapted, experiment, fragments, models, pretrained, records
 from mvp_jax.data import images, sources, text, tokens
 from mvp_jax.formats import clip as clip_formats
 from mvp_jax.formats import files, rules
@@ -70,6 +70,18 @@ def test_a_zero_shot_head_is_the_mean_of_the_texts(pair):
     for templates in ((), ("a photo",)):
         with pytest.raises(ValueError, match="for 1 classes; each template holds"):
             adapted.zero_shot(pair, ("a",), templates)
+
+
+def test_published_templates():
+    assert {name: len(t) for name, t in fragments.TEMPLATES.items()} == {"cifar": 18, "mnist": 1, "gtsrb": 3, "cars": 8}
+    for templates in fragments.TEMPLATES.values():
+        assert len(set(templates)) == len(templates)
+        assert all(t.count("{}") == 1 for t in templates)
+    assert "a black and white photo of the {}." in fragments.TEMPLATES["cifar"]
+    assert "a photo of a big {}." in fragments.TEMPLATES["cifar"]
+    assert isp_clip.get_config("checkpoint=somewhere").templates == fragments.TEMPLATES["mnist"]
+    assert isp_clip.get_config("checkpoint=somewhere,data=npz").templates == fragments.TEMPLATES["cifar"]
+    assert isp_clip.get_config().templates == ()
 
 
 def test_the_model_of_a_folder(pair, encoder):

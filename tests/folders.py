@@ -1,33 +1,20 @@
-"""Small checkpoint folders as `transformers` writes them, made without it."""
+"""Small checkpoint folders with all that a job needs, as `transformers` writes them."""
 
 import json
 
 import jax
-import numpy as np
-import safetensors.numpy
 
-from mvp_jax import models
-from mvp_jax.formats import bert as bert_formats
-from mvp_jax.formats import clip as clip_formats
-from mvp_jax.formats import rules
+from mvp_jax import export, models
 from mvp_jax.models import bert, clip
 from tests.model_kinds import randomise
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,"
 
 
-def _write(folder, described, tensors, files):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(described))
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def _files(folder, files):
     for name, content in files.items():
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
-
-
-def _tensors(form, config, seed):
-    variables = randomise(jax.eval_shape(models.build(config).init, jax.random.key(0)), seed)
-    return dict(rules.stored(form, variables, config))
 
 
 def clip_pair(folder, side=8):
@@ -37,15 +24,12 @@ def clip_pair(folder, side=8):
     end = len(vocabulary) - 1
     vision = clip.micro_vision(side, channels=3, patch=4, **sizes)
     text = clip.micro_text(len(vocabulary), positions=40, eos=end, **sizes)
-    parts = {}
-    for name, form, config, seed in (("vision", clip_formats.VISION, vision, 0), ("text", clip_formats.TEXT, text, 1)):
-        parts[name] = form.describe(config), _tensors(form, config, seed)
-    tensors = {k: v for _, own in parts.values() for k, v in own.items() if "_head." not in k}
-    described = {
-        "model_type": "clip", "projection_dim": 8, "vision_config": parts["vision"][0],
-        "text_config": parts["text"][0],
-    }  # fmt: skip
-    return _write(folder, described, {**tensors, "logit_scale": np.float32(1.2)[None].reshape(())}, {
+    towers = [
+        (models.build(c), randomise(jax.eval_shape(models.build(c).init, jax.random.key(0)), seed))
+        for c, seed in ((vision, 0), (text, 1))
+    ]
+    export.clip_pair(folder, *towers, 1.2)
+    return _files(folder, {
         "vocab.json": {token: i for i, token in enumerate(vocabulary)},
         "merges.txt": "#version: 0.2\n",
         "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"},
@@ -61,11 +45,11 @@ def bert_encoder(folder):
     """A classifier of two classes, and WordPiece of letters."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*special, *LETTERS, *(f"##{c}" for c in LETTERS)]
-    config = bert.micro(
+    model = models.build(bert.micro(
         len(vocabulary), positions=32, dim=16, heads=2, mlp=24, layers=1, classes=2, separator=3, epsilon=1e-12
-    )
-    (form,) = (f for f in bert_formats.FORMATS if f.name == "bert (Hugging Face)")
-    return _write(folder, form.describe(config), _tensors(form, config, 0), {
+    ))  # fmt: skip
+    export.checkpoint(folder, model, randomise(jax.eval_shape(model.init, jax.random.key(0)), 0))
+    return _files(folder, {
         "vocab.txt": "\n".join(vocabulary) + "\n",
         "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
     })  # fmt: skip

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mvp_jax import compact, export, pretrained
+from mvp_jax.models import clip
 from tests.model_kinds import random_units
 from tests.oracles import hugging_face
 
@@ -79,6 +80,24 @@ def test_transformers_computes_the_masked_models_logits(kind, tmp_path):
     np.testing.assert_allclose(got, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
     assert np.abs(wanted - by_us(kind, model, variables, x)).max() > 1e-2
     assert np.ptp(wanted, axis=0).max() > 1e-2
+
+
+def test_transformers_loads_both_towers_of_a_pruned_pair(tmp_path):
+    towers, inputs = {}, {}
+    for name in ("vision", "text"):
+        model, variables, inputs[name] = given(f"clip_{name}", tmp_path / name)
+        towers[name] = model, compact.mask(variables, model.groups, random_units(model, 0))
+    written = export.clip_pair(tmp_path / "out", towers["vision"], towers["text"], 1.3)
+    assert 0 <= written.difference < 1e-5
+    module = transformers.CLIPModel.from_pretrained(written.path).eval()
+    with torch.no_grad():
+        got = module(
+            pixel_values=torch.from_numpy(inputs["vision"].transpose(0, 3, 1, 2).copy()),
+            input_ids=torch.from_numpy(inputs["text"]).long(),
+        ).logits_per_image.numpy()
+    wanted = clip.similarity(*towers["vision"], *towers["text"], inputs["vision"], inputs["text"], 1.3)
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    assert np.std(wanted) > 1e-2
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "resnet"])
