@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     ("fields", "message"),
     [
         ({"methods": ("mvp", "magic")}, r"unknown methods \['magic'\]; choose among"),
-        ({"model.name": "resnet9"}, r"unknown model 'resnet9'; choose one of"),
+        ({"model.name": "resnet9"}, r"unknown model 'resnet9'; choose 'checkpoint' or one of"),
         ({"data.name": "mnist"}, "unknown data 'mnist'; choose 'digits', 'docstrings' or 'npz'"),
         ({"prune.ratio": 1.0}, "1.0"),
         ({"prune.kinds": ("filter",)}, r"names no group of 'vit_micro'; it has \['head', 'neuron', 'qk', 'value'\]"),
@@ -276,7 +276,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
         command(tmp_path / "run", "--config.model.name=resnet9"), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "error: unknown model 'resnet9'; choose one of" in done.stderr
+    assert "error: unknown model 'resnet9'; choose 'checkpoint' or one of" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
