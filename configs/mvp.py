@@ -8,7 +8,7 @@ The argument is a comma-separated list of `data=digits|npz`, `model=resnet|vit|N
 can be overridden as `--config.field=value`.
 
 Lab note. Two CPU cores, nothing downloaded. Default (digits, ResNet-8, 87.5 % of the filters, 42 bank tasks, 6
-targets × 3 seeds, 20 methods): about three and a half minutes from an empty folder, most of it compiling;
+targets × 3 seeds, 22 methods): about four and a half minutes from an empty folder, most of it compiling;
 `model=vit`: the same. CIFAR-100: `data=npz,model=resnet8_distiller`, with `--config.data.path` and
 `--config.model.checkpoint`; one to two hours on two cores (bank 12, table 60 minutes of one core for the ResNet-8,
 about three times that for the ResNet-20), every finished bank entry and (method, target) is kept. Fine-tuning's rate
