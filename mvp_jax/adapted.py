@@ -111,6 +111,7 @@ def zero_shot(folder: str | os.PathLike[str], names: Sequence[str], templates: S
             f"templates {wrong or list(templates)} for {len(names)} classes; each template holds {{}} where the name "
             "goes, as in 'a photo of a {}.'"
         )
+    folder = files.local(folder)  # the tokeniser's files lie there too
     source = files.open(folder)
     if source.described is None:
         raise ValueError(f"{source.name} has no config.json that says what towers it holds")

@@ -33,6 +33,7 @@ from mvp_jax import (
     trials,
 )
 from mvp_jax.data import images, sources, tasks, text, tokens, transforms
+from mvp_jax.formats import files
 from mvp_jax.methods import api, ifp, isp, metasoup, mvp, reptile, sparse, weak
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
@@ -322,7 +323,7 @@ def load(config: ConfigDict) -> stages.Setting:
 
 def _source(config: ConfigDict) -> sources.Source:
     """The data set as the model reads it."""
-    data, given = config.data, config.model.checkpoint if config.model.name == CHECKPOINT else ""
+    data, given = config.data, files.local(config.model.checkpoint) if config.model.name == CHECKPOINT else None
     source: sources.Source
     if data.name == "docstrings":
         if not given:

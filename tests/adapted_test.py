@@ -1,5 +1,8 @@
 """What a job makes of somebody's checkpoint: its inputs, its model, and heads made of texts."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +73,17 @@ def test_a_zero_shot_head_is_the_mean_of_the_texts(pair):
     for templates in ((), ("a photo",)):
         with pytest.raises(ValueError, match="for 1 classes; each template holds"):
             adapted.zero_shot(pair, ("a",), templates)
+
+
+def test_an_id_on_the_hub_stands_for_its_folder(pair, monkeypatch):
+    hub = types.SimpleNamespace(snapshot_download=lambda name, **_: {"lab/pair": str(pair)}[name])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    names, templates = ("0", "7"), ("a {}.",)
+    np.testing.assert_array_equal(
+        adapted.zero_shot("lab/pair", names, templates), adapted.zero_shot(pair, names, templates)
+    )
+    config = isp_clip.get_config("checkpoint=lab/pair,runlocal")
+    assert experiment.check_trials(config).setting.image_shape == (8, 8, 3)
 
 
 def test_published_templates():

@@ -116,18 +116,33 @@ def open(source: str | os.PathLike[str], *, revision: str | None = None) -> Sour
     Raises:
         ValueError: with file and reason, for anything that is missing, truncated, contradictory or out of place.
     """
-    path = pathlib.Path(source)
+    path = local(source, revision=revision)
     try:
-        if path.is_dir():
-            return _folder(path)
-        if path.is_file():
-            return Source(str(path), _entries(path))
+        return _folder(path) if path.is_dir() else Source(str(path), _entries(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    local = path.suffix in (_SAFETENSORS, *_PICKLES) or not isinstance(source, str)
-    if local or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", os.fspath(source)):
+
+
+def local(source: str | os.PathLike[str], *, revision: str | None = None) -> pathlib.Path:
+    """Where a checkpoint lies here, with its tokeniser's and processor's files; fetched from the hub if need be.
+
+    Args:
+        source: as in `open`.
+        revision: on the hub, a branch, tag or commit.
+
+    Raises:
+        ValueError: if there is no such file or folder, and it is no id on the hub or cannot be had.
+    """
+    path = pathlib.Path(source)
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    here = path.suffix in (_SAFETENSORS, *_PICKLES) or not isinstance(source, str)
+    if here or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", os.fspath(source)):
         raise ValueError(f"no weights at {path}; give a file, a folder or an id `organisation/name` on the hub")
-    return _folder(_download(os.fspath(source), revision))
+    return _download(os.fspath(source), revision)
 
 
 def _download(name: str, revision: str | None) -> pathlib.Path:
