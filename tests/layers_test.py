@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "models.api",
+        "models.widths",
         "models.layers",
         "models.resnet",
         "models.vit",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 
-from mvp_jax.models import api, layers
+from mvp_jax.models import api, layers, widths
 from mvp_jax.types import Array
 from mvp_jax.units import Group
 
@@ -204,16 +204,14 @@ class Bert(nnx.Module):
 @functools.cache
 def _traced(config: BertConfig) -> Mapping[str, Group]:
     """What goes with each group's units."""
-    return api.coupled(
-        lambda noise: Bert(config, noise=noise), (config.positions,), layers.transformer_slots(config), jnp.int32
-    )
+    return api.coupled(lambda noise: Bert(config, noise=noise), (config.positions,), widths.slots(config), jnp.int32)
 
 
 def _groups(config: BertConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all encoders of one build share a trace."""
     small = dataclasses.replace(
         config,
-        **layers.transformer_of_twos(config),
+        **widths.of_twos(config),
         classes=2,
         dropout=0.0,
         attention_dropout=None,
@@ -221,7 +219,7 @@ def _groups(config: BertConfig) -> tuple[Group, ...]:
         epsilon=1e-12,
         compute="float32",
     )
-    return api.sized(_traced(small), layers.transformer_sizes(config))
+    return api.sized(_traced(small), widths.sizes(config))
 
 
 @functools.cache
@@ -250,13 +248,13 @@ def build(config: BertConfig) -> api.Model:
 
     def resize(sizes: Mapping[str, int]) -> api.Model:
         api.check_sizes(sizes, groups)
-        return build(dataclasses.replace(config, **layers.transformer_fields(config, sizes)))
+        return build(dataclasses.replace(config, **widths.fields(config, sizes)))
 
     return api.from_module(
         lambda noise: Bert(config, noise=noise),
         config=config,
         groups=groups,
-        prunable=layers.TRANSFORMER_KERNELS,
+        prunable=widths.KERNELS,
         resize=resize,
         with_classes=lambda n: build(dataclasses.replace(config, classes=n, task="classify")),
         input_shape=(config.positions,),
@@ -270,16 +268,8 @@ def uniform(dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, *
     """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given; ids as in the published vocabularies
     without case.
     """
-    if dim % heads:
-        raise ValueError(f"{heads} heads do not divide an embedding of {dim}")
-    d = dim // heads
-    given = {
-        "dim": dim,
-        "heads": (heads,) * layers,
-        "qk_dim": (d,) * layers,
-        "v_dim": (d,) * layers,
-        "mlp": (4 * dim if mlp is None else mlp,) * layers,
-        "attention_scale": d**-0.5,
+    given = widths.alike(dim, heads=heads, layers=layers, mlp=mlp)
+    given |= {
         "vocab": 30522,
         "positions": 512,
         "separator": 102,

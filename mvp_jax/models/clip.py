@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mvp_jax.models import api, layers
+from mvp_jax.models import api, layers, widths
 from mvp_jax.types import Array, Variables
 from mvp_jax.units import Group
 
@@ -201,14 +201,14 @@ def _input(config: Tower) -> tuple[tuple[int, ...], Any]:
 def _traced(config: Tower) -> Mapping[str, Group]:
     """What goes with each group's units."""
     shape, dtype = _input(config)
-    return api.coupled(functools.partial(_module, config), shape, layers.transformer_slots(config), dtype)
+    return api.coupled(functools.partial(_module, config), shape, widths.slots(config), dtype)
 
 
 def _groups(config: Tower) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all towers of one build share a trace."""
-    twos = layers.transformer_of_twos(config)
+    twos = widths.of_twos(config)
     small = dataclasses.replace(config, **twos, classes=2, dropout=0.0, compute="float32")
-    return api.sized(_traced(small), layers.transformer_sizes(config))
+    return api.sized(_traced(small), widths.sizes(config))
 
 
 @functools.cache
@@ -230,13 +230,13 @@ def build(config: ClipVisionConfig | ClipTextConfig) -> api.Model:
 
     def resize(sizes: Mapping[str, int]) -> api.Model:
         api.check_sizes(sizes, groups)
-        return build(dataclasses.replace(config, **layers.transformer_fields(config, sizes)))
+        return build(dataclasses.replace(config, **widths.fields(config, sizes)))
 
     return api.from_module(
         functools.partial(_module, config),
         config=config,
         groups=groups,
-        prunable=layers.TRANSFORMER_KERNELS,
+        prunable=widths.KERNELS,
         resize=resize,
         with_classes=lambda n: build(dataclasses.replace(config, classes=n)),
         input_shape=shape,
@@ -332,17 +332,7 @@ def _uniform(
     cls: Callable[..., _Config], dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, **options: object
 ) -> _Config:
     """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given."""
-    if dim % heads:
-        raise ValueError(f"{heads} heads do not divide an embedding of {dim}")
-    d = dim // heads
-    given = {
-        "dim": dim,
-        "heads": (heads,) * layers,
-        "qk_dim": (d,) * layers,
-        "v_dim": (d,) * layers,
-        "mlp": (4 * dim if mlp is None else mlp,) * layers,
-        "attention_scale": d**-0.5,
-    }
+    given = widths.alike(dim, heads=heads, layers=layers, mlp=mlp)
     return cls(**(given | options))
 
 

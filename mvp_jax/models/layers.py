@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mvp_jax.models.api import Hooks, Noise
+from mvp_jax.models.widths import Transformer
 from mvp_jax.types import Array
 
 
@@ -161,7 +162,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """By the names in Hugging Face's configurations. All are 0 at 0, as cutting neurons needs."""
 
 
-def check_transformer(config: "Transformer") -> None:
+def check_transformer(config: Transformer) -> None:
     """Raises `ValueError` unless every layer has its widths; and activation and compute, where given, are known."""
     if len({len(n) for n in (config.heads, config.qk_dim, config.v_dim, config.mlp)}) != 1 or not config.heads:
         raise ValueError(f"heads, qk_dim, v_dim and mlp need one entry per layer each, got {config}")
@@ -270,7 +271,7 @@ class PreNorm(nnx.Module):
 
     def __init__(
         self,
-        config: "Transformer",
+        config: Transformer,
         i: int,
         *,
         activation: str = "gelu",
@@ -333,66 +334,3 @@ def average_to(x: Array, grid: int) -> Array:
     """Means over equal cells: `[N, H, W, C]` to `[N, grid, grid, C]`."""
     n, h, w, c = x.shape
     return jnp.mean(jnp.reshape(x, (n, grid, h // grid, grid, w // grid, c)), axis=(2, 4))
-
-
-class Transformer(Protocol):
-    """What configurations of transformers have in common: the width of the embedding and the units of each layer."""
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def attention_scale(self) -> float: ...
-    @property
-    def heads(self) -> tuple[int, ...]: ...
-    @property
-    def qk_dim(self) -> tuple[int, ...]: ...
-    @property
-    def v_dim(self) -> tuple[int, ...]: ...
-    @property
-    def mlp(self) -> tuple[int, ...]: ...
-
-
-TRANSFORMER_KERNELS = (r"layers/\d+/(attention/(query|key|value|out)|fc1|fc2)/kernel",)
-"""Rules for the kernels of a transformer that unstructured pruning may touch."""
-
-
-def transformer_of_twos(config: Transformer) -> dict[str, Any]:
-    """The fields of the smallest transformer of as many layers in which every axis can be told to be cut."""
-    twos = (2,) * len(config.heads)
-    return {"heads": twos, "qk_dim": twos, "v_dim": twos, "mlp": twos}
-
-
-def transformer_sizes(config: Transformer) -> dict[str, int]:
-    """Units of each group, in order of depth."""
-    sizes: dict[str, int] = {}
-    for i, (heads, qk, value, mlp) in enumerate(
-        zip(config.heads, config.qk_dim, config.v_dim, config.mlp, strict=True)
-    ):
-        a = f"layers/{i}/attention"
-        sizes |= {a: heads, f"{a}/query": qk, f"{a}/value": value, f"layers/{i}/fc1": mlp}
-    return sizes
-
-
-def transformer_slots(config: Transformer) -> dict[str, tuple[str, int]]:
-    """`{group: (path, axis)}`, one place for each group, as `api.coupled` takes it."""
-
-    def made(name: str) -> tuple[str, int]:
-        if name.endswith("attention"):
-            return f"{name}/query/kernel", 1
-        return f"{name}/kernel", 1 if name.endswith("fc1") else 2
-
-    return {name: made(name) for name in transformer_sizes(config)}
-
-
-def transformer_fields(config: Transformer, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a configuration with other sizes of some groups."""
-
-    def of(old: tuple[int, ...], name: str) -> tuple[int, ...]:
-        return tuple(int(sizes.get(name.format(i), n)) for i, n in enumerate(old))
-
-    return {
-        "heads": of(config.heads, "layers/{}/attention"),
-        "qk_dim": of(config.qk_dim, "layers/{}/attention/query"),
-        "v_dim": of(config.v_dim, "layers/{}/attention/value"),
-        "mlp": of(config.mlp, "layers/{}/fc1"),
-    }

@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import nnx
 
-from mvp_jax.models import api, layers
+from mvp_jax.models import api, layers, widths
 from mvp_jax.types import Array
 from mvp_jax.units import Group
 
@@ -135,16 +135,16 @@ def _traced(config: ViTConfig) -> Mapping[str, Group]:
     return api.coupled(
         lambda noise: ViT(config, noise=noise),
         (config.image_size, config.image_size, config.channels),
-        layers.transformer_slots(config),
+        widths.slots(config),
     )
 
 
 def _groups(config: ViTConfig) -> tuple[Group, ...]:
     """Sizes do not matter for what is coupled, so that all transformers of one build share a trace."""
     small = dataclasses.replace(
-        config, **layers.transformer_of_twos(config), classes=2, dropout=0.0, epsilon=1e-6, compute="float32"
+        config, **widths.of_twos(config), classes=2, dropout=0.0, epsilon=1e-6, compute="float32"
     )
-    return api.sized(_traced(small), layers.transformer_sizes(config))
+    return api.sized(_traced(small), widths.sizes(config))
 
 
 @functools.cache
@@ -164,13 +164,13 @@ def build(config: ViTConfig) -> api.Model:
 
     def resize(sizes: Mapping[str, int]) -> api.Model:
         api.check_sizes(sizes, groups)
-        return build(dataclasses.replace(config, **layers.transformer_fields(config, sizes)))
+        return build(dataclasses.replace(config, **widths.fields(config, sizes)))
 
     return api.from_module(
         lambda noise: ViT(config, noise=noise),
         config=config,
         groups=groups,
-        prunable=layers.TRANSFORMER_KERNELS,
+        prunable=widths.KERNELS,
         resize=resize,
         with_classes=lambda n: build(dataclasses.replace(config, classes=n, one_head=config.distilled)),
         input_shape=(config.image_size, config.image_size, config.channels),
@@ -181,17 +181,7 @@ def build(config: ViTConfig) -> api.Model:
 
 def uniform(dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, **options: object) -> ViTConfig:
     """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given."""
-    if dim % heads:
-        raise ValueError(f"{heads} heads do not divide an embedding of {dim}")
-    d = dim // heads
-    given = {
-        "dim": dim,
-        "heads": (heads,) * layers,
-        "qk_dim": (d,) * layers,
-        "v_dim": (d,) * layers,
-        "mlp": (4 * dim if mlp is None else mlp,) * layers,
-        "attention_scale": d**-0.5,
-    }
+    given = widths.alike(dim, heads=heads, layers=layers, mlp=mlp)
     return ViTConfig(**(given | options))
 
 
