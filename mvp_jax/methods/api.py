@@ -134,12 +134,12 @@ class Training:
 
     @property
     def tx(self) -> Any:
-        decayed = _all_but(self.undecayed) if self.undecayed else None
+        decayed = all_but(self.undecayed) if self.undecayed else None
         return train.optimizer(self.optimizer, weight_decay=self.weight_decay, clip=self.clip, decayed=decayed)
 
 
 @functools.cache
-def _all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
+def all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
     """From parameters to what decays; one function for equal names, so that optimisers are equal too."""
 
     def decayed(params: PyTree) -> PyTree:

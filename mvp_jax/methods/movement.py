@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax import checkpoint, masks, schedules, train
-from mvp_jax.methods import gradual, sparse
+from mvp_jax.methods import api, gradual, sparse
 from mvp_jax.models.api import Model
 from mvp_jax.patterns import Weights
 from mvp_jax.types import Array, Key, Masks, PyTree, Variables
@@ -121,8 +121,9 @@ def movement(
     if problem.pattern != Weights():
         raise ValueError(f"movement pruning selects single weights over all leaves; the pattern is {problem.pattern}")
     training = settings.training
+    # Scores add up what was found; decay would make them forget it.
     tx = train.optimizer(
-        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=_weights_alone
+        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=api.all_but(("scores",))
     )
     keys = jax.random.split(key)
     flags = tuple(jax.tree.leaves(problem.prunable))
@@ -166,11 +167,6 @@ def movement(
     opt_state = tx.init({"weights": run.state.variables.params, "scores": scores})
     run = run._replace(more=(scores, jnp.int32(problem.keep(0.0)), jnp.float32(0.0), opt_state))
     return sparse.end(problem, training, sparse.rounds(body, run, settings.events + 1, saved))
-
-
-def _weights_alone(params: PyTree) -> PyTree:
-    """Scores add up what was found; decay would make them forget it."""
-    return {name: jax.tree.map(lambda _, name=name: name == "weights", part) for name, part in params.items()}
 
 
 def _spread(scores: list[Array], kept: Masks) -> PyTree:
