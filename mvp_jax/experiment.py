@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,18 +27,15 @@ from mvp_jax import (
     prune,
     records,
     results,
+    setting,
     stages,
     train,
     trials,
 )
-from mvp_jax.data import images, sources, tasks, text, tokens, transforms
-from mvp_jax.formats import files
+from mvp_jax.data import tasks, transforms
 from mvp_jax.methods import api, ifp, isp, metasoup, mvp, reptile, sparse, weak
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
-
-CHECKPOINT = "checkpoint"
-"""The model's name where `model.checkpoint` is a folder that says itself what it holds."""
 
 _OF_TEXT = {*bert.PRESETS, *(n for n in clip.PRESETS if "text" in n)}
 
@@ -110,7 +106,7 @@ def join(config: ConfigDict) -> None:
 
 def _start(config: ConfigDict) -> dict[str, Any]:
     """The part of a plan that every job has, and the checks of what every config has."""
-    setting = load(config)
+    chosen = setting.load(config)
     train.optimizer(config.pretrain.optimizer)  # refuses an unknown name
     if config.targets.seeds < 1:
         raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
@@ -119,8 +115,8 @@ def _start(config: ConfigDict) -> dict[str, Any]:
             f"mapping must be one of {mapping.MAPPINGS} and chunk >= 1, got {config.mapping!r} and {config.chunk}"
         )
     return {
-        "setting": setting,
-        "model": build_model(config, setting.image_shape, config.model.classes or len(setting.pretrain_classes)),
+        "setting": chosen,
+        "model": build_model(config, chosen.image_shape, config.model.classes or len(chosen.pretrain_classes)),
         "checkpoint": config.model.checkpoint,
         "pretraining": stages.Pretraining(
             **{
@@ -296,55 +292,6 @@ def described(config: ConfigDict) -> str:
     return found.to_json_best_effort(indent=2, sort_keys=True)
 
 
-def load(config: ConfigDict) -> stages.Setting:
-    """Reads the data, cuts it into pools and draws the tasks."""
-    data, source = config.data, _source(config)
-    held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
-    pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
-    order = np.random.default_rng(config.seed).permutation(source.num_classes)
-    seen = sorted(int(c) for c in order[: source.num_classes - data.unseen_classes])
-    unseen = sorted(int(c) for c in order[source.num_classes - data.unseen_classes :])
-    pretrain_classes = tuple(sorted(int(c) for c in order[: config.pretrain.classes]))
-    bank_tasks: tuple[tasks.Task, ...] = ()
-    if "bank" in config:
-        bank_tasks = tasks.draw(seen, config.bank.tasks, config.tasks.classes_per_task, config.seed, prefix="source")
-    targets = tasks.draw(
-        source.num_classes,
-        config.targets.count,
-        config.tasks.classes_per_task,
-        config.seed + 1,
-        must_include=unseen,
-        at_least=min(config.targets.unseen_at_least, len(unseen)),
-        exclude=bank_tasks,
-        prefix="target",
-    )
-    return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
-
-
-def _source(config: ConfigDict) -> sources.Source:
-    """The data set as the model reads it."""
-    data, given = config.data, files.local(config.model.checkpoint) if config.model.name == CHECKPOINT else None
-    source: sources.Source
-    if data.name == "docstrings":
-        if not given:
-            return text.docstrings(seed=config.seed)
-        # So many words that none is unknown before the checkpoint's own tokeniser sees them.
-        return adapted.words(text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length)
-    if data.name == "digits":
-        source = sources.digits(upsample=data.upsample)
-    elif data.name == "npz":
-        source, _ = sources.drop_duplicates(sources.npz(data.path))
-        if source.test is None:
-            raise ValueError(f"{data.path} has no test split; the report needs one")
-    else:
-        raise ValueError(f"unknown data {data.name!r}; choose 'digits', 'docstrings' or 'npz' (with data.path)")
-    if given:
-        return adapted.pictures(source, images.processor(given))
-    if data.name == "npz" or data.mean is not None:
-        source = sources.normalise(source, data.mean, data.std)
-    return source
-
-
 def devices(config: ConfigDict) -> Mesh | None:
     """The devices of this process that share its members out; `None` for a single one.
 
@@ -361,14 +308,14 @@ def devices(config: ConfigDict) -> Mesh | None:
 def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
     """The dense model that the config names."""
     name, text_data = config.model.name, len(image_shape) == 1
-    if name == CHECKPOINT:
+    if name == setting.CHECKPOINT:
         options = config.model.options.to_dict()
         model = adapted.model(config.model.checkpoint, classes, text=text_data, options=options)
         if len(model.input_shape) != len(image_shape) or (not text_data and model.input_shape != tuple(image_shape)):
             raise ValueError(f"{config.model.checkpoint} reads {model.input_shape}, the examples are {image_shape}")
         return model
     if name not in models.PRESETS:
-        raise ValueError(f"unknown model {name!r}; choose {CHECKPOINT!r} or one of {sorted(models.PRESETS)}")
+        raise ValueError(f"unknown model {name!r}; choose {setting.CHECKPOINT!r} or one of {sorted(models.PRESETS)}")
     reads_text = name in _OF_TEXT
     if reads_text != text_data:
         fitting = sorted(n for n in models.PRESETS if (n in _OF_TEXT) != reads_text)

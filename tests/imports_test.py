@@ -31,6 +31,7 @@ NOT_OFFERED = {
     "records": "reports re-exports it",
     "results": "the last steps of experiment",
     "stages": "the first steps of experiment",
+    "setting": "the first steps of experiment",
 }
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -117,6 +117,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "adapted",
         "comparison",
         "stages",
+        "setting",
         "results",
         "lineup",
         "trials",
