@@ -186,10 +186,11 @@ def carried(run):
 SCALE = 3.0
 
 
-def movement_by_hand(steps, counts, rate, decay):
+def movement_by_hand(steps, counts, rate, decay, spared=()):
     """Weights, carried scores and the masks after each stretch of steps; the mask is chosen anew in every step."""
     params = in_float64(mlp.variables().params)
     trace = jax.tree.map(np.zeros_like, params)
+    decays = {top: jax.tree.map(lambda _, top=top: decay * (top not in spared), part) for top, part in params.items()}
     scores, score_trace, history, masks = np.zeros(88), np.zeros(88), [], []
     for n, keep in zip(steps, counts, strict=True):
         for _ in range(n):
@@ -201,23 +202,24 @@ def movement_by_hand(steps, counts, rate, decay):
             score_trace = 0.9 * score_trace + SCALE * theta * slope
             scores = scores - rate * score_trace
             grads = with_kernels(grads, np.where(mask, slope, 0))
-            trace = jax.tree.map(lambda v, g, p: 0.9 * v + g + decay * p, trace, grads, params)
+            trace = jax.tree.map(lambda v, g, p, d: 0.9 * v + g + d * p, trace, grads, params, decays)
             params = jax.tree.map(lambda p, v: p - rate * v, params, trace)
         history.append((params, scores))
     return history, masks
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_hard_movement_adds_up_minus_weight_times_gradient(decay):
+@pytest.mark.parametrize(("decay", "spared"), [(0.0, ()), (0.3, ()), (0.3, ("head",))])
+def test_hard_movement_adds_up_minus_weight_times_gradient(decay, spared):
     """Weights decay if they are told to, scores never."""
     spy = Spy()
-    training = dataclasses.replace(TRAINING, weight_decay=decay)
+    training = dataclasses.replace(TRAINING, weight_decay=decay, undecayed=spared)
+    assert set(spared) < set(mlp.variables().params)
     settings = movement.Settings(steps=8, events=3, scale=SCALE, training=training)
     got = movement.movement(problem(), settings, jax.random.key(0), saved=spy)
     kept = [88 - round(0.7 * (1 - (1 - t / 3) ** 3) * 88) for t in (1, 2, 3)]
     steps = (2, 3, 3)
     # While nothing is masked, then after the first two events.
-    history, masks = movement_by_hand(steps, (88, kept[0], kept[1]), 0.1, decay)
+    history, masks = movement_by_hand(steps, (88, kept[0], kept[1]), 0.1, decay, spared)
     for run, (params, scores) in zip(spy.runs, history, strict=False):
         assert distance(run.state.variables.params, params) < 1e-4
         assert np.max(np.abs(carried(run) - scores)) < 1e-4 * np.max(np.abs(scores))

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import compact, evaluation, probe, prune, train, units
+from mvp_jax import compact, evaluation, probe, prune, train, trees, units
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.types import Array, Batch, Key, Masks, PyTree, Units, UnitScores, Variables
 from mvp_jax.units import Group
@@ -110,7 +110,7 @@ class Training:
         clip: global norm that gradients are scaled down to.
         norm_examples: batch-norm statistics are re-estimated on at most so many.
         augment: applied to each batch.
-        undecayed: top-level entries of the parameters that weight decay leaves alone, such as a frozen head.
+        undecayed: parts of the parameters that weight decay leaves alone, such as a frozen head, by path.
     """
 
     steps: int = 100
@@ -140,12 +140,17 @@ class Training:
 
 @functools.cache
 def all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
-    """From parameters to what decays; one function for equal names, so that optimisers are equal too."""
+    """From parameters to what decays: all but the parts of these paths; one function for equal paths, so that
+    optimisers are equal too.
 
-    def decayed(params: PyTree) -> PyTree:
-        return {top: jax.tree.map(lambda _, top=top: top not in names, part) for top, part in params.items()}
+    >>> all_but(("a/b",))({"a": {"b": {"c": 0}, "d": 0}})
+    {'a': {'b': {'c': False}, 'd': True}}
+    """
 
-    return decayed
+    def decays(path: str) -> bool:
+        return not any(path == name or path.startswith(f"{name}/") for name in names)
+
+    return lambda params: jax.tree.map(decays, trees.paths(params))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -122,8 +122,9 @@ def movement(
         raise ValueError(f"movement pruning selects single weights over all leaves; the pattern is {problem.pattern}")
     training = settings.training
     # Scores add up what was found; decay would make them forget it.
+    undecayed = ("scores", *(f"weights/{name}" for name in training.undecayed))
     tx = train.optimizer(
-        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=api.all_but(("scores",))
+        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=api.all_but(undecayed)
     )
     keys = jax.random.split(key)
     flags = tuple(jax.tree.leaves(problem.prunable))
