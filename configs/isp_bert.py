@@ -1,28 +1,40 @@
-"""Instant Soup Pruning of BERT and its kin, for texts.
+"""Instant Soup Pruning of BERT and its kin, on tasks of GLUE or other texts.
 
+    python -m mvp_jax.main --config=configs/isp_bert.py:data=mrpc,checkpoint=DIR --config.data.path=DIR --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_bert.py:checkpoint=FOLDER --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_bert.py --workdir=DIR
 
-`checkpoint` is a folder as `transformers` writes it (BERT, RoBERTa or DistilBERT, with the tokeniser's files), or the
-id of one on the Hugging Face hub; it gets a new head. Without one a small BERT is pre-trained here. The texts are those
-that come with the installed packages (`data.text`).
+`data=mnli|qnli|qqp|sst2|rte|mrpc` are tasks of GLUE as the paper prunes for them: 10 to 90 % of the weights;
+`data.path` is the folder with their tables (`mvp_jax.data.glue`). Of each class as many texts are taken as the scarcest
+has; a twentieth of the training split, which would be for pre-training, is left out; half of the official development
+split validates, the other half reports. Without `data` the texts are those that come with the installed packages
+(`data.text`); so with `runlocal`.
 
-Lab note. Run here: `:runlocal`, with and without a small random checkpoint. No published checkpoint yet.
+`checkpoint` is a folder as `transformers` writes it (BERT, RoBERTa or DistilBERT, with the tokeniser's files), or the
+id of one on the Hugging Face hub (the paper's is `bert-base-uncased`); it gets a new head. Without one a small BERT is
+pre-trained here.
+
+Lab note. Run here: `:runlocal`, with and without a small random checkpoint. No published checkpoint yet, no task of
+GLUE.
 """
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments
+from mvp_jax import fragments, papers
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("checkpoint", "runlocal"))
-    folder = given.get("checkpoint", "")
+    given = fragments.arguments(arg, ("data", "checkpoint", "runlocal"))
+    folder, data, local = given.get("checkpoint", ""), given.get("data", "docstrings"), "runlocal" in given
     config = fragments.trials("docstrings", "checkpoint" if folder else "bert")
     config.methods = fragments.ISP_LINES
+    if data != "docstrings" and not local:
+        papers.whole(config, f"glue/{fragments.one_of('data', data, ('docstrings', *papers.TEXTS))}")
+        if not folder:  # a small BERT learns the task itself, on another part of it
+            config.data.fractions, config.data.length = (0.5, 0.5), 32
     if folder:
-        fragments.checkpoint(config, folder)
+        papers.checkpoint(config, folder)
         config.model.options = ConfigDict()
-    if "runlocal" in given:
+    if local:
         fragments.briefly(config)
     return config

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import formats, models, pretrained
-from mvp_jax.data import images, sources, text, tokens
+from mvp_jax.data import images, lazy, sources, text, tokens
 from mvp_jax.formats import clip, files
 from mvp_jax.models.clip import zero_shot_head
 
@@ -45,7 +45,8 @@ def pictures(source: sources.Source, processor: images.Processor) -> sources.Sou
     """The source with every image as a checkpoint's processor makes it.
 
     Args:
-        source: uint8 images, or floats in [0, 1].
+        source: uint8 images, or floats in [0, 1]. Those that are decoded when they are looked at are processed then,
+            from their full size.
         processor: see `data.images.processor`.
 
     Returns:
@@ -57,6 +58,8 @@ def pictures(source: sources.Source, processor: images.Processor) -> sources.Sou
 
     def made(pair: sources.Arrays) -> sources.Arrays:
         x = pair.x
+        if isinstance(x, lazy.Lazy):
+            return pair._replace(x=x.processed(processor))
         if x.dtype != np.uint8:
             if x.min() < 0 or x.max() > 1:
                 raise ValueError(

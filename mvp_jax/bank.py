@@ -5,7 +5,8 @@
     DIR/entries/TASK/arrays.safetensors
 
 An entry is written into a hidden folder beside the others and then renamed, so a reader sees all of it or none,
-whenever the writer is killed. Nothing is cached: a reader sees new entries the next time it asks.
+whenever the writer is killed. In a bucket (`storage`) it is there when its `entry.json` is, which comes last. Nothing
+is cached: a reader sees new entries the next time it asks.
 """
 
 import dataclasses
@@ -14,8 +15,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
-import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,10 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mvp_jax import checkpoint, trees
+from mvp_jax import checkpoint, storage, trees
 from mvp_jax.types import Array, PyTree
 
 _FORMAT, _VERSION = "mvp_jax bank", 1
+_ARRAYS, _MARKER = "arrays.safetensors", "entry.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,26 +94,28 @@ def create(
     Raises:
         ValueError: if the folder holds something else, another bank, or cannot be written.
 
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> bank = create(folder, fingerprint="f" * 64, settings={"ratio": 0.5})
     >>> entries(create(folder, fingerprint="f" * 64, settings={"ratio": 0.5}, exist_ok=True))
     []
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = storage.absolute(directory)
     settings = _plain("settings", settings)
-    if (directory / "manifest.json").exists():
+    if storage.exists(directory / "manifest.json"):
         if not exist_ok:
             raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
         return open(directory, fingerprint=fingerprint, settings=settings, write=True)
-    checkpoint.writable(directory)
+    storage.writable(directory)
     # What a bank killed before its manifest was written leaves behind is its own, anything else is not.
-    foreign = sorted(p.name for p in directory.iterdir() if p.name != "entries" and not p.name.startswith(".tmp-"))
-    if foreign or any((directory / "entries").glob("[!.]*")):
+    found = [] if storage.is_remote(directory) else [p.name for p in directory.iterdir() if p.name[0] == "."]
+    found = [name for name in [*found, *storage.listing(directory)] if not name.startswith(".tmp-")]
+    foreign = sorted(set(found) - {"entries"})
+    if foreign or storage.listing(directory / "entries"):
         raise ValueError(f"{directory} is neither empty ({foreign[:5] or 'entries'}) nor a bank; choose another folder")
     content = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": settings}
-    with checkpoint.writing(directory):
-        (directory / "entries").mkdir(exist_ok=True)
-        checkpoint.write_file(directory / "manifest.json", json.dumps(content, indent=1).encode())
+    with storage.writing(directory):
+        storage.write_bytes(directory / "manifest.json", json.dumps(content, indent=1).encode())
     return open(directory, write=True)
 
 
@@ -136,7 +138,7 @@ def open(
         ValueError: if there is no bank, it belongs to another pre-trained model, its settings differ (with those that
             do), or it is to be written and cannot be.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = storage.absolute(directory)
     try:
         content = json.loads((directory / "manifest.json").read_text())
         if content["format"] != _FORMAT or content["version"] != _VERSION:
@@ -159,8 +161,8 @@ def open(
                 "use those, or build a bank in another folder"
             )
     if write:
-        checkpoint.writable(directory / "entries")
-        _sweep(directory)
+        storage.writable(directory / "entries")
+        storage.sweep(directory / "entries")
     return bank
 
 
@@ -179,6 +181,7 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
     Raises:
         ValueError: if the bank is read-only or another model's, the task is already in it, or a value cannot be stored.
 
+    >>> import tempfile
     >>> bank = create(tempfile.mkdtemp(), fingerprint="f" * 64, settings={})
     >>> entry = BankEntry(task="cats", classes=(3, 5), fingerprint="f" * 64, ratio=0.5, accuracy=0.9)
     >>> entry = add(bank, entry, {"units": {"block/fc": np.array([True, False])}})
@@ -195,26 +198,30 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
             "a name, at least one class, a ratio in [0, 1) and an accuracy in [0, 1]"
         )
     target = _folder(bank, entry.task)
-    if target.exists():
+    if has(bank, entry.task):
         raise ValueError(f"task {entry.task!r} is already in the bank {bank.path}; `bank.has` tells before the work")
     fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.name != "path"}
     content = _plain(f"entry {entry.task!r}", fields)
-    with checkpoint.writing(bank.path):
-        hidden = pathlib.Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}~", dir=target.parent))
+    if storage.is_remote(target):
+        content["checksum"] = checkpoint.save_arrays(target / _ARRAYS, arrays)
+        with storage.writing(bank.path):
+            storage.write_bytes(target / _MARKER, json.dumps(content, indent=1).encode())
+        return _entry(target)
+    with storage.writing(bank.path):
+        hidden = storage.hidden(target.parent)
         try:
-            hidden.chmod(0o755)  # mkdtemp's are for the owner alone
-            content["checksum"] = checkpoint.save_arrays(hidden / "arrays.safetensors", arrays)
-            checkpoint.write_file(hidden / "entry.json", json.dumps(content, indent=1).encode())
+            content["checksum"] = checkpoint.save_arrays(hidden / _ARRAYS, arrays)
+            storage.write_bytes(hidden / _MARKER, json.dumps(content, indent=1).encode())
             os.rename(hidden, target)  # refused, not merged, if another writer was first: its folder is not empty
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
-        checkpoint.sync(target.parent)
+        storage.sync(target.parent)
     return _entry(target)
 
 
 def has(bank: Bank, task: str) -> bool:
     """Whether the bank has an entry for the task of this name."""
-    return _folder(bank, task).is_dir()
+    return storage.complete(_folder(bank, task), _MARKER)
 
 
 def entries(bank: Bank) -> list[BankEntry]:
@@ -238,7 +245,7 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
     """
     if entry.path is None:
         raise ValueError(f"entry {entry.task!r} is in no bank yet; `bank.add` returns one that is")
-    file = entry.path / "arrays.safetensors"
+    file = entry.path / _ARRAYS
     try:
         if check:
             with file.open("rb") as stream:
@@ -339,12 +346,13 @@ def _folder(bank: Bank, task: str) -> pathlib.Path:
 
 
 def _folders(bank: Bank) -> list[pathlib.Path]:
-    return sorted((bank.path / "entries").glob("[!.]*"))
+    folder = bank.path / "entries"
+    return [folder / name for name in storage.listing(folder) if storage.complete(folder / name, _MARKER)]
 
 
 def _entry(folder: pathlib.Path) -> BankEntry:
     try:
-        content = json.loads((folder / "entry.json").read_text())
+        content = json.loads((folder / _MARKER).read_text())
         fields = {f.name: content[f.name] for f in dataclasses.fields(BankEntry) if f.name != "path"}
         return BankEntry(**fields | {"classes": tuple(fields["classes"]), "path": folder})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -376,25 +384,3 @@ def _differences(asked: dict[str, Any], found: Mapping[str, Any]) -> list[str]:
         for name in sorted({*left, *right})
         if left.get(name, left) != right.get(name, right)
     ]
-
-
-def _mine() -> str:
-    return f".tmp-{urllib.parse.quote(socket.gethostname(), safe='')}~"
-
-
-def _sweep(directory: pathlib.Path) -> None:
-    """Removes what killed writers of this machine left; one that still runs may be in the middle of its work."""
-    for hidden in (directory / "entries").glob(f"{_mine()}*"):
-        pid = hidden.name.removeprefix(_mine()).partition("~")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere signal 0 is no question but an end
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True

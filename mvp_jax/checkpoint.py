@@ -3,15 +3,13 @@
 Both are written whole or not at all, whenever the writer is killed, and neither is a pickle.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import types
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mvp_jax import processes, solitary, trees
+from mvp_jax import processes, solitary, storage, trees
 from mvp_jax.types import PyTree, Variables
 
 
@@ -34,13 +32,14 @@ class Checkpoints:
     and one process at a time may save.
 
     Args:
-        directory: made if it is not there.
+        directory: made if it is not there; or an address (`storage.path`), for a state that lies in one process.
         keep: how many states to keep, the newest.
         alone: whether this process acts for itself; with one process the same.
 
     Raises:
         ValueError: if the directory cannot be written, `keep` is less than 1, or processes see different states.
 
+    >>> import tempfile
     >>> state = {"step": jax.numpy.int32(7), "key": jax.random.key(0)}
     >>> with Checkpoints(tempfile.mkdtemp()) as saved:
     ...     saved.save(7, state)
@@ -51,21 +50,20 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2, *, alone: bool = False) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}; a run needs at least one state to continue from")
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = storage.absolute(directory)
         self._store: Any
-        self._alone = alone
+        self._alone = alone or jax.process_count() == 1
+        if self._alone and storage.is_remote(self.directory):
+            storage.writable(self.directory)
+            self._store = solitary.Remote(self.directory, keep, _open)
+            return
         if alone and jax.process_count() > 1:
-            writable(self.directory)
+            storage.writable(self.directory)
             self._store = solitary.Store(self.directory, keep)
             return
         # Where one process cannot write, the others would wait for it in Orbax for minutes.
-        processes.together("checkpoints", lambda: writable(self.directory))
-        from orbax.checkpoint import v1 as ocp  # here, because it takes its time to import
-
-        policy = ocp.training.preservation_policies.LatestN(keep)
-        self._store = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        processes.together("checkpoints", lambda: storage.writable(self.directory))
+        self._store = _orbax(self.directory, keep)
         processes.same("states", f"checkpoints of {self.steps()}", "use a folder that all processes see")
 
     def __enter__(self) -> "Checkpoints":
@@ -115,7 +113,7 @@ class Checkpoints:
         if not self._alone:
             # Orbax starts with a device collective, in which nobody hears of a failure, and gloo waits 30 s at most.
             processes.barrier("saving")
-        with writing(self.directory):
+        with storage.writing(self.directory):
             self._store.save(step, state, force=True, custom_metadata={"leaves": _describe(state)})
 
     def restore(self, like: PyTree, *, step: int | None = None) -> PyTree:
@@ -181,6 +179,18 @@ class Checkpoints:
         )
 
 
+def _open(directory: pathlib.Path, keep: int) -> Any:
+    """A store on this machine, of this process alone."""
+    return solitary.Store(directory, keep) if jax.process_count() > 1 else _orbax(directory, keep)
+
+
+def _orbax(directory: pathlib.Path, keep: int) -> Any:
+    from orbax.checkpoint import v1 as ocp  # here, because it takes its time to import
+
+    policy = ocp.training.preservation_policies.LatestN(keep)
+    return ocp.training.Checkpointer(directory, preservation_policy=policy, cleanup_tmp_directories=True)
+
+
 def _abstract(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return leaf
@@ -209,6 +219,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, PyTree]) -> s
     Raises:
         ValueError: for what is not nested dicts of arrays, or a file that cannot be written.
 
+    >>> import tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
     >>> _ = save_arrays(file, {"variables": Variables({"fc": {"kernel": np.ones((2, 3))}}, {}), "units": {"a/b": True}})
     >>> load_arrays(file)["variables"].params["fc"]["kernel"].shape, load_arrays(file, only=["units"])
@@ -218,11 +229,10 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, PyTree]) -> s
     layout: dict[str, Any] = {"names": sorted(arrays), "variables": [], "empty": [], "dtypes": {}}
     for name, tree in arrays.items():
         _pack(tree, _quote(name), flat, layout)
-    path = pathlib.Path(path)
+    path = storage.path(path)
     content = safetensors.numpy.save(flat, metadata={"layout": json.dumps(layout)})
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, content)
+    with storage.writing(path.parent):
+        storage.write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -240,7 +250,7 @@ def load_arrays(path: str | os.PathLike[str], *, only: Sequence[str] | None = No
         ValueError: if the file is missing, damaged, or has no such name.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as content:
+        with storage.local(path) as here, safetensors.safe_open(here, framework="numpy") as content:
             layout = json.loads((content.metadata() or {})["layout"])
             wanted = layout["names"] if only is None else list(only)
             unknown = sorted(set(wanted) - set(layout["names"]))
@@ -304,47 +314,3 @@ def _quote(key: str) -> str:
 
 def _parts(path: str) -> list[str]:
     return [urllib.parse.unquote(part) for part in path.split("/")]
-
-
-@contextlib.contextmanager
-def writing(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an `OSError` inside into a `ValueError` that says what cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"cannot write to {directory}: {error}; choose a folder that can be written") from error
-
-
-def writable(directory: str | os.PathLike[str]) -> None:
-    """Makes a directory and tries to write in it, so that a run stops before its work and not after.
-
-    Raises:
-        ValueError: if that fails.
-    """
-    with writing(directory):
-        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, and returns when it is on disk."""
-    hidden = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        with hidden.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(folder: pathlib.Path) -> None:
-    """Makes renames in a folder outlast a power cut."""
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

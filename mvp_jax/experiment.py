@@ -5,34 +5,37 @@ module besides `main` that knows about configs.
 """
 
 import dataclasses
-import functools
 import json
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mvp_jax import (
     adapted,
+    boards,
     comparison,
     mapping,
     models,
     patterns,
+    pretraining,
     processes,
     prune,
     records,
     results,
     setting,
     stages,
+    storage,
+    sweeping,
     train,
     trials,
 )
-from mvp_jax.data import tasks, transforms
+from mvp_jax.data import glue, tasks
 from mvp_jax.methods import api, ifp, isp, metasoup, mvp, reptile, sparse, weak
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
@@ -45,50 +48,75 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
 
     Args:
         config: resolved, as from `configs/mvp.py`; with `multihost`, the same in all processes.
-        workdir: where everything goes; a run that was killed there is continued. Several processes see the same one.
+        workdir: a folder or the address of a bucket's (`storage.path`), where everything goes; a run that was killed
+            there is continued. Several processes see the same one.
 
     Raises:
         ValueError: for anything wrong with config, data, checkpoint, bank or folder, before work starts.
     """
     join(config)
     with processes.guarded():
-        return _run(config, Path(workdir))
+        work = storage.path(workdir)
+        if config.job == "sweep":
+            return sweeping.run(config, work, check=checked, job=_run)
+        return _run(config, work, {})
 
 
-def _run(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
-    jobs = {"mvp": _meta_vote, "trials": _trials}
-    if config.job not in jobs:
-        raise ValueError(f"unknown job {config.job!r}; choose one of {sorted(jobs)}")
-    return jobs[config.job](config, work)
+def _run(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """One job; `made` says in which other folder a stage's work is, or is to be."""
+    return _of(config, JOBS)(config, work, made)
 
 
-def _trials(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
+def checked(config: ConfigDict) -> None:
+    """Raises `ValueError` for what is wrong with a config, without any work."""
+    _of(config, CHECKS)(config)
+
+
+def _of(config: ConfigDict, table: Mapping[str, Any]) -> Any:
+    if config.job not in table:
+        raise ValueError(f"unknown job {config.job!r}; choose one of {sorted([*table, 'sweep'])}")
+    return table[config.job]
+
+
+def _trials(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
     plan = check_trials(config)
     processes.only_first("claim", lambda: claim(work, config))
     processes.together("claimed", lambda: claimed(work, config))
     if processes.first():
-        tasks.save(plan.setting.targets, work / "targets.json")
-    variables = stages.pretrain(plan, work)
+        _save_tasks(plan.setting.targets, work / "targets.json")
+    variables = stages.pretrain(plan, made.get("pretrain", work))
     rows = trials.run(plan, variables, work)
     processes.only_first("report", lambda: trials.report(plan, rows, work))
     return rows
 
 
-def _meta_vote(config: ConfigDict, work: Path) -> list[dict[str, Any]]:
+def _meta_vote(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
     plan = check(config)
     processes.only_first("claim", lambda: claim(work, config))
     processes.together("claimed", lambda: claimed(work, config))
     if processes.first():
-        tasks.save(plan.setting.bank_tasks, work / "bank_tasks.json")
-        tasks.save(plan.setting.targets, work / "targets.json")
-    variables = stages.pretrain(plan, work)
-    bank = stages.build_bank(plan, variables, work)
+        _save_tasks(plan.setting.bank_tasks, work / "bank_tasks.json")
+        _save_tasks(plan.setting.targets, work / "targets.json")
+    variables = stages.pretrain(plan, made.get("pretrain", work))
+    bank = stages.build_bank(plan, variables, made.get("bank", work))
     if processes.first():
         results.study_overlap(plan, variables, bank, work)
     rows = results.compare(plan, variables, bank, work)
     # The others wait, as JAX stops all processes soon after one has ended.
     processes.only_first("report", lambda: results.report(plan, variables, rows, work))
     return rows
+
+
+def _pretrain(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
+    plan = check_pretraining(config)
+    processes.only_first("claim", lambda: claim(work, config))
+    processes.together("claimed", lambda: claimed(work, config))
+    return pretraining.run(plan, work)
+
+
+def _save_tasks(listed: Sequence[tasks.Task], path: Path) -> None:
+    with storage.replacing(path) as here:
+        tasks.save(listed, here)
 
 
 def join(config: ConfigDict) -> None:
@@ -107,7 +135,14 @@ def join(config: ConfigDict) -> None:
 def _start(config: ConfigDict) -> dict[str, Any]:
     """The part of a plan that every job has, and the checks of what every config has."""
     chosen = setting.load(config)
+    if not config.model.checkpoint and not isinstance(chosen.pools.source.x, np.ndarray):
+        raise ValueError(
+            f"the images of {config.data.name} do not fit into memory, where this job would pre-train; give "
+            "model.checkpoint, as configs/pretrain.py makes it, or a smaller data.size"
+        )
     train.optimizer(config.pretrain.optimizer)  # refuses an unknown name
+    if config.get("tensorboard", False):
+        boards.check()
     if config.targets.seeds < 1:
         raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
     if config.mapping not in mapping.MAPPINGS or config.chunk < 1:
@@ -121,10 +156,11 @@ def _start(config: ConfigDict) -> dict[str, Any]:
         "pretraining": stages.Pretraining(
             **{
                 **{k: v for k, v in config.pretrain.to_dict().items() if k != "classes"},
-                "augment": augmentation(config.pretrain.augment),
+                "augment": pretraining.augmentation(config.pretrain.augment, config.data),
             }
         ),
         "seed": config.seed,
+        "tensorboard": bool(config.get("tensorboard", False)),
     }
 
 
@@ -133,13 +169,16 @@ def check_trials(config: ConfigDict) -> trials.Plan:
     start = _start(config)
     given, frozen = config.isp.to_dict(), ("head",) if config.templates else ()
     training = sparse.Training(
-        **{**config.train.to_dict(), "augment": augmentation(config.train.augment)}, undecayed=frozen
+        **{**config.train.to_dict(), "augment": pretraining.augmentation(config.train.augment, config.data)},
+        undecayed=frozen,
     )
     base = isp.Settings(
         **{**given, "diversity": weak.Diversity(**given["diversity"])}, training=training, mapping=config.mapping,
         mesh=devices(config),
     )  # fmt: skip
-    sparsities = tuple(config.sparsities)
+    sizes, sparsities = config.tasks.to_dict(), tuple(config.sparsities)
+    if sizes["shots"] is None:  # all that the scarcest class can give
+        sizes["shots"] = int(np.unique(start["setting"].pools.target.y, return_counts=True)[1].min())
     if list(sparsities) != sorted(set(sparsities)) or not sparsities or not 0 < sparsities[0] <= sparsities[-1] < 1:
         raise ValueError(f"sparsities must rise within (0, 1), as (0.5, 0.9), got {sparsities}")
     plan = trials.Plan(
@@ -149,13 +188,14 @@ def check_trials(config: ConfigDict) -> trials.Plan:
         base=base,
         pattern=pattern(config, start["model"]),
         seeds=config.targets.seeds,
-        sizes=stages.Sizes(**config.tasks.to_dict(), source_images=None),
+        sizes=stages.Sizes(**sizes, source_images=None),
         round_steps=config.round_steps,
         examples=config.examples,
         reference=config.reference,
         ours=config.ours,
         keep_rounds=config.keep_rounds,
         masks_alone=config.masks_alone,
+        metrics=glue.task(config.data.name).metrics if config.data.name.startswith(setting.GLUE) else (),
         zero_shot=adapted.zero_shot(config.model.checkpoint, start["setting"].class_names, config.templates)
         if config.templates
         else None,
@@ -192,7 +232,11 @@ def check(config: ConfigDict) -> stages.Plan:
             f"it has {sorted({g.kind for g in model.groups})}"
         )
     tuning = api.Tuning(
-        **{**config.tune.to_dict(), "augment": augmentation(config.tune.augment), "steps": config.steps[-1]}
+        **{
+            **config.tune.to_dict(),
+            "augment": pretraining.augmentation(config.tune.augment, config.data),
+            "steps": config.steps[-1],
+        }
     )
     search = ifp.Settings(
         rounds=config.bank.rounds,
@@ -250,6 +294,17 @@ def check(config: ConfigDict) -> stages.Plan:
     )
 
 
+def check_pretraining(config: ConfigDict) -> pretraining.Plan:
+    """Turns the config of a pre-training into a plan, as `check` does."""
+    chosen = setting.load(config)
+    model = build_model(config, chosen.image_shape, config.model.classes or len(chosen.pretrain_classes))
+    return pretraining.check(config, chosen, model, devices(config))
+
+
+JOBS = {"mvp": _meta_vote, "trials": _trials, "pretrain": _pretrain}
+CHECKS = {"mvp": check, "trials": check_trials, "pretrain": check_pretraining}
+
+
 def claim(work: Path, config: ConfigDict) -> None:
     """Makes the folder this run's: writable, and of the same config if it is continued.
 
@@ -257,14 +312,9 @@ def claim(work: Path, config: ConfigDict) -> None:
         ValueError: if it cannot be written, or holds a run of another config.
     """
     text = described(config)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write to workdir {str(work)!r}: {error}; choose a folder of your own") from error
+    storage.writable(work)
     path = work / "config.json"
-    if path.exists() and path.read_text() != text:
+    if storage.exists(path) and path.read_text() != text:
         old, new = json.loads(path.read_text()), json.loads(text)
         differ = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
         raise ValueError(
@@ -277,7 +327,7 @@ def claim(work: Path, config: ConfigDict) -> None:
 def claimed(work: Path, config: ConfigDict) -> None:
     """Raises `ValueError` unless process 0's claim is seen here, and is of the same config."""
     path = work / "config.json"
-    if not path.exists() or path.read_text() != described(config):
+    if not storage.exists(path) or path.read_text() != described(config):
         raise ValueError(
             f"workdir {str(work)!r} does not hold what process 0 wrote there; "
             "give all processes the same config, and a folder that all of them see"
@@ -329,18 +379,3 @@ def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) ->
         slow = jax.default_backend() == "cpu" and config.mapping in ("vmap", "map")
         options["conv"] = config.model.conv if config.model.conv != "auto" else "im2col" if slow else "native"
     return models.create(name, **options)
-
-
-@functools.lru_cache
-def augmentation(name: str) -> train.Augment | None:
-    """An augmentation by name; cached, so that compiled steps that close over it are reused."""
-    table = {
-        "none": None,
-        "shift": functools.partial(transforms.shift, amount=0.75),
-        "crop_flip": functools.partial(
-            transforms.batch, fns=(functools.partial(transforms.crop, padding=4), transforms.flip)
-        ),
-    }
-    if name not in table:
-        raise ValueError(f"unknown augmentation {name!r}; choose one of {sorted(table)}")
-    return table[name]

@@ -3,12 +3,15 @@
 A config file is read by its path, wherever that is, so the pieces that several of them need live in the package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from mvp_jax.data import catalog
+
 TEXTS = ("docstrings",)
-"""Data of token ids."""
+"""Embedded data of token ids; GLUE's, `glue/TASK`, are token ids too."""
 
 TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert", "clip", "checkpoint")
 """What the names of models begin with that AdamW and attention's units are meant for."""
@@ -61,12 +64,47 @@ def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlo
     return given
 
 
+def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
+    """A value of an argument, if it is one of those allowed.
+
+    Raises:
+        ValueError: if not.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"unknown {what}={value}; choose one of {', '.join(allowed)}")
+    return value
+
+
+def number(what: str, value: str, kind: type) -> Any:
+    """An argument that is a number, `int` or `float`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ValueError(f"{what}={value} is no number; give one, as {what}={kind(1)}") from error
+
+
+def local(data: str, model: str) -> tuple[str, str]:
+    """What `runlocal` puts in the place of real data and large networks: embedded data, the family's smallest network.
+
+    >>> local("imagenet", "deit_small")
+    ('digits', 'vit')
+    """
+    families = {"vit": "vit", "deit": "vit", "clip": "clip", "bert": "bert", "roberta": "bert", "distilbert": "bert"}
+    small = next((name for begin, name in families.items() if model.startswith(begin)), "resnet")
+    return "docstrings" if is_text(data) else "digits", small
+
+
 def job(kind: str, data: str, model: str) -> ConfigDict:
     """Everything up to the pre-trained model, for small embedded data.
 
     Args:
         kind: of the job, `mvp` or `trials`.
-        data: `digits`, `npz` (with `data.path`) or `docstrings`.
+        data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.catalog`, `glue/TASK`.
         model: a preset, or `resnet`, `vit`, `bert`, `clip` for the small one of a family; `checkpoint`: what
             the folder `model.checkpoint` holds.
     """
@@ -77,6 +115,7 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.mapping = "vmap"  # members at once; "map": in turn, one program; "loop": one call each; "auto": what suits
     config.chunk = 6  # members (bank tasks, targets x seeds) a call and device; few fit a CPU's caches
     config.devices = 0  # of this process, to share members out over; 0: all accelerators, or one CPU
+    config.tensorboard = False  # curves as TensorBoard's event files too, beside the JSON lines
 
     config.multihost = False  # one run of several processes: docs/scaling.md
     config.distributed = ConfigDict()  # empty: detected (Cloud TPU, Slurm, MPI)
@@ -87,7 +126,11 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = data
     config.data.path = ""
-    config.data.upsample = 1
+    config.data.upsample = 1  # of the digits
+    config.data.size = config_dict.placeholder(int)  # pixels a side, of images; none: as the data set comes
+    config.data.stream = False  # pre-training reads batches from disk as it goes; always if they are not in memory
+    config.data.tasks = "subsets"  # of classes drawn at random; or "superclasses", or "whole": all classes at once
+    config.data.targets = ""  # of several data sets, "a+b", those that only targets are drawn from: "b"
     config.data.length = 32  # of texts, in tokens of a checkpoint's own tokeniser
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
@@ -113,9 +156,35 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.pretrain.optimizer = "adamw" if attention else "sgd"
     config.pretrain.weight_decay = 1e-4
     config.pretrain.batch = 64
-    config.pretrain.augment = "none" if data in TEXTS else "shift"
+    config.pretrain.augment = "none" if is_text(data) else "shift"
     config.pretrain.save_every = 200
+    if data in catalog.CATALOG:
+        pictures(config, data)
     return config
+
+
+def is_text(data: str) -> bool:
+    """Whether the data are token ids.
+
+    >>> is_text("glue/mrpc"), is_text("digits")
+    (True, False)
+    """
+    return data in TEXTS or data.startswith("glue/")
+
+
+def pictures(config: ConfigDict, name: str) -> None:
+    """Images by a name of `data.catalog`: normalised as published, a tenth of the training split for targets.
+
+    Of a test split, half validates and the other half reports.
+    """
+    known = catalog.find(name)
+    config.data.name = name
+    if known.mean and known.std:
+        config.data.mean, config.data.std = known.mean, known.std
+    config.data.fractions = (0.9, 0.1) if known.test else (0.6, 0.1, 0.15, 0.15)
+    config.data.unseen_classes = 0
+    config.pretrain.classes = known.classes
+    config.model.options = ConfigDict()
 
 
 def cifar(config: ConfigDict, of_cifar100: bool) -> None:
@@ -128,9 +197,93 @@ def cifar(config: ConfigDict, of_cifar100: bool) -> None:
     config.model.classes = 100 if of_cifar100 else 10
 
 
+def meta_vote(data: str, model: str) -> ConfigDict:
+    """Meta-Vote Pruning beside its baselines: a config of `stages.Plan`, for small embedded data."""
+    vit = model.startswith(TRANSFORMERS)
+    config = job("mvp", data, model)
+
+    config.tasks = ConfigDict()
+    config.tasks.classes_per_task = 3
+    config.tasks.source_images = config_dict.placeholder(int)  # a class; none: all there are
+    config.tasks.shots = 5
+    # As many to validate as to test: one compiled evaluation serves both.
+    config.tasks.valid = 36
+    config.tasks.test = 36
+
+    config.prune = ConfigDict()
+    config.prune.ratio = 0.875
+    config.prune.kinds = ("head", "qk", "value", "neuron") if vit else ("filter",)
+    config.prune.min_units = 1
+
+    config.bank = ConfigDict()
+    config.bank.tasks = 42
+    config.bank.similarity = "leep"
+    config.bank.rounds = 2
+    config.bank.steps_per_round = 40
+    config.bank.final_steps = 60
+    config.bank.schedule = "geometric"
+    config.bank.score = "fisher"
+    config.bank.learning_rate = 1e-3 if vit else 0.02
+    config.bank.batch = 64
+
+    config.tune = ConfigDict()
+    config.tune.learning_rate = 3e-4 if vit else 0.02
+    config.tune.optimizer = "adamw" if vit else "sgd"
+    config.tune.weight_decay = 0.0
+    config.tune.batch = 32
+    config.tune.probe_l2 = 1e-2
+    config.tune.probe_examples = 1024
+    config.tune.norm_examples = 512
+    config.tune.augment = "none"
+
+    config.vote = ConfigDict()
+    config.vote.k = 5
+    config.vote.temperature = 0.0
+    config.vote.ballots = "uniform"
+    config.vote.similarity_temperature = 0.1
+    config.vote.weights = "neighbours"
+    config.vote.outside = "pretrained"
+    config.vote.doubt = 0.25
+
+    config.weak = ConfigDict()  # members of the target itself, which vote in the meta-soup
+    config.weak.members = 3
+    config.weak.steps = 20
+    config.weak.subset = 0.5
+    config.weak.learning_rate = (0.5, 2.0)
+
+    config.reptile = ConfigDict()  # the one pruned model for all tasks; rate and batch are the bank's
+    config.reptile.outer_steps = 20
+    config.reptile.tasks = 5
+    config.reptile.inner_steps = 10
+    config.reptile.outer_rate = 0.5
+    config.reptile.threshold_every = 5
+
+    config.targets = ConfigDict()
+    config.targets.count = 6
+    config.targets.seeds = 3
+    config.targets.unseen_at_least = 2
+    config.steps = (0, 10, 25, 50)  # fine-tuning steps after which to look
+    config.methods = ()  # empty: all
+    return config
+
+
+def votes_briefly(config: ConfigDict) -> None:
+    """The same job in a moment, to see that it runs."""
+    config.pretrain.steps = 20
+    config.bank.tasks = 4
+    config.bank.rounds, config.bank.steps_per_round, config.bank.final_steps = 2, 2, 2
+    config.targets.count, config.targets.seeds = 2, 1
+    config.steps = (0, 2)
+    config.vote.k = 2
+    config.weak.members, config.weak.steps = 2, 2
+    config.reptile.outer_steps, config.reptile.tasks, config.reptile.inner_steps = 2, 2, 2
+    if config.model.name == "resnet8":
+        config.model.options.width = 4
+
+
 def trials(data: str, model: str) -> ConfigDict:
     """Methods at given sparsities: the rest of a config of `trials.Plan`, for small embedded data."""
-    attention, text = model.startswith(TRANSFORMERS), data in TEXTS
+    attention, text = model.startswith(TRANSFORMERS), is_text(data)
     config = job("trials", data, model)
     config.data.fractions = (0.35, 0.35, 0.15, 0.15)
     config.data.unseen_classes = 10 if text else 4
@@ -207,11 +360,3 @@ def briefly(config: ConfigDict) -> None:
     config.sparsities = (0.5, 0.75)
     config.train.steps, config.round_steps, config.examples = 2, 2, 16
     config.isp.members, config.isp.share, config.isp.examples = 2, 0.4, 16
-
-
-def checkpoint(config: ConfigDict, folder: str) -> None:
-    """Starts from what a folder holds, with the training of the published code (arXiv:2306.10460)."""
-    config.model.checkpoint = folder
-    config.train.learning_rate, config.train.weight_decay, config.train.clip = 1e-5, 0.1, 1.0
-    config.train.batch, config.train.warmup = 128, 500
-    config.isp.epochs, config.isp.weak_epochs = 0.2, 0.1

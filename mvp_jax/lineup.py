@@ -103,11 +103,14 @@ def lineup(
         "isp_soup_alike": change(base, soup="mean", diversity=weak.NONE),
         "isp_taylor": change(base, rank="taylor"),
         "isp_taylor_soup": change(base, rank="taylor", soup="mean"),
-        "isp_stability": change(base, rank="stability"),
-        "isp_stability_soup": change(base, rank="stability", soup="mean"),
         "isp_varied": change(base, diversity=varied),
         "isp_varied_soup": change(base, diversity=varied, soup="mean"),
         "isp_published": isp.Settings.published(change(training, warmup=0), mapping=base.mapping, mesh=base.mesh),
     }
     table["instant_soup"] = Entry("instant_soup", instant)
+    if base.members > 1:  # one alone is neither stable nor not
+        variants |= {
+            "isp_stability": change(base, rank="stability"),
+            "isp_stability_soup": change(base, rank="stability", soup="mean"),
+        }
     return table | {name: Entry("isp", settings) for name, settings in variants.items()}

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mvp_jax import overrides
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, an argument after a colon.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all is written; a killed run is continued.", required=True)
 
@@ -12,7 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where all is written; a killed 
 def main(argv: Sequence[str]) -> None:
     """Hands the resolved config to `experiment.run`; what the library refuses becomes one line, without a traceback."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; settings are given as --config.name=value")
+        raise SystemExit(f"error: unknown arguments {argv[1:]}; settings are given as --config.name=value")
     # Orbax reports every write; what is worth a line here is the job's own progress.
     logging.set_verbosity(logging.WARNING)
     from mvp_jax import experiment
@@ -20,19 +22,11 @@ def main(argv: Sequence[str]) -> None:
     try:
         experiment.run(_CONFIG.value, _WORKDIR.value)
     except ValueError as error:
-        if not _is_ours(error):
+        if not overrides.ours(error):
             raise
         raise SystemExit(f"error: {error}") from error
 
 
-def _is_ours(error: ValueError) -> bool:
-    """Whether the library itself refused: its messages need no traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and "/mvp_jax/" in trace.tb_frame.f_code.co_filename.replace("\\", "/")
-
-
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=overrides.parse)

@@ -8,8 +8,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mvp_jax import formats, models, trees
+from mvp_jax import formats, models, storage, trees
 from mvp_jax.formats import files, rules
 from mvp_jax.formats.files import Source
 from mvp_jax.formats.rules import Format
@@ -215,7 +213,7 @@ def save(
     Raises:
         ValueError: if the variables do not fit the model, or the folder cannot be written; before anything is.
     """
-    target = pathlib.Path(directory)
+    target = storage.path(directory)
     _refuse(_misfits(model, trees.flatten(Variables(*variables))), "these variables are not the model's")
     tensors = {p: np.ascontiguousarray(np.asarray(a)) for p, a in trees.flatten(Variables(*variables)).items()}
     blob = safetensors.numpy.save(tensors)
@@ -237,36 +235,14 @@ def save(
 
 
 def write_folder(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> pathlib.Path:
-    """Writes files into a folder that appears complete or not at all; one that stands there already is replaced.
+    """`storage.write_folder`; the last of the files comes last.
 
     Raises:
         ValueError: if it cannot be written; nothing is then.
     """
-    target = pathlib.Path(directory)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write to {target.parent}: {error}; choose a writable folder") from error
-    try:
-        for name, content in files.items():
-            with open(fresh / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.chmod(0o755)  # mkdtemp makes it private
-        if target.is_dir() and any(target.iterdir()):
-            # A folder cannot be renamed over a full one; the old one steps aside first.
-            old = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            os.replace(target, old)
-            os.replace(fresh, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, target)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise ValueError(f"cannot write {target}: {error}; choose a new folder") from error
-    return target
+    target = storage.path(directory)
+    with storage.writing(target):
+        return storage.write_folder(target, files, list(files)[-1])
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
@@ -275,23 +251,15 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
     Raises:
         ValueError: if it cannot be written.
     """
-    target = pathlib.Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{target.name}-", dir=target.parent, delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, target)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error}; choose a writable place") from error
+    target = storage.path(path)
+    with storage.writing(target):
+        storage.write_bytes(target, content)
     return target
 
 
 def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """What `save` wrote beside the weights: `config`, `kept` (`{group: {"of": C, "kept": indices}}`), `extra`."""
-    path = pathlib.Path(directory) / "model.json"
+    path = storage.path(directory) / "model.json"
     try:
         described = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -308,9 +276,9 @@ def reload(directory: str | os.PathLike[str]) -> tuple[models.Model, Variables]:
         ValueError: if files are missing, truncated or altered, or weights and configuration disagree.
     """
     described = describe(directory)
-    path = pathlib.Path(directory) / "weights.safetensors"
-    tensors = _read(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != described["sha256"]:
+    path = storage.path(directory) / "weights.safetensors"
+    content, tensors = _read(path)
+    if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise ValueError(f"{path} is not the file that model.json was written with (its checksum differs)")
     model = models.build(models.from_json(described["config"]))
     _refuse(_misfits(model, tensors), f"{path} does not fit its configuration")
@@ -338,10 +306,11 @@ def _refuse(problems: Sequence[str], what: str) -> None:
         raise ValueError(f"{what}; {len(problems)} problems:\n  " + "\n  ".join(shown))
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}; give the path of a safetensors file")
+def _read(path: pathlib.Path) -> tuple[bytes, dict[str, np.ndarray]]:
     try:
-        return safetensors.numpy.load_file(path)
+        content = path.read_bytes()
+        return content, safetensors.numpy.load(content)
+    except FileNotFoundError:
+        raise ValueError(f"no weights at {path}; give the path of a safetensors file") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}; it may be truncated") from error

@@ -1,16 +1,15 @@
 """What a run writes down as it goes: whole files, metrics line by line, rows of results, and progress.
 
-A reader never sees half a file: each is written under another name in the same folder and moved into place.
+A reader never sees half a file (`storage`).
 """
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
-import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TextIO
@@ -18,6 +17,8 @@ from typing import Any, Self, TextIO
 import numpy as np
 import rich.console
 import rich.progress
+
+from mvp_jax import boards, storage
 
 Row = Mapping[str, Any]
 """One result: `target`, `seed`, `method`, `ratio`, `steps`, `split`, `accuracy` and, if known, its cost."""
@@ -28,34 +29,13 @@ FIELDS = ("target", "seed", "method", "ratio", "steps", "split", "accuracy", "co
 _WORDS = ("target", "method", "split")
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a name to write to; what stands there at the end becomes `path`, unless an error came before.
-
-    Args:
-        path: the file to make or to replace; its folder is made if absent.
-
-    Yields:
-        A path in the same folder with the same suffix.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(f"{folder}/a.txt") as temporary:
-    ...         _ = temporary.write_text("done")
-    ...     os.listdir(folder)
-    ['a.txt']
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        temporary = pathlib.Path(folder) / path.name
-        yield temporary
-        os.replace(temporary, path)
+replacing = storage.replacing
+"""See `storage.replacing`."""
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a whole text file at once."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    storage.write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -69,10 +49,15 @@ class Metrics:
     A line that a kill cut short is dropped on opening. Values are read when written, so hand over
     those of an earlier step if the device must not be waited for.
 
+    In a bucket, whose objects cannot be appended to, the file is written anew, so often that this takes a twentieth of
+    the time at most: see `flush`.
+
     Args:
         path: the file; continued if it exists.
         after: on resuming from a checkpoint, its step: later lines, which will be written again, are dropped.
+        board: told of every line too.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with Metrics(f"{folder}/metrics.jsonl") as metrics:
     ...         metrics.write(step=1, loss=0.5)
@@ -83,24 +68,53 @@ class Metrics:
     [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, after: int | None = None):
-        self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+    def __init__(
+        self, path: str | os.PathLike[str], *, after: int | None = None, board: boards.Board | None = None
+    ) -> None:
+        self.path = storage.path(path)
+        self._board = board
+        text = ""
+        if storage.exists(self.path):
             kept = [line for line in read_metrics(self.path) if after is None or line["step"] <= after]
             text = "".join(_line(line) for line in kept)
             if text != self.path.read_text(encoding="utf-8"):
                 write_text(self.path, text)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
+        self._text, self._late, self._again = [text], False, 0.0
+        if not storage.is_remote(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, *, step: int, **values: Any) -> None:
         """Adds a line: the step and any numbers, arrays, texts, lists and dicts."""
-        self._file.write(_line({"step": int(step), **values}))
-        self._file.flush()
+        line = _line({"step": int(step), **values})
+        if self._board is not None:
+            self._board.write(step=step, **values)
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._text.append(line)
+        self._late = True
+        if time.monotonic() >= self._again:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all lines are there; on this machine they always are. To be called before a state is saved."""
+        if self._board is not None:
+            self._board.flush()
+        if self._late:
+            start = time.monotonic()
+            self._text = ["".join(self._text)]
+            write_text(self.path, self._text[0])
+            self._late = False
+            self._again = time.monotonic() + 20 * (time.monotonic() - start)
 
     def close(self) -> None:
-        """Closes the file; the lines are already there."""
-        self._file.close()
+        """Closes the file; all lines are there then."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +129,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming a broken line other than the last.
     """
-    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    lines = storage.path(path).read_text(encoding="utf-8").split("\n")
     found = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
         try:
@@ -170,12 +184,11 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: if the file lacks a column.
     """
-    with pathlib.Path(path).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        lacking = [f for f in FIELDS if f not in (reader.fieldnames or ())]
-        if lacking:
-            raise ValueError(f"{path} lacks the columns {lacking}; is it a table of results?")
-        return [{k: v if k in _WORDS else _number(v) for k, v in row.items()} for row in reader]
+    reader = csv.DictReader(io.StringIO(storage.path(path).read_bytes().decode(), newline=""))
+    lacking = [f for f in FIELDS if f not in (reader.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {lacking}; is it a table of results?")
+    return [{k: v if k in _WORDS else _number(v) for k, v in row.items()} for row in reader]
 
 
 def _number(text: str) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import (
+    boards,
     checkpoint,
     compact,
     comparison,
@@ -18,11 +19,13 @@ from mvp_jax import (
     processes,
     records,
     reports,
+    storage,
+    universal,
 )
 from mvp_jax.data import sources, tasks
 from mvp_jax.methods import api
 from mvp_jax.models.api import replace_head
-from mvp_jax.stages import Learned, Plan, Stacked, batch_of, learn_universal, similarities
+from mvp_jax.stages import Plan, Stacked, batch_of, similarities
 from mvp_jax.types import Variables
 
 _STUDIED = 128
@@ -35,7 +38,7 @@ _FEWEST_PAIRS = 20
 def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> None:
     """Do similar tasks keep the same units? Overlap by depth, pairs binned by similarity and by shared classes."""
     done = work / "overlap.json"
-    if done.exists():
+    if storage.exists(done):
         return
     # Classes take turns in a task's images, so the first ones are a balanced sample.
     sample = [
@@ -62,7 +65,8 @@ def study_overlap(plan: Plan, variables: Variables, bank: Stacked, work: Path) -
             title=f"Overlap of the units two tasks keep, by {name.replace('_', ' ')}",
         )
     both = (near + near.T)[pairs] / 2
-    correlation = float(np.corrcoef(both, shared[pairs])[0, 1]) if np.ptp(shared[pairs]) > 0 else None
+    varied = np.ptp(both) > 0 and np.ptp(shared[pairs]) > 0  # constants have no correlation
+    correlation = float(np.corrcoef(both, shared[pairs])[0, 1]) if varied else None
     records.write_json(done, {"similarity_with_shared_classes": correlation, **tables})
 
 
@@ -96,7 +100,7 @@ def members_of(plan: Plan, variables: Variables, bank: Stacked) -> tuple[list[tu
     )
 
 
-def in_dense_shapes(plan: Plan, variables: Variables, entries: Stacked | Learned) -> api.Neighbours:
+def in_dense_shapes(plan: Plan, variables: Variables, entries: Stacked | universal.Learned) -> api.Neighbours:
     """Pruned models as voters: every entry's arrays in the dense model's shapes."""
     like = replace_head(variables, plan.task_model)
     dense = jax.vmap(lambda slim, kept: compact.embed(slim, plan.groups, kept, like))(entries.slim, entries.units)
@@ -112,7 +116,7 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
         _write_neighbours(plan, bank, names, near, work)
     voters: dict[str, api.Neighbours | None] = {"none": None, "learned": None}
     if any(v.voters == "learned" for v in plan.variants.values()):
-        voters["learned"] = in_dense_shapes(plan, variables, learn_universal(plan, variables, bank, work))
+        voters["learned"] = in_dense_shapes(plan, variables, universal.learn(plan, variables, bank, work))
     entries = in_dense_shapes(plan, variables, bank)
     # As many as the variant lets vote: given more, a copy of the farthest would be of the nearest among the far.
     index = {
@@ -127,7 +131,6 @@ def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list
     }
     size = min(plan.at_once, len(names))
     folder = work / "rows"
-    folder.mkdir(exist_ok=True)
     starts = list(range(0, len(names), size))
     own = processes.share(starts)
     with records.progress(len(plan.variants) * len(own), "pruning the targets by every method") as advance:
@@ -246,13 +249,16 @@ def copy_slim(plan: Plan, work: Path) -> None:
 
 def _slim_models(work: Path) -> list[Path]:
     """Their folders; hidden ones are what a killed run was writing."""
-    return sorted(p for p in (work / "slim").glob("[!.]*") if p.is_dir())
+    folder = work / "slim"
+    return [folder / name for name in storage.listing(folder) if storage.complete(folder / name, "model.json")]
 
 
 def report(plan: Plan, variables: Variables, rows: list[dict[str, Any]], work: Path) -> None:
     """Tables and pictures: `results.csv`, `results.md`, `accuracy.png`, `cost.png`; slim models as Orbax states."""
     copy_slim(plan, work)
     records.write_csv(rows, work / "results.csv")
+    if plan.tensorboard:
+        boards.write_rows(rows, work / "board" / "results", "steps")
     ours = "mvp" if "mvp" in plan.variants else next(iter(plan.variants))
     table = reports.summary(rows, ours)
     records.write_text(work / "results.md", reports.to_markdown(table, ours))

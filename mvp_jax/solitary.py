@@ -4,14 +4,18 @@ Orbax's own store waits for all processes when it is opened. Its saving and load
 this is the store around them, which the other one can read, and the other way round.
 """
 
+import contextlib
 import pathlib
+import tempfile
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvp_jax import storage
 from mvp_jax.types import PyTree
 
 
@@ -76,6 +80,67 @@ class Store:
         """Lets go of the directory."""
         if self._manager is not None:
             self._manager.close()
+
+
+class Remote:
+    """The same in a bucket: states are written on this machine, as Orbax writes them, and copied there, marker last.
+
+    Orbax takes them for its own; but it reaches only some buckets by itself, and through clients of its own.
+
+    Args:
+        directory: an address.
+        keep: how many states to keep, the newest.
+        opened: `(folder of this machine, keep)` to a store.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int, opened: Callable[[pathlib.Path, int], Any]) -> None:
+        self._directory, self._keep, self._opened = directory, keep, opened
+        self._copies = tempfile.TemporaryDirectory(prefix="mvp_jax-states-")
+
+    @property
+    def checkpoints(self) -> list[Any]:
+        """Records with a `step`, ascending; a state whose copying was cut short is none."""
+        names = [name for name in storage.listing(self._directory) if name.isdecimal()]
+        found = sorted(int(n) for n in names if storage.exists(self._directory / n / _MARKER))
+        return [types.SimpleNamespace(step=step) for step in found]
+
+    def save(self, step: int, state: PyTree, *, force: bool, custom_metadata: dict[str, Any]) -> None:
+        """Saves a state, and clears away older ones and what a killed save left."""
+        done = {str(c.step) for c in self.checkpoints}
+        for name in set(storage.listing(self._directory)) - done:
+            storage.remove(self._directory / name)
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.closing(self._opened(pathlib.Path(folder), 1)) as store:
+                store.save(step, state, force=force, custom_metadata=custom_metadata)
+            storage.upload(pathlib.Path(folder) / str(step), self._directory / str(step), _MARKER)
+        for old in self.checkpoints[: -self._keep]:
+            storage.remove(self._directory / str(old.step) / _MARKER)  # first: half a state is none
+            storage.remove(self._directory / str(old.step))
+
+    def load(self, step: int, like: PyTree) -> PyTree:
+        """Reads a state as `like` has it."""
+        with self._copy(step) as store:
+            return store.load(step, like)
+
+    def metadata(self, step: int) -> Any:
+        """A record with `custom_metadata`."""
+        with self._copy(step) as store:
+            return store.metadata(step)
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        self._copies.cleanup()
+
+    def _copy(self, step: int) -> contextlib.closing[Any]:
+        folder = pathlib.Path(self._copies.name)
+        if not (folder / str(step)).exists():
+            storage.download(self._directory / str(step), folder / "part")
+            (folder / "part").rename(folder / str(step))
+        return contextlib.closing(self._opened(folder, len(self.checkpoints) + 1))
+
+
+_MARKER = "commit_success.txt"
+"""What Orbax looks for in a bucket."""
 
 
 def plain(state: PyTree) -> PyTree:

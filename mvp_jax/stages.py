@@ -4,11 +4,12 @@ Each stage takes the plan and what came before, shows its progress, writes what 
 it there again.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from jax.sharding import Mesh
 
 from mvp_jax import bank as banks
 from mvp_jax import (
+    boards,
     checkpoint,
-    compact,
     comparison,
     evaluation,
     population,
@@ -91,6 +92,11 @@ class Start:
     checkpoint: str
     pretraining: Pretraining
     seed: int
+    tensorboard: bool = False
+
+    def board(self, folder: Path, *, after: int | None = None) -> contextlib.AbstractContextManager[Any]:
+        """Where curves go for TensorBoard: `None` if none are asked for."""
+        return boards.Board(folder, after=after) if self.tensorboard else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +161,8 @@ def batch_of(pair: sources.Arrays) -> Batch:
 def pretrain(plan: Start, work: Path) -> Variables:
     """The pre-trained model: read from the checkpoint, or trained by process 0 on the pre-training classes."""
     if plan.checkpoint:
+        if (Path(plan.checkpoint) / "model.json").is_file():
+            return _adopted(plan.checkpoint, plan.model)
         # A folder's own head is for other classes than the tasks'; they get theirs later.
         classes = None if Path(plan.checkpoint).is_file() else plan.model.num_classes
         return pretrained.load(plan.checkpoint, plan.model, classes=classes)[1]
@@ -168,11 +176,25 @@ def pretrain(plan: Start, work: Path) -> Variables:
     if learned is None:
         with checkpoint.Checkpoints(work / "pretrain", alone=True) as saved:
             learned = state if saved.latest() is None else saved.restore(state)
-    variables = evaluation.reestimate(model, learned.variables, data["x"][:512])
+    # What is restored is bound to a device, for which every program would compile anew.
+    free = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), learned.variables)
+    variables = evaluation.reestimate(model, free, data["x"][:512])
     accuracy = float(evaluation.evaluate(model, variables, held_out)["accuracy"])
     if processes.first():
         records.say(f"pre-trained on {len(setting.pretrain_classes)} classes: {accuracy:.1%} on held-out images")
     return variables
+
+
+def _adopted(folder: str, model: Model) -> Variables:
+    """What the job `pretrain` wrote, under a head of as many classes as the model's."""
+    saved, variables = pretrained.reload(folder)
+    one, other = (jax.eval_shape(m.with_classes(2).init, jax.random.key(0)) for m in (saved, model))
+    if jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, other):
+        raise ValueError(
+            f"{folder} holds {saved.config}, the config asks for {model.config}; set model.name, model.options and the "
+            "data's size as they were in pre-training"
+        )
+    return variables if saved.num_classes == model.num_classes else replace_head(variables, model)
 
 
 def _learn(
@@ -186,7 +208,8 @@ def _learn(
         done = int(state.step)
         with (
             records.progress(settings.steps, "pre-training") as advance,
-            records.Metrics(work / "pretrain.jsonl", after=done) as written,
+            plan.board(work / "board" / "pretrain", after=done) as board,
+            records.Metrics(work / "pretrain.jsonl", after=done, board=board) as written,
         ):
             advance(done)
             while done < settings.steps:
@@ -204,8 +227,10 @@ def _learn(
                     total=settings.steps,
                 )
                 done += count
-                saved.save(done, state)
+                # Before the state: on resuming, lines after its step are dropped, but none that is missing is made up.
                 written.write(step=done, loss=metrics["loss"], accuracy=metrics["accuracy"])
+                written.flush()
+                saved.save(done, state)
                 advance(count, f"loss {float(metrics['loss']):.3f}")
     return state
 
@@ -248,7 +273,10 @@ def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
     missing = processes.share(missing)
     template = plan.problem(variables, batch_of(images(setting.bank_tasks[0]).train))
     spent = ifp.spent(template, plan.search)
-    with records.progress(len(setting.bank_tasks), "bank of pruned models") as advance:
+    with (
+        records.progress(len(setting.bank_tasks), "bank of pruned models") as advance,
+        plan.board(work / "board" / "bank") as board,
+    ):
         advance(len(setting.bank_tasks) - len(missing))
         size = min(plan.at_once, len(setting.bank_tasks))
         parts = [missing[start : start + size] for start in range(0, len(missing), size)]
@@ -272,7 +300,7 @@ def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
                 mesh=plan.mesh,
             )
             found, accuracy = jax.tree.map(np.asarray, (found, accuracy))
-            for j, (_, task) in enumerate(part):
+            for j, (i, task) in enumerate(part):
                 own = jax.tree.map(lambda leaf, j=j: leaf[j], found)
                 if not own.alive:
                     records.write_json(lost / f"{task.name}.json", {"task": task.name, "classes": list(task.classes)})
@@ -292,6 +320,8 @@ def build_bank(plan: Plan, variables: Variables, work: Path) -> Stacked:
                     ),
                     {"variables": own.slim, "units": own.units, "saliency": own.saliency},
                 )
+                if board is not None:
+                    board.write(step=i, accuracy=accuracy[j])
             advance(len(part), f"accuracy {float(np.mean(accuracy[: len(part)])):.1%}")
     processes.barrier("bank built")
     task_of = {t.name: t for t in setting.bank_tasks}
@@ -319,45 +349,6 @@ class _Entry:
     def __call__(self, data: Batch, valid: Batch, key: Array, template: api.Problem) -> tuple[ifp.Found, Array]:
         found = ifp.search(dataclasses.replace(template, train=data), self.search, key)
         return found, evaluation.evaluate(template.slim, found.slim, valid)["accuracy"]
-
-
-class Learned(NamedTuple):
-    """One pruned model learned from all tasks, in the form of a bank of one entry."""
-
-    slim: Variables
-    units: dict[str, Array]
-    saliency: dict[str, Array]
-
-
-def learn_universal(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> Learned:
-    """Reptile with iterative hard thresholding on the bank's tasks; learned once, by process 0, and kept on file."""
-    folder = work / "universal"
-
-    def learn() -> None:
-        if folder.exists():
-            return
-        settings = plan.universal
-        # No more tasks than can be drawn need to be on the device.
-        names = [e.task for e in bank.entries][: settings.outer_steps * settings.tasks]
-        stacked = tasks.stack([bank.images(name) for name in names])
-        body = replace_head(variables, plan.task_model)
-        with records.progress(settings.outer_steps, "learning one pruned model for all tasks") as advance:
-            start = reptile.learn(
-                plan.task_model, body, batch_of(stacked.train), dict(plan.keep), settings,
-                jax.random.key(plan.seed + 4), groups=plan.groups, mapping=plan.mapping,
-                after=lambda: advance(1),
-            )  # fmt: skip
-        slim = compact.cut(start.variables, plan.groups, start.units, sizes=dict(plan.keep))
-        pretrained.save(folder, plan.slim, slim, units=start.units)
-
-    processes.only_first("universal", learn)
-    kept = {
-        name: np.isin(np.arange(group["of"]), group["kept"])
-        for name, group in pretrained.describe(folder)["kept"].items()
-    }
-    units = jax.tree.map(lambda m: jnp.asarray(m)[None], kept)
-    slim = jax.tree.map(lambda leaf: leaf[None], pretrained.reload(folder)[1])
-    return Learned(slim, units, jax.tree.map(lambda m: m.astype(jnp.float32), units))
 
 
 def _prototypes(plan: Plan, variables: Variables, data: list[sources.Arrays]) -> Array:

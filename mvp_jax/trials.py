@@ -6,6 +6,7 @@ long as every method's are.
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import time
@@ -16,8 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import checkpoint, cost, curves, evaluation, masks, probe, processes, records, reports, trees
-from mvp_jax.data import tasks
+from mvp_jax import (
+    boards,
+    checkpoint,
+    cost,
+    curves,
+    evaluation,
+    masks,
+    metrics,
+    probe,
+    processes,
+    records,
+    reports,
+    trees,
+)
+from mvp_jax.data import sources, tasks
 from mvp_jax.lineup import lineup
 from mvp_jax.methods import TO_A_SPARSITY, isp, sparse
 from mvp_jax.models.api import Model, replace_head
@@ -46,6 +60,7 @@ class Plan(Start):
         masks_alone: whether masks are judged alone as well.
         zero_shot: a kernel `[F, all classes]` made of texts, whose columns are the heads, frozen. `None`: logistic
             heads, which go on learning.
+        metrics: of classes, that are reported beside accuracy; see `metrics.score`.
     """
 
     methods: tuple[str, ...]
@@ -61,6 +76,10 @@ class Plan(Start):
     keep_rounds: bool
     masks_alone: bool
     zero_shot: np.ndarray | None = None
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        metrics.check(self.metrics, max(2, self.sizes.classes_per_task))
 
     @property
     def task_model(self) -> Model:
@@ -118,7 +137,6 @@ def run(plan: Plan, variables: Variables, work: Path) -> list[dict[str, Any]]:
         for method in plan.methods
         if method != "unpruned" or sparsity == plan.sparsities[0]
     ]
-    (work / "rows").mkdir(exist_ok=True)
     made = problems(plan, variables)
     flops = cost.of(plan.task_model, next(iter(made.values()))[0].variables)
     own = processes.share(cases)
@@ -173,10 +191,10 @@ def _one(
     }  # fmt: skip
     if not bool(got.alive):
         records.say(f"{method} diverged on {target}, seed {seed}; its row is of the last finite weights")
-    rows = [shared | {"view": "whole"} | judged for judged in _judged(plan.task_model, got.variables, data)]
+    rows = [shared | {"view": "whole"} | judged for judged in _judged(plan, got.variables, data)]
     if plan.masks_alone and method not in ("unpruned", "magnitude"):
         alone = _alone(problem, plan.base.training, got.masks, key)
-        rows += [shared | {"view": "mask"} | judged for judged in _judged(plan.task_model, alone, data)]
+        rows += [shared | {"view": "mask"} | judged for judged in _judged(plan, alone, data)]
     _write_mask(_mask_file(work, case), problem, got.masks)
     records.write_json(_row_file(work, case), {"rows": rows, "kept": _density(problem, got.masks)})
 
@@ -185,11 +203,17 @@ def _index(setting: Setting, name: str) -> int:
     return [t.name for t in setting.targets].index(name)
 
 
-def _judged(model: Model, variables: Variables, data: tasks.TaskData) -> list[dict[str, Any]]:
-    return [
-        {"split": split, "accuracy": float(evaluation.evaluate(model, variables, batch_of(part))["accuracy"])}
-        for split, part in (("valid", data.valid), ("test", data.test))
-    ]
+def _judged(plan: Plan, variables: Variables, data: tasks.TaskData) -> list[dict[str, Any]]:
+    model = plan.task_model
+
+    def one(part: sources.Arrays) -> dict[str, float]:
+        batch = batch_of(part)
+        if not plan.metrics:
+            return {"accuracy": float(evaluation.evaluate(model, variables, batch)["accuracy"])}
+        logits, _ = evaluation.infer(model, variables, batch["x"])
+        return metrics.score(tuple(dict.fromkeys(("accuracy", *plan.metrics))), logits, part.y)
+
+    return [{"split": split} | one(part) for split, part in (("valid", data.valid), ("test", data.test))]
 
 
 def _alone(problem: sparse.Problem, training: sparse.Training, mask: Masks, key: Any) -> Variables:
@@ -232,7 +256,7 @@ def _density(problem: sparse.Problem, mask: Masks) -> dict[str, float]:
 
 
 def _read_bits(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
+    with np.load(io.BytesIO(path.read_bytes())) as file:
         return {name: np.unpackbits(file[name]).astype(bool) for name in file.files}
 
 
@@ -310,16 +334,23 @@ def kind_of(path: str) -> str:
 def report(plan: Plan, rows: list[dict[str, Any]], work: Path) -> None:
     """`results.csv`, `results.md`, `similarity.csv`, `density.csv`, `accuracy.png`, `cost.png`."""
     records.write_csv(rows, work / "results.csv")
+    if plan.tensorboard:
+        boards.write_rows(rows, work / "board" / "results", "ratio")
     whole = [r for r in rows if r["view"] == "whole"]
     alone = [r for r in rows if r["view"] == "mask"]
     table = reports.summary(whole, plan.ours)
     text = ["## End to end\n", reports.to_markdown(table, plan.ours)]
+    for name in plan.metrics:
+        if name != "accuracy":
+            found = reports.summary([{**r, "accuracy": r[name]} for r in whole], plan.ours)
+            of_metric = reports.to_markdown(found, plan.ours).replace("accuracy %", f"100 × {name}")
+            text += [f"\n## End to end, {name}\n", of_metric]
     if alone:
         text += ["\n## The masks alone, on the pre-trained weights\n",
                  reports.to_markdown(reports.summary(alone, plan.ours), plan.ours)]  # fmt: skip
     records.write_text(work / "results.md", "\n".join(text))
-    for name, found in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):
-        records.write_json(work / f"{name}.json", found)
+    for name, likeness in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):
+        records.write_json(work / f"{name}.json", likeness)
     curves.plot_accuracy_against_sparsity(
         whole, work / "accuracy.png", ours=plan.ours, chance=1 / plan.sizes.classes_per_task
     )

@@ -16,7 +16,7 @@ from flax.core import FrozenDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvp_jax import bank, trees
+from mvp_jax import bank, storage, trees
 from mvp_jax.types import Variables
 
 PRINT = "0" * 64
@@ -278,7 +278,7 @@ def test_a_writer_leaves_the_work_of_another_alone(tmp_path):
     (tmp_path / "entries").mkdir()
     (tmp_path / ".tmp-manifest.json-1").write_text("{")  # killed before its manifest: begun again
     store = made(tmp_path)
-    hidden = tmp_path / "entries" / f"{bank._mine()}{os.getpid()}~x"
+    hidden = tmp_path / "entries" / f"{storage._mine()}{os.getpid()}~x"
     hidden.mkdir()
     elsewhere = tmp_path / "entries" / ".tmp-another-host~1~x"
     elsewhere.mkdir()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvp_jax import checkpoint, trees
+from mvp_jax import checkpoint, storage, trees
 from mvp_jax.types import Variables
 
 
@@ -120,7 +120,7 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path):
     for call in (
         lambda p: checkpoint.Checkpoints(p),
         lambda p: checkpoint.save_arrays(p / "a.safetensors", {"a": 1}),
-        checkpoint.writable,
+        storage.writable,
     ):
         with pytest.raises(ValueError, match=r"cannot write to .*choose a folder that can be written"):
             call(tmp_path / "file" / "run")

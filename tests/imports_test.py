@@ -32,6 +32,14 @@ NOT_OFFERED = {
     "results": "the last steps of experiment",
     "stages": "the first steps of experiment",
     "setting": "the first steps of experiment",
+    "universal": "one of the steps of experiment",
+    "learning": "the training under pretraining",
+    "pretraining": "the job behind configs/pretrain.py",
+    "sweeping": "the job behind configs/sweep.py",
+    "papers": "what config files of the papers share",
+    "overrides": "what main reads from the command line",
+    "storage": "where checkpoint, bank and records write",
+    "boards": "records.Metrics takes one",
 }
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

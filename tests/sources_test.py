@@ -6,6 +6,7 @@ import sklearn.datasets
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvp_jax.data import residuals as packing
 from mvp_jax.data import sources
 
 
@@ -161,7 +162,7 @@ def residuals(x):
 def test_residuals_unpack_to_the_pixels(seed, channels):
     x = np.random.default_rng(seed).integers(0, 256, (2, 3, 4, channels), np.uint8)
     assert x.std() > 0
-    np.testing.assert_array_equal(sources.unpack_residuals(residuals(x)), x)
+    np.testing.assert_array_equal(packing.unpack(residuals(x)), x)
 
 
 def test_npz_unpacks_residuals(tmp_path):
@@ -174,7 +175,7 @@ def test_npz_unpacks_residuals(tmp_path):
     assert source.test is not None
     np.testing.assert_array_equal(source.test.x, x[:3])
     with pytest.raises(ValueError, match="expected uint8"):
-        sources.unpack_residuals(r.astype(np.int32))
+        packing.unpack(r.astype(np.int32))
 
 
 def test_normalise():

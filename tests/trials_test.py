@@ -121,6 +121,42 @@ def test_texts_run_too_and_rounds_are_kept(tmp_path):
     assert (tmp_path / "run" / "running" / "magnitude-0.5-target-0000-0").is_dir()
 
 
+def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
+    c = config(**{"tasks.classes_per_task": 2, "targets.unseen_at_least": 1, "sparsities": (0.5,)})
+    c.methods, c.ours, c.targets.seeds, c.masks_alone = ("magnitude",), "magnitude", 1, False
+    c.train.steps, c.train.learning_rate = 60, 1e-2
+    plan = dataclasses.replace(experiment.check_trials(c), metrics=("accuracy", "f1", "matthews"))
+    seen, infer = [], trials.evaluation.infer
+    monkeypatch.setattr(
+        trials.evaluation, "infer", lambda *a, **kw: (seen.append(np.asarray(infer(*a, **kw)[0])), infer(*a, **kw))[1]
+    )
+    (tmp_path / "run").mkdir()
+    body = plan.model.init(jax.random.key(0))
+    rows = trials.run(plan, body, tmp_path / "run")
+    judged = seen[-len(rows) :]
+    ((problem, data),) = trials.problems(plan, body).values()
+    assert [r["split"] for r in rows] == ["valid", "test"]
+    for row, logits, part in zip(rows, judged, (data.valid, data.test), strict=True):
+        guess = logits.argmax(-1)
+        tp, fp, fn = (((guess == g) & (part.y == y)).sum() for g, y in ((1, 1), (1, 0), (0, 1)))
+        assert row["accuracy"] == pytest.approx(np.mean(guess == part.y))
+        assert row["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+        assert row["matthews"] == pytest.approx(np.corrcoef(guess, part.y)[0, 1])
+        assert 0 < row["accuracy"] < 1
+        assert row["f1"] != row["accuracy"]
+    trials.report(plan, rows, tmp_path / "run")
+    assert [r["f1"] for r in records.read_csv(tmp_path / "run" / "results.csv")] == [r["f1"] for r in rows]
+    assert (
+        f"| {100 * rows[1]['matthews']:.1f} |" in (tmp_path / "run" / "results.md").read_text().split("matthews\n")[1]
+    )
+    assert problem.model.num_classes == 2
+    for wrong, message in ((("f2",), "no metrics"), (("pearson",), "predicted numbers")):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(plan, metrics=wrong)
+    with pytest.raises(ValueError, match="f1 is of two classes, and here are 5"):
+        dataclasses.replace(experiment.check_trials(config()), metrics=("f1",))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,8 +1,52 @@
-"""Where examples come from (`sources`, `text`), how images vary (`transforms`), which classes make a task (`tasks`).
+"""Where examples come from, how images vary, which classes make a task, how batches are read.
 
-A checkpoint's input is made of texts by `tokens`, of pictures by `images`.
+Examples are a `sources.Source`: arrays, or images that are decoded when they are looked at (`lazy`). They come from
+data sets known by name (`catalog`, `prepared`), from `folders`, from `text` and `glue`, or from several of these
+(`joined`). `tasks` and `groups` choose classes, `transforms` and `augment` change images on the device, `cropping` on
+the host. What does not fit on a device is read by `streams` (`prefetch` for anything iterable). A checkpoint's input
+is made of texts by `tokens` (kept by `encoded`, padded to few lengths by `buckets`), of pictures by `images`.
 """
 
-from mvp_jax.data import images, sources, tasks, text, tokens, transforms
+from mvp_jax.data import (
+    augment,
+    buckets,
+    catalog,
+    cropping,
+    encoded,
+    folders,
+    glue,
+    groups,
+    images,
+    joined,
+    lazy,
+    prefetch,
+    prepared,
+    sources,
+    streams,
+    tasks,
+    text,
+    tokens,
+    transforms,
+)
 
-__all__ = ["images", "sources", "tasks", "text", "tokens", "transforms"]
+__all__ = [
+    "augment",
+    "buckets",
+    "catalog",
+    "cropping",
+    "encoded",
+    "folders",
+    "glue",
+    "groups",
+    "images",
+    "joined",
+    "lazy",
+    "prefetch",
+    "prepared",
+    "sources",
+    "streams",
+    "tasks",
+    "text",
+    "tokens",
+    "transforms",
+]

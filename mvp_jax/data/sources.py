@@ -1,10 +1,10 @@
 """Labelled images or texts on the host: the embedded digits, `.npz` archives, arrays of one's own.
 
-Everything here is NumPy; a `Source` is validated once, when it is made, so that nothing built on it need look again.
+Everything here is NumPy, or `lazy.Lazy` where images are too many for memory; a `Source` is validated once, when it is
+made, so that nothing built on it need look again.
 """
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import zipfile
@@ -14,11 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mvp_jax.data import lazy, residuals
+from mvp_jax.data.lazy import Lazy
+
+_MUCH = 2**29  # bytes of uint8 images, from which on they are normalised when they are looked at
+_SAMPLE = 10_000  # images that mean and deviation are taken of, where they have to be decoded for it
+
 
 class Arrays(NamedTuple):
-    """Images `x`, `[N, H, W, C]` float32 or uint8, or token ids, `int32[N, L]`; and labels `y`, `int32[N]`."""
+    """Images `x`, `[N, H, W, C]` float32 or uint8, or token ids, `int32[N, L]`; and labels `y`, `int32[N]`.
 
-    x: np.ndarray
+    Images may be in memory, in a mapped file (`np.memmap`), or decoded when they are looked at (`lazy.Lazy`).
+    """
+
+    x: np.ndarray | Lazy
     y: np.ndarray
 
 
@@ -70,7 +79,7 @@ class Source:
 
 def _check(what: str, pair: Arrays, num_classes: int) -> None:
     x, y = pair
-    if _is_tokens(x):
+    if isinstance(x, np.ndarray) and _is_tokens(x):
         if 0 in x.shape or x.min() < 0:
             raise ValueError(f"{what}: token ids {list(x.shape)} are empty, or negative; expected int32 [N, L] from 0")
     elif x.ndim != 4 or 0 in x.shape:
@@ -81,7 +90,7 @@ def _check(what: str, pair: Arrays, num_classes: int) -> None:
         raise ValueError(f"{what}: images are {x.dtype}; expected float32 (or uint8, which stands for 0 to 255)")
     if y.dtype != np.int32 or y.shape != x.shape[:1]:
         raise ValueError(f"{what}: labels are {y.dtype}{list(y.shape)}; expected int32[{len(x)}], one for each image")
-    if x.dtype == np.float32 and not np.isfinite(x).all():
+    if isinstance(x, np.ndarray) and x.dtype == np.float32 and not np.isfinite(x).all():
         raise ValueError(f"{what}: images hold nan or inf; clean or drop them first")
     outside = np.unique(y[(y < 0) | (y >= num_classes)])
     if outside.size:
@@ -91,12 +100,14 @@ def _check(what: str, pair: Arrays, num_classes: int) -> None:
         )
 
 
-def _is_tokens(x: np.ndarray) -> bool:
+def _is_tokens(x: np.ndarray | Lazy) -> bool:
     return x.ndim == 2 and x.dtype == np.int32
 
 
-def _images(x: Any) -> np.ndarray:
-    x = np.asarray(x)
+def _images(x: Any) -> np.ndarray | Lazy:
+    if isinstance(x, Lazy):
+        return x
+    x = np.asanyarray(x)  # what is mapped into memory stays so
     if x.dtype in (np.float64, np.float16):
         x = x.astype(np.float32)
     return x[..., None] if x.ndim == 3 else x  # grey images without a channel axis
@@ -126,8 +137,8 @@ def arrays(
 
     Args:
         name: what tables call it.
-        train: images `[N, H, W, C]` or `[N, H, W]` (uint8, or floats, kept as float32), or token ids `int32[N, L]`;
-            and integer labels `[N]`.
+        train: images `[N, H, W, C]` or `[N, H, W]` (uint8, or floats, kept as float32; a `lazy.Lazy` as it is), or
+            token ids `int32[N, L]`; and integer labels `[N]`.
         test: the same, or `None`.
         class_names: one for each class; without it the classes are `0` to the largest training label.
         coarse: the superclass of each class.
@@ -200,7 +211,7 @@ def npz(
     """A source from an `.npz` archive.
 
     Images may also be packed as residuals: where `X_images` is asked for and the archive has `X_residuals` instead,
-    they are unpacked (`unpack_residuals`).
+    they are unpacked (`residuals.unpack`).
 
     Args:
         path: the archive.
@@ -273,49 +284,20 @@ def _read(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str]) ->
             f"{path} lacks {missing}; it has {there}; name its keys by train=(images, labels) and test=..., "
             "or pass test=None"
         )
-    return {k: unpack_residuals(v) if where[k] != k else v for k, v in found.items()}
-
-
-def unpack_residuals(residuals: np.ndarray) -> np.ndarray:
-    """Images from the residuals of a lossless median predictor.
-
-    A pixel is its residual plus `median(left, up, left + up - upleft)` mod 256; in the first row and column the one
-    neighbour there is, at the corner 0. With three channels, red and blue are then kept less green, plus 128.
-
-    Args:
-        residuals: `uint8[C, N, H, W]`.
-
-    Returns:
-        `uint8[N, H, W, C]`.
-
-    >>> unpack_residuals(np.array([7, 1, 2, 0], np.uint8).reshape(1, 1, 2, 2))[0, :, :, 0].tolist()
-    [[7, 8], [9, 9]]
-
-    Reference: Weinberger et al., "The LOCO-I lossless image compression algorithm", IEEE TIP 2000, equation 1.
-    """
-    if residuals.dtype != np.uint8 or residuals.ndim != 4:
-        raise ValueError(f"residuals are {residuals.dtype}{list(residuals.shape)}; expected uint8 [C, N, H, W]")
-    v = np.ascontiguousarray(residuals.transpose(2, 3, 0, 1))  # pixel after pixel, each for all images at once
-    for i in range(v.shape[0]):
-        for j in range(v.shape[1]):
-            if i and j:
-                left, up = v[i, j - 1].astype(np.int16), v[i - 1, j].astype(np.int16)
-                slope = left + up - v[i - 1, j - 1]
-                v[i, j] += np.clip(slope, np.minimum(left, up), np.maximum(left, up)).astype(np.uint8)
-            elif i or j:
-                v[i, j] += v[i - 1, j] if i else v[i, j - 1]
-    if v.shape[2] == 3:
-        v[:, :, ::2] += v[:, :, 1:2] - np.uint8(128)
-    return np.ascontiguousarray(v.transpose(3, 0, 1, 2))
+    return {k: residuals.unpack(v) if where[k] != k else v for k, v in found.items()}
 
 
 def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:
     """The source with float images `(x - mean) / std`, where uint8 counts as `x / 255`.
 
+    Images that are decoded when they are looked at, mapped from a file, or larger than half a gigabyte are normalised
+    when they are looked at.
+
     Args:
         source: any source.
-        mean: scalar or `[C]`; of the training images without it.
-        std: scalar or `[C]`; of the training images without it.
+        mean: scalar or `[C]`; of the training images without it (of at most 10,000, evenly spread, if they are to be
+            decoded).
+        std: scalar or `[C]`; likewise.
 
     Returns:
         A new source; the first stays as it was.
@@ -329,29 +311,52 @@ def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:
     """
     if _is_tokens(source.train.x):
         raise ValueError(f"{source.name} holds token ids, which are looked up as they are; only images are normalised")
-    train = to_float(source.train.x)
-    mean = np.asarray(train.mean((0, 1, 2), dtype=np.float64) if mean is None else mean, np.float32)
-    std = np.asarray(train.std((0, 1, 2), dtype=np.float64) if std is None else std, np.float32)
-    if not (std > 0).all():
-        raise ValueError(f"std is {std.tolist()}; expected positive numbers (a constant channel has none: pass 1)")
-    test = None if source.test is None else source.test._replace(x=(to_float(source.test.x) - mean) / std)
-    return dataclasses.replace(source, train=source.train._replace(x=(train - mean) / std), test=test)
+    if mean is None or std is None:
+        x = source.train.x
+        seen = to_float(x[:: -(-len(x) // _SAMPLE)] if isinstance(x, Lazy) else x)
+        mean = seen.mean((0, 1, 2), dtype=np.float64) if mean is None else mean
+        std = seen.std((0, 1, 2), dtype=np.float64) if std is None else std
+    step = _Scale(np.asarray(mean, np.float32), np.asarray(std, np.float32))
+    if not (step.std > 0).all():
+        raise ValueError(f"std is {step.std.tolist()}; expected positive numbers (a constant channel has none: pass 1)")
+
+    def made(pair: Arrays) -> Arrays:
+        x = pair.x
+        if not isinstance(x, Lazy) and not isinstance(x, np.memmap) and (x.dtype != np.uint8 or x.nbytes < _MUCH):
+            return pair._replace(x=step(x))
+        x = x if isinstance(x, Lazy) else lazy.rows(x)
+        (channels,) = np.broadcast_shapes(x.shape[-1:], step.mean.shape, step.std.shape)
+        return pair._replace(x=x.map(step, np.float32, (*x.shape[1:-1], channels)))
+
+    return dataclasses.replace(
+        source, train=made(source.train), test=None if source.test is None else made(source.test)
+    )
 
 
-def to_float(x: np.ndarray) -> np.ndarray:
-    """Float32 images; uint8 is divided by 255. Token ids, int32, stay as they are.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scale:
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return (to_float(x) - self.mean) / self.std
+
+
+def to_float(x: np.ndarray | Lazy) -> np.ndarray:
+    """Float32 images in memory; uint8 is divided by 255. Token ids, int32, stay as they are.
 
     >>> to_float(np.array([0, 255], np.uint8)).tolist()
     [0.0, 1.0]
     """
+    x = np.asarray(x)
     if x.dtype == np.int32:
         return x
     return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
 
 
-def hashes(x: np.ndarray) -> list[bytes]:
-    """One digest of each image's exact pixels."""
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in x]
+def hashes(x: np.ndarray | Lazy) -> list[bytes]:
+    """One digest of each image's exact pixels; of images in files, of the file's content."""
+    return x.digests() if isinstance(x, Lazy) else [lazy.digest(image) for image in x]
 
 
 def drop_duplicates(source: Source) -> tuple[Source, int]:
@@ -381,8 +386,8 @@ def drop_duplicates(source: Source) -> tuple[Source, int]:
 
 
 def take(pair: Arrays, which: np.ndarray) -> Arrays:
-    """The images and labels at the given indices (or where a mask is true)."""
-    return Arrays(pair.x[which], pair.y[which])
+    """The images and labels at the given indices (or where a mask is true); what is not decoded stays so."""
+    return Arrays(pair.x.take(which) if isinstance(pair.x, Lazy) else pair.x[which], pair.y[which])
 
 
 def sizes(source: Source) -> Mapping[str, int]:

@@ -258,7 +258,7 @@ def split(
 
 
 def subset(pair: Arrays, classes: Sequence[int]) -> Arrays:
-    """All images of some classes, with labels `0` to `Y - 1` in the order of `classes`.
+    """All images of some classes, with labels `0` to `Y - 1` in the order of `classes`; what is not decoded stays so.
 
     >>> subset(Arrays(np.zeros((4, 1, 1, 1), np.uint8), np.array([5, 2, 9, 2], np.int32)), (9, 2)).y.tolist()
     [1, 0, 1]
@@ -267,7 +267,7 @@ def subset(pair: Arrays, classes: Sequence[int]) -> Arrays:
     missing = [c for c in task.classes if not (pair.y == c).any()]
     if missing:
         raise ValueError(f"no images of classes {missing}; there are images of {_few(np.unique(pair.y).tolist())}")
-    return _relabel(pair, np.flatnonzero(np.isin(pair.y, task.classes)), task)
+    return _relabel(sources.take(pair, np.flatnonzero(np.isin(pair.y, task.classes))), task)
 
 
 def materialise(
@@ -298,7 +298,7 @@ def materialise(
         test_from: test on these images instead.
 
     Returns:
-        Train, validation and test images with labels `0` to `Y - 1`.
+        Train, validation and test images with labels `0` to `Y - 1`, in memory.
 
     Raises:
         ValueError: for a class without images, too few images, or nothing to train on.
@@ -329,7 +329,7 @@ def materialise(
                 )
             columns.append(own[: ends[-1]])
         rows = np.stack(columns, axis=1)  # [images of a class, class]: read row by row, the classes take turns
-        return [_relabel(pair, rows[a:b].ravel(), task) for a, b in itertools.pairwise(ends)]
+        return [_relabel(_loaded(pair, rows[a:b].ravel()), task) for a, b in itertools.pairwise(ends)]
 
     own_wants: list[tuple[str, int | None]] = [
         ("test", 0 if test_from is not None else test or 0),
@@ -348,10 +348,14 @@ def _order(indices: np.ndarray, seed: int, label: int) -> np.ndarray:
     return np.random.default_rng([seed, label]).permutation(indices)
 
 
-def _relabel(pair: Arrays, which: np.ndarray, task: Task) -> Arrays:
+def _loaded(pair: Arrays, which: np.ndarray) -> Arrays:
+    return Arrays(np.asarray(pair.x[which]), pair.y[which])
+
+
+def _relabel(pair: Arrays, task: Task) -> Arrays:
     new = np.zeros(max(task.classes) + 1, np.int32)
     new[list(task.classes)] = np.arange(task.num_classes, dtype=np.int32)
-    return Arrays(pair.x[which], new[pair.y[which]])
+    return Arrays(pair.x, new[pair.y])
 
 
 def stack(items: Sequence[TaskData]) -> TaskData:

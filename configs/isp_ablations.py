@@ -1,0 +1,40 @@
+"""What Instant Soup Pruning depends on: members, the vote, the intervals, in what members differ. Sweeps.
+
+    python -m mvp_jax.main --config=configs/isp_ablations.py:study=members --workdir=DIR
+    python -m mvp_jax.main --config=configs/isp_ablations.py:study=diversity,data=docstrings --workdir=DIR
+    python -m mvp_jax.main --config=configs/isp_ablations.py:study=vote,runlocal --workdir=DIR
+
+`study=members` (1 to 9 weak masks; the line `isp_one` has a single one), `vote` (how they become one), `interval` (how
+long main and members train before each cut; `gradual` gets the same number of steps), `diversity` (the share of the
+data that a member sees, and the range of its learning rate). `data` and `model` as in `configs/isp.py`, whose job each
+point is. `summary.md` has a row for each point, sparsity and method.
+
+Lab note. Run here: `:runlocal` of each study. Not run at full length. A first study found a single member as good as
+five, and members' mean weights (`isp_soup`) worth 0.9 to 1.5 points; `docs/results` has the lines of one full run.
+"""
+
+from ml_collections import ConfigDict
+
+from mvp_jax import fragments, sweeping
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = fragments.arguments(arg, ("study", "data", "model", "runlocal"))
+    data = given.get("data", "digits")
+    model = given.get("model", "bert" if fragments.is_text(data) else "vit")
+    if "runlocal" in given:
+        data, model = fragments.local(data, model)
+    config = fragments.trials(data, model)
+    config.methods = ("isp", "isp_one", "isp_soup", "gradual")
+    if "runlocal" in given:
+        fragments.briefly(config)
+    studies = {
+        "members": {"isp.members": (2, 3, 5, 9)},
+        "vote": {"isp.vote": ("mean", "union", "majority", "intersection", "score")},
+        "interval": {"isp.epochs": (0.5, 1.0, 2.0), "isp.weak_epochs": (0.25, 0.5, 1.0)},
+        "diversity": {"isp.diversity.subset": (0.25, 0.5, 1.0),
+                      "isp.diversity.learning_rate": ((1.0, 1.0), (0.5, 2.0), (0.25, 4.0))},
+    }  # fmt: skip
+    name = fragments.one_of("study", given.get("study", "members"), studies)
+    values = {path: those[:2] if "runlocal" in given else those for path, those in studies[name].items()}
+    return sweeping.over(config, values)

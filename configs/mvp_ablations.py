@@ -1,0 +1,46 @@
+"""What Meta-Vote Pruning depends on: how many neighbours, which similarity, what ratio, how many classes. Sweeps.
+
+    python -m mvp_jax.main --config=configs/mvp_ablations.py:study=neighbours --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp_ablations.py:study=ratio,data=cifar100,checkpoint=P/model --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp_ablations.py:study=ratio,runlocal --workdir=DIR
+
+`study=neighbours` (1 to 20 voters), `similarity` (LEEP or class prototypes; the farthest voters, a line of the table,
+are the control), `ratio` (of the units pruned), `classes` (of each task). `data=digits` is the job of `configs/mvp.py`,
+`data=cifar100` that of `configs/mvp_cifar100.py`, with its `checkpoint`. Points that can share a bank do; `summary.md`
+has a row for each point and method, chosen on validation. The study of overlap is part of every job.
+
+Lab note. Run here: `:runlocal` of each study (digits, a ResNet-8, four bank tasks). Not run at full length. A first
+study (ResNet-8, CIFAR-100, 75 % of the filters, 32 bank tasks, one seed) found 3 voters as good as 5, and shared
+classes a better predictor of overlap than LEEP.
+"""
+
+from ml_collections import ConfigDict
+
+from mvp_jax import fragments, papers, sweeping
+
+_METHODS = ("mvp", "copy_nearest", "vote_farthest", "vote_universal", "ifp")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = fragments.arguments(arg, ("study", "data", "checkpoint", "runlocal"))
+    local, data = "runlocal" in given, given.get("data", "digits")
+    if local or data == "digits":
+        config = fragments.meta_vote("digits", "resnet")
+    elif data == "cifar100":
+        config = papers.meta_vote_cifar100()
+        config.model.checkpoint = given.get("checkpoint", "runs/pretrain_supervised/model")
+    else:
+        raise ValueError(f"unknown data {data!r}; choose 'digits' or 'cifar100'")
+    if local:
+        fragments.votes_briefly(config)
+    config.methods = _METHODS
+    small = config.data.name == "digits"
+    studies = {
+        "neighbours": {"vote.k": (1, 2, 3, 5, 10, 20)},
+        "similarity": {"bank.similarity": ("leep", "prototype")},
+        "ratio": {"prune.ratio": (0.5, 0.75, 0.875) if small else (0.5, 0.75, 0.85, 0.9)},
+        "classes": {"tasks.classes_per_task": (3, 4, 5) if small else (5, 10, 20)},
+    }
+    name = fragments.one_of("study", given.get("study", "neighbours"), studies)
+    values = {path: those[:2] if local else those for path, those in studies[name].items()}
+    return sweeping.over(config, values, apart=("prune.ratio",) if name == "ratio" else ())

@@ -1,0 +1,41 @@
+"""Meta-Vote Pruning on ImageNet as in the paper: a bank of 300 tasks, pruned from a ResNet-50 or a DeiT-S.
+
+    python -m mvp_jax.main --config=configs/mvp_imagenet.py:checkpoint=FILE --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp_imagenet.py:model=deit_small,checkpoint=FILE --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp_imagenet.py:model=deit_small,runlocal --workdir=DIR
+
+`checkpoint` is a file or folder of torchvision's, timm's or Hugging Face's, an id on the hub (`microsoft/resnet-50`,
+`facebook/deit-small-patch16-224`), or what `configs/pretrain.py:data=imagenet,...` wrote. `classes` and `ratio` as in
+`configs/mvp_cifar100.py`; `data=tiny_imagenet` takes that (64 pixels; from a folder, `--config.data.path`, with a
+network pre-trained on it). ImageNet is prepared by tensorflow-datasets from the archives that one downloads after an
+agreement; only a task's own images are decoded.
+
+Lab note. Not run here, for want of the data and an accelerator; `:runlocal` was (digits, a ResNet-8 or a small ViT,
+four bank tasks). The number of tasks is the paper's, the classes of a task (10) and all budgets are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from mvp_jax import fragments, papers
+from mvp_jax.data import catalog
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    given = fragments.arguments(arg, ("data", "model", "checkpoint", "classes", "ratio", "runlocal"))
+    data, model = given.get("data", "imagenet"), given.get("model", "resnet50")
+    if "runlocal" in given:
+        config = fragments.meta_vote(*fragments.local("digits", model))
+        fragments.votes_briefly(config)
+    else:
+        config = fragments.meta_vote(data, model)
+        papers.many(config, model)
+        small = catalog.find(data).size <= 64
+        config.model.options = ConfigDict({"stem": "small"} if small and model in papers.LARGE else {})
+        config.model.classes = config.pretrain.classes
+        config.model.checkpoint = given.get("checkpoint", "runs/pretrain_supervised/model")
+        config.data.unseen_classes = config.pretrain.classes // 5  # no task of the bank has them
+        config.bank.tasks = 300
+        config.tasks.classes_per_task = fragments.number("classes", given.get("classes", "10"), int)
+    if "ratio" in given:
+        config.prune.ratio = fragments.number("ratio", given["ratio"], float)
+    return config

@@ -1,0 +1,78 @@
+"""Crops of pictures of many sizes, on the host while they are read: transforms for `streams.stream`."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""`(uint8[h, w, C], rng) -> uint8[size, size, C]`."""
+
+
+def resized_crop(
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+) -> Crop:
+    """A transform for `stream`: a random box of the picture, resized to a square, mirrored at random.
+
+    The box has a share of the picture's area uniform in `scale` and a width by height whose logarithm is uniform in
+    `ratio`; after ten boxes that stand over the edge it is the largest in the middle whose shape is allowed.
+
+    Args:
+        size: the side of what comes out.
+        scale: least and greatest share of the area.
+        ratio: least and greatest width by height.
+        flip: the probability of mirroring.
+
+    Returns:
+        `(uint8[h, w, C], rng) -> uint8[size, size, C]`, by Pillow's bilinear filter, which averages what it shrinks.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    >>> resized_crop(4)(np.full((9, 7, 3), 8, np.uint8), np.random.default_rng(0)).sum()
+    np.uint64(384)
+
+    Reference: Szegedy et al., arXiv:1409.4842, section 6.
+    """
+    if size < 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip <= 1:
+        raise ValueError(f"size {size}, scale {scale}, ratio {ratio}, flip {flip}; expected a size of at least 1, "
+                         "scale in (0, 1] and ratio positive, the lesser first, and flip in [0, 1]")  # fmt: skip
+    from PIL import Image
+
+    def change(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3):
+            raise ValueError(
+                f"a picture is {picture.dtype}{list(picture.shape)}; expected uint8 [h, w, 3] or [h, w, 1]"
+            )
+        top, left, height, width = box(rng, picture.shape[0], picture.shape[1], scale, ratio)
+        cut = picture[top : top + height, left : left + width]
+        image = Image.fromarray(cut[..., 0] if cut.shape[2] == 1 else cut)
+        out = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
+        return out[:, ::-1] if rng.random() < flip else out
+
+    return change
+
+
+def box(
+    rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """The box of `resized_crop`: top, left, height and width in whole pixels.
+
+    >>> box(np.random.default_rng(0), 10, 100, (1.0, 1.0), (1.0, 1.0))
+    (0, 45, 10, 10)
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        shape = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        w, h = round(float(np.sqrt(area * shape))), round(float(np.sqrt(area / shape)))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w

@@ -1,0 +1,106 @@
+"""Tasks that keep together what belongs together: of one superclass, of one of several data sets, or of all classes."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mvp_jax.data import tasks
+from mvp_jax.data.sources import Source
+from mvp_jax.data.tasks import Task
+
+
+def whole(source: Source, name: str = "target-0000") -> Task:
+    """One task of all classes of a data set.
+
+    >>> from mvp_jax.data import sources
+    >>> whole(sources.digits()).classes
+    (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+    """
+    return Task(name=name, classes=tuple(range(source.num_classes)))
+
+
+def by_coarse(source: Source) -> tuple[tuple[int, ...], ...]:
+    """The classes of each superclass; of joined data sets, of each of them."""
+    return tuple(task.classes for task in tasks.coarse_tasks(source))
+
+
+def draw_within(
+    groups: Iterable[Iterable[int]],
+    count: int,
+    classes_per_task: int,
+    seed: int,
+    *,
+    must_include: Iterable[int] = (),
+    at_least: int | None = None,
+    exclude: Iterable[Task] = (),
+    prefix: str = "task",
+) -> tuple[Task, ...]:
+    """Draws tasks with distinct sets of classes, each set within one group of classes.
+
+    The groups take turns, in an order that the seed gives, until they have no more sets; within a group a set is drawn
+    as by `tasks.draw`. A longer list drawn with the same seed begins with the shorter one. A group of fewer classes
+    than a task has gives none.
+
+    Args:
+        groups: disjoint sets of classes: superclasses, or data sets that were joined.
+        count: how many tasks.
+        classes_per_task: the size of each set.
+        seed: of the draw.
+        must_include: classes of which each task holds some.
+        at_least: how many of them each task holds at the least; all of its group's, without it.
+        exclude: tasks whose sets are not to be drawn.
+        prefix: the names are `prefix-0000`, `prefix-0001` and so on.
+
+    Returns:
+        The tasks, each with its classes in ascending order.
+
+    Raises:
+        ValueError: if more distinct tasks are asked for than exist, groups overlap, or numbers do not fit.
+
+    >>> sorted(t.classes for t in draw_within([(0, 1, 2), (3, 4), (5,)], 4, 2, seed=0))
+    [(0, 1), (0, 2), (1, 2), (3, 4)]
+    """
+    parts = [sorted({int(c) for c in group}) for group in groups]
+    if len(set(itertools.chain.from_iterable(parts))) != sum(map(len, parts)):
+        raise ValueError("a class is in two groups; give each class one superclass, or data set")
+    if count < 1 or classes_per_task < 1:
+        raise ValueError(f"{count} tasks of {classes_per_task} classes asked for; both are at least 1")
+    musts, barred = {int(c) for c in must_include}, tuple(exclude)
+    limits: list[dict[str, Any]] = []
+    for part in parts:
+        own = sorted(musts & set(part))
+        limits.append({"must_include": own, "at_least": len(own) if at_least is None else at_least, "exclude": barred})
+    room = [_possible(part, classes_per_task, **limit) for part, limit in zip(parts, limits, strict=True)]
+    if sum(room) < count:
+        raise ValueError(
+            f"{count} distinct tasks of {classes_per_task} classes of one group asked for, but only {sum(room)} exist "
+            f"(there are {len(parts)} groups, the largest of {max(map(len, parts), default=0)} classes); ask for "
+            "fewer, or for fewer classes"
+        )
+    order = np.random.default_rng(seed).permutation(len(parts)).tolist()
+    turns: list[int] = []
+    while len(turns) < count:
+        turns += [g for g in order if turns.count(g) < room[g]]
+    turns = turns[:count]
+    drawn = {
+        g: iter(tasks.draw(parts[g], turns.count(g), classes_per_task, _seed(seed, g), **limits[g]))
+        for g in sorted(set(turns))
+    }
+    return tuple(Task(name=f"{prefix}-{i:04d}", classes=next(drawn[g]).classes) for i, g in enumerate(turns))
+
+
+def _seed(seed: int, group: int) -> int:
+    return int(np.random.SeedSequence([seed, group]).generate_state(1)[0])
+
+
+def _possible(
+    part: Sequence[int], size: int, *, must_include: Sequence[int], at_least: int, exclude: Sequence[Task]
+) -> int:
+    """How many sets there are to draw from."""
+    musts, others, fits = set(must_include), len(part) - len(must_include), set(part)
+    ways = sum(math.comb(len(musts), j) * math.comb(others, size - j) for j in range(max(at_least, 0), size + 1))
+    taken = {frozenset(t.classes) for t in exclude}
+    return ways - sum(len(s) == size and s <= fits and len(s & musts) >= at_least for s in taken)

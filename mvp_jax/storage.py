@@ -1,0 +1,328 @@
+"""Files that a run writes, in a folder or a bucket (`gs://bucket/run`): each is there whole or not at all.
+
+In a folder that is a rename. A bucket publishes an object when it is complete, renames nothing and knows no folders:
+what is made of several files counts once its marker, the file written last, is there. Buckets are reached through
+`etils.epath`, so by TensorFlow where that is installed, else by `gcsfs`, `s3fs` or `adlfs`.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import socket
+import tempfile
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+"""What reads an address that begins so."""
+
+
+def path(where: str | os.PathLike[str]) -> pathlib.Path:
+    """A path of this machine as `pathlib.Path`; an address as `epath.Path`, which has the same methods.
+
+    Raises:
+        ValueError: for an address that nothing installed can read.
+
+    >>> path("runs/one").name
+    'one'
+    >>> path("ftp://host/run")
+    Traceback (most recent call last):
+    ValueError: 'ftp://host/run' cannot be read; give a folder, or an address that begins with gs://, s3://, az:// or hf://
+    """
+    found = re.match(r"([A-Za-z][\w+.-]*)://", where) if isinstance(where, str) else None
+    if not found:
+        own: Any = where
+        return own if is_remote(where) else pathlib.Path(where)
+    scheme = found[1]
+    if scheme not in _PACKAGES:
+        *others, last = (f"{name}://" for name in _PACKAGES)
+        raise ValueError(
+            f"{where!r} cannot be read; give a folder, or an address that begins with {', '.join(others)} or {last}"
+        )
+    try:
+        from etils import epath
+
+        address: Any = epath.Path(where)
+        _refresh(address)  # which needs the scheme's package
+    except ImportError as error:
+        raise ValueError(f"{where!r} cannot be read: {error}; pip install {_PACKAGES[scheme]}") from error
+    return address
+
+
+def absolute(where: str | os.PathLike[str]) -> pathlib.Path:
+    """A path that stays the same if the working directory changes."""
+    found = path(where)
+    return found if is_remote(found) else found.absolute()
+
+
+def is_remote(where: str | os.PathLike[str]) -> bool:
+    """Whether it is an address rather than a path of this machine.
+
+    >>> is_remote("gs://bucket/run"), is_remote(pathlib.Path("run"))
+    (True, False)
+    """
+    return "://" in os.fspath(where)
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what a disk or a bucket refuses inside into a `ValueError` that says what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    except Exception as error:
+        # A bucket's client raises what it likes: no credentials, no such bucket, no network.
+        if not is_remote(folder) or isinstance(error, ValueError):
+            raise
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: str | os.PathLike[str], error: Exception) -> ValueError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"cannot write to {folder}: {text}; choose a folder that can be written")
+
+
+def writable(folder: str | os.PathLike[str]) -> None:
+    """Makes a folder and tries to write in it, so that a run stops before its work and not after.
+
+    Raises:
+        ValueError: if that fails.
+    """
+    folder = path(folder)
+    with writing(folder):
+        if is_remote(folder):
+            (folder / ".writable").write_bytes(b"")
+            (folder / ".writable").unlink()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+
+
+def write_bytes(file: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file, whole or not at all, and returns when it will outlast a power cut; its folder is made if absent.
+
+    Raises:
+        OSError: if it cannot be written; what stood there is left.
+    """
+    file = path(file)
+    if is_remote(file):
+        file.write_bytes(content)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    hidden = file.with_name(f".tmp-{file.name}-{os.getpid()}")
+    try:
+        with hidden.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(hidden, file)
+    finally:
+        hidden.unlink(missing_ok=True)
+    sync(file.parent)
+
+
+@contextlib.contextmanager
+def replacing(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Gives a name on this machine to write to; what is there at the end becomes `file`, unless something is raised.
+
+    Args:
+        file: to make or to replace; its folder is made if absent.
+
+    Yields:
+        A path with the same name.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(f"{folder}/a.txt") as temporary:
+    ...         _ = temporary.write_text("done")
+    ...     os.listdir(folder)
+    ['a.txt']
+    """
+    file = path(file)
+    here = None if is_remote(file) else file.parent
+    if here is not None:
+        here.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=here) as folder:
+        temporary = pathlib.Path(folder) / file.name
+        yield temporary
+        if here is None:
+            file.write_bytes(temporary.read_bytes())
+        else:
+            os.replace(temporary, file)
+
+
+def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], marker: str) -> pathlib.Path:
+    """Writes files into a folder that appears complete or not at all; one that stands there already is replaced.
+
+    Args:
+        folder: its parents are made if absent.
+        files: content by name.
+        marker: which of them says that the folder is complete; see `complete`.
+
+    Raises:
+        ValueError: if it cannot be written; what stood there is left, in a bucket incomplete at the worst.
+    """
+    folder = path(folder)
+    with writing(folder):
+        if is_remote(folder):
+            if exists(folder / marker):
+                (folder / marker).unlink()  # first, so that nobody reads old and new together
+            for name in listing(folder):
+                if name not in files:
+                    remove(folder / name)
+            for name in sorted(files, key=lambda n: n == marker):
+                (folder / name).write_bytes(files[name])
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, content in files.items():
+                write_bytes(fresh / name, content)
+            fresh.chmod(0o755)  # mkdtemp makes it private
+            if folder.is_dir() and any(folder.iterdir()):
+                # A folder cannot be renamed over a full one; the old one steps aside first.
+                old = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+                os.replace(folder, old)
+                os.replace(fresh, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        sync(folder.parent)
+    return folder
+
+
+def complete(folder: str | os.PathLike[str], marker: str) -> bool:
+    """Whether what `write_folder` wrote is there: in a bucket its marker; elsewhere a folder that appeared is whole."""
+    folder = path(folder)
+    return exists(folder / marker) if is_remote(folder) else folder.is_dir()
+
+
+def exists(file: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file or folder now; a bucket's folder is there if anything is in it."""
+    file = path(file)
+    _refresh(file)
+    return file.exists()
+
+
+def listing(folder: str | os.PathLike[str]) -> list[str]:
+    """The names in a folder, sorted, without hidden ones; none if there is no such folder."""
+    folder = path(folder)
+    _refresh(folder)
+    try:
+        found = sorted(p.name for p in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    return [name for name in found if name and not name.startswith(".")]
+
+
+def remove(where: str | os.PathLike[str]) -> None:
+    """Removes a file, or a folder with all that is in it."""
+    where = path(where)
+    if not is_remote(where) and where.is_dir():
+        shutil.rmtree(where)
+    elif is_remote(where) and where.is_dir():
+        where.rmtree()  # type: ignore[attr-defined]
+    else:
+        where.unlink(missing_ok=True)
+
+
+def hidden(folder: pathlib.Path) -> pathlib.Path:
+    """A new hidden folder in one of this machine, to be renamed; `sweep` clears it away if this process dies before."""
+    fresh = pathlib.Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}~", dir=folder))
+    fresh.chmod(0o755)  # mkdtemp's are for the owner alone
+    return fresh
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what killed writers of this machine left; one that still runs may be in the middle of its work."""
+    for left in () if is_remote(folder) else folder.glob(f"{_mine()}*"):
+        pid = left.name.removeprefix(_mine()).partition("~")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _mine() -> str:
+    return f".tmp-{urllib.parse.quote(socket.gethostname(), safe='')}~"
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere signal 0 is no question but an end
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
+def upload(source: pathlib.Path, folder: pathlib.Path, marker: str) -> None:
+    """Copies a folder of this machine, and those within, into a bucket; then the marker, an empty file."""
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        (folder / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
+    (folder / marker).write_bytes(b"")
+
+
+def download(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a bucket's folder, and those within, to this machine."""
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            download(entry, target / entry.name)
+        elif entry.name:
+            (target / entry.name).write_bytes(entry.read_bytes())
+
+
+@contextlib.contextmanager
+def local(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A file as one of this machine, for readers that know no buckets: itself, or a copy that goes away again."""
+    file = path(file)
+    if not is_remote(file):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / file.name
+        copy.write_bytes(file.read_bytes())
+        yield copy
+
+
+def sync(folder: pathlib.Path) -> None:
+    """Makes renames in a folder outlast a power cut."""
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refresh(where: Any) -> None:
+    """What other processes have written is seen: clients remember the listings they have read."""
+    if is_remote(where) and hasattr(where._backend, "fs"):
+        where._backend.fs(where).invalidate_cache()
+
+
+__all__ = [
+    "absolute",
+    "complete",
+    "download",
+    "exists",
+    "hidden",
+    "is_remote",
+    "listing",
+    "local",
+    "path",
+    "remove",
+    "replacing",
+    "sweep",
+    "sync",
+    "upload",
+    "writable",
+    "write_bytes",
+    "write_folder",
+    "writing",
+]
