@@ -110,7 +110,8 @@ def _source(config: ConfigDict) -> sources.Source:
         return adapted.words(text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length)
     if data.name.startswith(GLUE):
         reader = tokens.tokenizer(given) if given else None
-        return glue.source(data.name.removeprefix(GLUE), data.path, reader, length=data.length)
+        words = config.model.options.get("vocab", 2048)  # of a tokeniser that is made of the training texts
+        return glue.source(data.name.removeprefix(GLUE), data.path, reader, length=data.length, vocabulary=words)
     names, size = data.name.split("+"), data.get("size")
     paths = data.path.split("+") if len(names) > 1 and "+" in data.path else [data.path] * len(names)
     if len(paths) != len(names):
