@@ -7,8 +7,8 @@
 The argument is a comma-separated list of `data=digits|docstrings|npz`, `model=vit|bert|resnet|NAME` and `runlocal`.
 `methods` names lines of `mvp_jax.lineup`; empty, all of them run.
 
-Lab note. Thirteen lines were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four sparsities, 65
-minutes of two cores), and eleven on the digits: `docs/results`. The whole table has not been run.
+Lab note. Thirteen lines were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four
+sparsities, 65 minutes of two cores), and eleven on the digits: `docs/results`. The whole table has not been run.
 """
 
 from ml_collections import ConfigDict
