@@ -121,7 +121,8 @@ def faked(monkeypatch):
             each=10 if known.classes > 100 else 40,
         )  # fmt: skip
 
-    def texts(name, path, tokenizer, *, length):
+    def texts(name, path, tokenizer, *, length, vocabulary):
+        assert vocabulary > 90  # what the model has embeddings for
         y = (np.arange(400) % glue.task(name).classes).astype(np.int32)
         x = np.random.default_rng(0).integers(5, 90, (400, length)).astype(np.int32)
         return sources.Source(name=name, train=sources.Arrays(x, y), test=sources.Arrays(x[:200] + 1, y[:200]),

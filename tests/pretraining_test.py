@@ -165,6 +165,7 @@ def test_two_devices_compute_what_one_does():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_simsiam_and_the_recipe_of_transformers_run(tmp_path):
     """SimSiam with a head fitted afterwards; and mixed, smoothed labels, warm-up, decay of kernels alone."""
     c = config("model=vit,method=simsiam,runlocal", **{"pretrain.keep": "best", "pretrain.steps": 80})

@@ -163,8 +163,9 @@ def test_glue_is_read_by_its_own_reader(monkeypatch):
     monkeypatch.setattr(glue, "source", fake)
     wanted = config(name="glue/rte", path="/glue", tasks="whole", fractions=(0.5, 0.5), length=4)
     del wanted.bank
+    wanted.model.options = {"vocab": 700}
     found = setting.load(wanted)
-    assert asked == [(("rte", "/glue", None), {"length": 4})]
+    assert asked == [(("rte", "/glue", None), {"length": 4, "vocabulary": 700})]
     assert found.image_shape == (4,)
     assert found.targets[0].classes == (0, 1)
 

@@ -151,6 +151,7 @@ def gently(key, x):
     return a, b
 
 
+@pytest.mark.slow
 def test_digits_do_not_collapse_and_a_linear_probe_gains():
     """Three seeds at once; five labelled images a class for the probe, 150 others for its judgement."""
     few, many = tasks.split(sources.digits(), seed=0, counts=(5, 150))
