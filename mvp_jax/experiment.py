@@ -83,7 +83,7 @@ def _trials(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[di
     processes.only_first("claim", lambda: claim(work, config))
     processes.together("claimed", lambda: claimed(work, config))
     if processes.first():
-        _save_tasks(plan.setting.targets, work / "targets.json")
+        tasks.save(plan.setting.targets, work / "targets.json")
     variables = stages.pretrain(plan, made.get("pretrain", work))
     rows = trials.run(plan, variables, work)
     processes.only_first("report", lambda: trials.report(plan, rows, work))
@@ -95,8 +95,8 @@ def _meta_vote(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list
     processes.only_first("claim", lambda: claim(work, config))
     processes.together("claimed", lambda: claimed(work, config))
     if processes.first():
-        _save_tasks(plan.setting.bank_tasks, work / "bank_tasks.json")
-        _save_tasks(plan.setting.targets, work / "targets.json")
+        tasks.save(plan.setting.bank_tasks, work / "bank_tasks.json")
+        tasks.save(plan.setting.targets, work / "targets.json")
     variables = stages.pretrain(plan, made.get("pretrain", work))
     bank = stages.build_bank(plan, variables, made.get("bank", work))
     if processes.first():
@@ -112,11 +112,6 @@ def _pretrain(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[
     processes.only_first("claim", lambda: claim(work, config))
     processes.together("claimed", lambda: claimed(work, config))
     return pretraining.run(plan, work)
-
-
-def _save_tasks(listed: Sequence[tasks.Task], path: Path) -> None:
-    with storage.replacing(path) as here:
-        tasks.save(listed, here)
 
 
 def join(config: ConfigDict) -> None:

@@ -241,8 +241,7 @@ def write_folder(directory: str | os.PathLike[str], files: Mapping[str, bytes]) 
         ValueError: if it cannot be written; nothing is then.
     """
     target = storage.path(directory)
-    with storage.writing(target):
-        return storage.write_folder(target, files, list(files)[-1])
+    return storage.write_folder(target, files, list(files)[-1])
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:

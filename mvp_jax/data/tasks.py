@@ -11,12 +11,12 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mvp_jax import storage
 from mvp_jax.data import sources
 from mvp_jax.data.sources import Arrays, Source
 
@@ -164,17 +164,9 @@ def save(tasks: Sequence[Task], path: str | os.PathLike[str]) -> None:
         ValueError: if two tasks share a name, or the file cannot be written.
     """
     _distinct(tasks)
-    path = pathlib.Path(path)
     rows = ",\n".join("  " + json.dumps({"name": t.name, "classes": list(t.classes)}) for t in tasks)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            file.write(f'{{"format": "mvp_jax tasks", "version": 1, "tasks": [\n{rows}\n]}}\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise ValueError(f"cannot write the task list {path}: {error}; choose a folder that can be written") from error
+    with storage.writing(path):
+        storage.write_bytes(path, f'{{"format": "mvp_jax tasks", "version": 1, "tasks": [\n{rows}\n]}}\n'.encode())
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Task, ...]:
