@@ -15,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import compact, evaluation, export, models, pretrained, prune, units
+from mvp_jax import compact, models, pretrained
+from mvp_jax.core import prune, units
+from mvp_jax.core.types import Variables
 from mvp_jax.data import sources
 from mvp_jax.models.api import Model
-from mvp_jax.types import Variables
+from mvp_jax.pretrained import export
+from mvp_jax.train import evaluation
 
 STATISTICS = {
     "distiller": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),

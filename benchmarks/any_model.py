@@ -37,7 +37,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import compact, cost, graph, models, prune, units
+from mvp_jax import compact, graph, models
+from mvp_jax.compact import cost
+from mvp_jax.core import prune, units
 
 NEEDED = ("torch", "torchvision", "timm", "torch_pruning")
 

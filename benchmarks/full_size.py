@@ -23,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from mvp_jax import formats, models, pretrained
-from mvp_jax.methods import isp, sparse, weak
+from mvp_jax import models, pretrained
+from mvp_jax.methods import sparse
+from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.pretrained import formats, key_table
 
 MODELS = {"bert_base": {}, "clip_vision_b32": {}, "clip_text_b": {}, "vit_base": {}, "resnet50": {}}
 QUICK = {"bert_micro": {}}
@@ -43,7 +45,7 @@ def write(name: str, options: dict[str, Any], folder: pathlib.Path) -> None:
     like = jax.eval_shape(model.init, jax.random.key(0))
     variables = jax.tree.map(lambda leaf: rng.normal(0, 0.02, leaf.shape).astype(np.float32), like)
     form = formats.for_config(model.config)
-    tensors = dict(formats.rules.stored(form, variables, model.config))
+    tensors = dict(key_table.stored(form, variables, model.config))
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(form.describe(model.config)))
 
@@ -71,7 +73,7 @@ def one_round(name: str, options: dict[str, Any], folder: pathlib.Path) -> dict[
     training = sparse.Training(steps=2, batch=2, learning_rate=1e-4, optimizer="adamw")
     settings = isp.Settings(
         members=2, share=0.1, epochs=1.0, weak_epochs=1.0, training=training, mapping="loop",
-        diversity=weak.Diversity(subset=1.0),
+        diversity=weak_members.Diversity(subset=1.0),
     )  # fmt: skip
     start = time.perf_counter()
     got = isp.isp(problem, settings, jax.random.key(1))

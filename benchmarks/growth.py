@@ -37,8 +37,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import mapping, models, planning, population, train
-from mvp_jax.types import Batch
+from mvp_jax import models, train
+from mvp_jax.core.types import Batch
+from mvp_jax.parallel import auto, mapping
+from mvp_jax.train import population
 
 PARTS = ("memory", "collectives", "growth", "rules")
 WAYS = ("vmap", "map", "loop")
@@ -280,8 +282,8 @@ def grown(name: str, step: Callable[..., Any], state: Any, k: int, batch: Batch,
     times = timed(step, state, k, batch, (*WAYS, "auto"), args)
     # Shapes are enough for the compiler: nothing is allocated.
     shapes = jax.eval_shape(lambda: stacked(state, k))
-    how = {way: planning.memory(step, shapes, (batch,), (), mapping=way, chunk=None, where=None) for way in WAYS[:2]}
-    plan = planning.choose(step, shapes, (batch,), (), where=None)
+    how = {way: auto.memory(step, shapes, (batch,), (), mapping=way, chunk=None, where=None) for way in WAYS[:2]}
+    plan = auto.choose(step, shapes, (batch,), (), where=None)
     row = {
         "members": k,
         "parameters": numbers(state[0]),
@@ -360,7 +362,7 @@ def rules(args: argparse.Namespace) -> list[dict[str, Any]]:
         times = timed(step, state, k, examples, WAYS, args)
         member = jax.eval_shape(lambda b: jax.tree.map(lambda leaf: leaf[0], b), examples)
         flops = (jax.jit(step).lower(state, member).cost_analysis() or {}).get("flops", 0.0)
-        plan = planning.choose(step, jax.eval_shape(lambda: stacked(state, k)), (examples,), (), where=None)  # noqa: B023
+        plan = auto.choose(step, jax.eval_shape(lambda: stacked(state, k)), (examples,), (), where=None)  # noqa: B023
         fastest = min(WAYS, key=times.__getitem__)
         each = flops / numbers(state)
         row = {"member": name, "members": k, "batch": batch, "flops": flops, "flops_per_number": each, "seconds": times}

@@ -32,7 +32,9 @@ import numpy as np
 from PIL import Image
 
 from mvp_jax import models, train
-from mvp_jax.data import cropping, lazy, sources, streams, transforms
+from mvp_jax.data import sources
+from mvp_jax.data.augment import basic, cropping
+from mvp_jax.data.loading import lazy, streams
 
 
 def main() -> None:
@@ -66,10 +68,10 @@ def waiting(args: argparse.Namespace) -> dict[str, Any]:
     model = models.create(
         "resnet8" if args.quick else "resnet18", image_size=32, channels=3, classes=10, conv=args.conv, **more
     )
-    fns = (transforms.crop, transforms.flip)
+    fns = (basic.crop, basic.flip)
 
     def augment(key: jax.Array, x: jax.Array) -> jax.Array:
-        return transforms.batch(key, transforms.normalise(x, 0.5, 0.25), fns)
+        return basic.batch(key, basic.normalise(x, 0.5, 0.25), fns)
 
     tx = train.optimizer("sgd", momentum=0.9)
     step = jax.jit(train.make_step(model, train.cross_entropy, tx, augment=augment), donate_argnums=0)

@@ -41,10 +41,14 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune as torch_prune
 
-from mvp_jax import mapping, models, population, prune, train, trees, vote
-from mvp_jax.methods import isp, sparse, weak
-from mvp_jax.patterns import Pattern
-from mvp_jax.types import Array, Masks, Params, Scores
+from mvp_jax import models, train
+from mvp_jax.core import prune, trees, vote
+from mvp_jax.core.patterns import Pattern
+from mvp_jax.core.types import Array, Masks, Params, Scores
+from mvp_jax.methods import sparse
+from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.parallel import mapping
+from mvp_jax.train import population
 
 EXAMPLES, SHARE, TARGET = 1024, 0.1, 0.9
 PARTS = ("copying", "training", "selection", "vote")
@@ -101,7 +105,7 @@ def main() -> None:
     if cores != torch.get_num_threads():
         print(f"Not the same number of threads: take --threads {cores}, or fewer cores (taskset)")
     logging.basicConfig(stream=sys.stdout, format="auto: %(message)s")
-    logging.getLogger("mvp_jax.planning").setLevel(logging.INFO)
+    logging.getLogger("mvp_jax.parallel.auto").setLevel(logging.INFO)
 
     problem = subject(args)
     ours = with_jax(problem, args)
@@ -147,14 +151,16 @@ def drawn(args: argparse.Namespace) -> tuple[train.Protocol, Array, Array]:
     """Protocols, examples and keys of the members."""
     key_draw, key_members = jax.random.split(jax.random.key(1))
     rate = jnp.float32(training(args).learning_rate)
-    chosen = weak.draw(key_draw, rate, diversity=weak.Diversity(), count=args.members, examples=EXAMPLES)
+    chosen = weak_members.draw(
+        key_draw, rate, diversity=weak_members.Diversity(), count=args.members, examples=EXAMPLES
+    )
     return *chosen, jax.random.split(key_members, args.members)
 
 
 @functools.partial(jax.jit, static_argnames="pattern")
 def selected(params: Params, kept: Masks, keep: Array, *, pattern: Pattern) -> tuple[Scores, Masks]:
     scores = jax.vmap(lambda p: pattern.entries(p, kept, "l2"))(params)
-    return scores, weak.ballots(scores, kept, keep, pattern=pattern)
+    return scores, weak_members.ballots(scores, kept, keep, pattern=pattern)
 
 
 @functools.partial(jax.jit, static_argnames="pattern")
@@ -187,7 +193,7 @@ def with_jax(problem: sparse.Problem, args: argparse.Namespace) -> Callable[...,
             )
         )
         clock.end("training")
-        who = weak.weights(states)
+        who = weak_members.weights(states)
         params = states.variables.params
         scores, cast = jax.block_until_ready(selected(params, run.kept, keep, pattern=pattern))
         clock.end("selection")

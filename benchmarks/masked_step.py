@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mvp_jax import masks, models, prune, saliency, train, trees
-from mvp_jax.types import Batch, Variables
+from mvp_jax import models, saliency, train
+from mvp_jax.core import masks, prune, trees
+from mvp_jax.core.types import Batch, Variables
 
 
 def main() -> None:

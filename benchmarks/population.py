@@ -29,8 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mvp_jax import mapping, models, population, train, trees
-from mvp_jax.types import Variables
+from mvp_jax import models, train
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
+from mvp_jax.parallel import mapping
+from mvp_jax.train import population
 
 RATE, MOMENTUM, EXAMPLES = 0.01, 0.9, 512
 
@@ -72,7 +75,7 @@ def main() -> None:
     here = {"threads": threads_here(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     print(f"{here}, load average before {os.getloadavg()[0]:.1f}", flush=True)
     said: list[str] = []
-    planner = logging.getLogger("mvp_jax.planning")
+    planner = logging.getLogger("mvp_jax.parallel.auto")
     planner.setLevel(logging.INFO)
     planner.addHandler(type("Said", (logging.Handler,), {"emit": lambda _, record: said.append(record.getMessage())})())
     rows = [row for kind in args.models for k in args.members for row in speed(kind, k, args, said)]

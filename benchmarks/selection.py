@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn.utils import prune as torch_prune
 
-from mvp_jax import prune
+from mvp_jax.core import prune
 
 
 def weights(millions: float, leaves: int, decimals: int | None, seed: int) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import compact, cost, models
+from mvp_jax import compact, models
+from mvp_jax.compact import cost
 
 
 def main():

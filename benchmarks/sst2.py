@@ -23,11 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import metrics, train
-from mvp_jax.data import buckets, glue
+from mvp_jax import train
+from mvp_jax.core.types import Variables
+from mvp_jax.data.checkpoint_inputs import buckets
+from mvp_jax.data.datasets import glue
 from mvp_jax.models import bert
 from mvp_jax.models.api import Model
-from mvp_jax.types import Variables
+from mvp_jax.train import metrics
 
 WORDS = {1: ("fine", "moving", "a delight"), 0: ("dull", "a mess", "bland")}
 

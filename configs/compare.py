@@ -13,7 +13,7 @@ sparsities, 65 minutes of two cores), and eleven on the digits: `docs/results`. 
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments
+from mvp_jax.experiments import presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
@@ -22,7 +22,7 @@ def _cifar(config: ConfigDict, model: str) -> None:
     A network trained on CIFAR-10 (or CIFAR-100 itself, for a `distiller`) is pruned for them. Half of the official test
     split validates, the other half reports.
     """
-    fragments.cifar(config, "distiller" in model)
+    presets.cifar(config, "distiller" in model)
     config.mapping = "auto"
     config.data.fractions = (0.1, 0.9)
     config.tasks.classes_per_task = 10
@@ -38,12 +38,12 @@ def _cifar(config: ConfigDict, model: str) -> None:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg)
+    given = presets.arguments(arg)
     data = given.get("data", "digits")
-    model = given.get("model", "bert" if data in fragments.TEXTS else "vit")
-    config = fragments.trials(data, model)
+    model = given.get("model", "bert" if data in presets.TEXTS else "vit")
+    config = presets.trials(data, model)
     if data == "npz":
         _cifar(config, model)
     if "runlocal" in given:
-        fragments.briefly(config)
+        presets.briefly(config)
     return config

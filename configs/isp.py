@@ -20,15 +20,15 @@ has not been run at full length.
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments
+from mvp_jax.experiments import presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg)
+    given = presets.arguments(arg)
     data = given.get("data", "digits")
-    model = given.get("model", "bert" if data in fragments.TEXTS else "vit")
-    config = fragments.trials(data, model)
-    config.methods = fragments.ISP_LINES
+    model = given.get("model", "bert" if data in presets.TEXTS else "vit")
+    config = presets.trials(data, model)
+    config.methods = presets.ISP_LINES
     if "runlocal" in given:
-        fragments.briefly(config)
+        presets.briefly(config)
     return config

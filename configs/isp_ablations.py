@@ -15,19 +15,19 @@ five, and members' mean weights (`isp_soup`) worth 0.9 to 1.5 points; `docs/resu
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, sweeping
+from mvp_jax.experiments import presets, sweep
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("study", "data", "model", "runlocal"))
+    given = presets.arguments(arg, ("study", "data", "model", "runlocal"))
     data = given.get("data", "digits")
-    model = given.get("model", "bert" if fragments.is_text(data) else "vit")
+    model = given.get("model", "bert" if presets.is_text(data) else "vit")
     if "runlocal" in given:
-        data, model = fragments.local(data, model)
-    config = fragments.trials(data, model)
+        data, model = presets.local(data, model)
+    config = presets.trials(data, model)
     config.methods = ("isp", "isp_one", "isp_soup", "gradual")
     if "runlocal" in given:
-        fragments.briefly(config)
+        presets.briefly(config)
     studies = {
         "members": {"isp.members": (2, 3, 5, 9)},
         "vote": {"isp.vote": ("mean", "union", "majority", "intersection", "score")},
@@ -35,6 +35,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "diversity": {"isp.diversity.subset": (0.25, 0.5, 1.0),
                       "isp.diversity.learning_rate": ((1.0, 1.0), (0.5, 2.0), (0.25, 4.0))},
     }  # fmt: skip
-    name = fragments.one_of("study", given.get("study", "members"), studies)
+    name = presets.one_of("study", given.get("study", "members"), studies)
     values = {path: those[:2] if "runlocal" in given else those for path, those in studies[name].items()}
-    return sweeping.over(config, values)
+    return sweep.over(config, values)

@@ -20,21 +20,21 @@ GLUE.
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, papers
+from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("data", "checkpoint", "runlocal"))
+    given = presets.arguments(arg, ("data", "checkpoint", "runlocal"))
     folder, data, local = given.get("checkpoint", ""), given.get("data", "docstrings"), "runlocal" in given
-    config = fragments.trials("docstrings", "checkpoint" if folder else "bert")
-    config.methods = fragments.ISP_LINES
+    config = presets.trials("docstrings", "checkpoint" if folder else "bert")
+    config.methods = presets.ISP_LINES
     if data != "docstrings" and not local:
-        papers.whole(config, f"glue/{fragments.one_of('data', data, ('docstrings', *papers.TEXTS))}")
+        papers.whole(config, f"glue/{presets.one_of('data', data, ('docstrings', *papers.TEXTS))}")
         if not folder:  # a small BERT learns the task itself, on another part of it
             config.data.fractions, config.data.length = (0.5, 0.5), 32
     if folder:
         papers.checkpoint(config, folder)
         config.model.options = ConfigDict()
     if local:
-        fragments.briefly(config)
+        presets.briefly(config)
     return config

@@ -6,8 +6,8 @@
 
 `data=mnist|svhn|cars|gtsrb|cifar10|cifar100` are the paper's: all classes at once, 10 to 90 % of the weights pruned.
 They are read as tensorflow-datasets prepared them (`--config.data.path`, by default where it puts them), GTSRB from a
-folder. So many training images of each class that all fit on a device at 224 pixels (`mvp_jax/papers.py`); the paper
-takes all: `--config.tasks.shots=N`.
+folder. So many training images of each class that all fit on a device at 224 pixels
+(`mvp_jax/experiments/papers.py`); the paper takes all: `--config.tasks.shots=N`.
 
 `checkpoint` is a folder as `transformers` writes it (`config.json`, `model.safetensors`, `preprocessor_config.json` and
 the tokeniser's files), or the id of one on the Hugging Face hub (the paper's is `openai/clip-vit-base-patch32`). Its
@@ -23,22 +23,22 @@ the same total cost (`docs/results`).
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, papers
+from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("data", "checkpoint", "runlocal"))
+    given = presets.arguments(arg, ("data", "checkpoint", "runlocal"))
     folder, data, local = given.get("checkpoint", ""), given.get("data", "digits"), "runlocal" in given
     own = data in ("digits", "npz", "folder")
     if not own:
-        fragments.one_of("data", data, ("digits", "npz", "folder", *papers.TEMPLATES))
-    config = fragments.trials(data if own and not local else "digits", "checkpoint" if folder else "clip")
-    config.methods = fragments.ISP_LINES
+        presets.one_of("data", data, ("digits", "npz", "folder", *papers.TEMPLATES))
+    config = presets.trials(data if own and not local else "digits", "checkpoint" if folder else "clip")
+    config.methods = presets.ISP_LINES
     if not own and not local:
         papers.whole(config, data, papers.SHOTS[data])
     if folder:
         papers.checkpoint(config, folder)
-        config.templates = fragments.TEMPLATES[papers.TEMPLATES.get(data, "mnist" if data == "digits" else "cifar")]
+        config.templates = presets.TEMPLATES[papers.TEMPLATES.get(data, "mnist" if data == "digits" else "cifar")]
     if local:
-        fragments.briefly(config)
+        presets.briefly(config)
     return config

@@ -17,7 +17,7 @@ and batch were chosen on validation images. Results, with what they do not show,
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments
+from mvp_jax.experiments import presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
@@ -26,7 +26,7 @@ def _cifar(config: ConfigDict, model: str) -> None:
     20 classes stay out of the bank. Targets take their training images from a part of the training split that the bank
     does not see; half of the official test split validates, the other half reports.
     """
-    fragments.cifar(config, "distiller" in model)
+    presets.cifar(config, "distiller" in model)
     config.prune.ratio = 0.75
     config.data.fractions = (0.7, 0.3)
     config.tasks.classes_per_task = 10
@@ -44,11 +44,11 @@ def _cifar(config: ConfigDict, model: str) -> None:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg)
+    given = presets.arguments(arg)
     data, model = given.get("data", "digits"), given.get("model", "resnet")
-    config = fragments.meta_vote(data, model)
+    config = presets.meta_vote(data, model)
     if data == "npz":
         _cifar(config, model)
     if "runlocal" in given:
-        fragments.votes_briefly(config)
+        presets.votes_briefly(config)
     return config

@@ -16,23 +16,23 @@ classes a better predictor of overlap than LEEP.
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, papers, sweeping
+from mvp_jax.experiments import papers, presets, sweep
 
 _METHODS = ("mvp", "copy_nearest", "vote_farthest", "vote_universal", "ifp")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("study", "data", "checkpoint", "runlocal"))
+    given = presets.arguments(arg, ("study", "data", "checkpoint", "runlocal"))
     local, data = "runlocal" in given, given.get("data", "digits")
     if local or data == "digits":
-        config = fragments.meta_vote("digits", "resnet")
+        config = presets.meta_vote("digits", "resnet")
     elif data == "cifar100":
         config = papers.meta_vote_cifar100()
         config.model.checkpoint = given.get("checkpoint", "runs/pretrain_supervised/model")
     else:
         raise ValueError(f"unknown data {data!r}; choose 'digits' or 'cifar100'")
     if local:
-        fragments.votes_briefly(config)
+        presets.votes_briefly(config)
     config.methods = _METHODS
     small = config.data.name == "digits"
     studies = {
@@ -41,6 +41,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "ratio": {"prune.ratio": (0.5, 0.75, 0.875) if small else (0.5, 0.75, 0.85, 0.9)},
         "classes": {"tasks.classes_per_task": (3, 4, 5) if small else (5, 10, 20)},
     }
-    name = fragments.one_of("study", given.get("study", "neighbours"), studies)
+    name = presets.one_of("study", given.get("study", "neighbours"), studies)
     values = {path: those[:2] if local else those for path, those in studies[name].items()}
-    return sweeping.over(config, values, apart=("prune.ratio",) if name == "ratio" else ())
+    return sweep.over(config, values, apart=("prune.ratio",) if name == "ratio" else ())

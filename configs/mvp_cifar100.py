@@ -21,27 +21,27 @@ own (section 9 of the description). `:runlocal` was run here: digits, a ResNet-8
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, papers
+from mvp_jax.experiments import papers, presets
 
 _PRETRAININGS = ("supervised", "simsiam")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     allowed = ("model", "pretraining", "checkpoint", "targets", "classes", "ratio", "runlocal")
-    given = fragments.arguments(arg, allowed)
+    given = presets.arguments(arg, allowed)
     how, ratio = given.get("pretraining", "supervised"), given.get("ratio")
     if how not in _PRETRAININGS:
         raise ValueError(f"unknown pretraining {how!r}; choose one of {_PRETRAININGS}")
     if "runlocal" in given:
-        config = fragments.meta_vote("digits", "resnet")
-        fragments.votes_briefly(config)
+        config = presets.meta_vote("digits", "resnet")
+        presets.votes_briefly(config)
     else:
         config = papers.meta_vote_cifar100(
             given.get("model", "resnet18"),
             given.get("targets", "cifar100"),
-            fragments.number("classes", given.get("classes", "10"), int),
+            presets.number("classes", given.get("classes", "10"), int),
         )
         config.model.checkpoint = given.get("checkpoint", f"runs/pretrain_{how}/model")
     if ratio is not None:
-        config.prune.ratio = fragments.number("ratio", ratio, float)
+        config.prune.ratio = presets.number("ratio", ratio, float)
     return config

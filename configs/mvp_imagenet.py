@@ -16,18 +16,18 @@ four bank tasks). The number of tasks is the paper's, the classes of a task (10)
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, papers
-from mvp_jax.data import catalog
+from mvp_jax.data.datasets import catalog
+from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("data", "model", "checkpoint", "classes", "ratio", "runlocal"))
+    given = presets.arguments(arg, ("data", "model", "checkpoint", "classes", "ratio", "runlocal"))
     data, model = given.get("data", "imagenet"), given.get("model", "resnet50")
     if "runlocal" in given:
-        config = fragments.meta_vote(*fragments.local("digits", model))
-        fragments.votes_briefly(config)
+        config = presets.meta_vote(*presets.local("digits", model))
+        presets.votes_briefly(config)
     else:
-        config = fragments.meta_vote(data, model)
+        config = presets.meta_vote(data, model)
         papers.many(config, model)
         small = catalog.find(data).size <= 64
         config.model.options = ConfigDict({"stem": "small"} if small and model in papers.LARGE else {})
@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.checkpoint = given.get("checkpoint", "runs/pretrain_supervised/model")
         config.data.unseen_classes = config.pretrain.classes // 5  # no task of the bank has them
         config.bank.tasks = 300
-        config.tasks.classes_per_task = fragments.number("classes", given.get("classes", "10"), int)
+        config.tasks.classes_per_task = presets.number("classes", given.get("classes", "10"), int)
     if "ratio" in given:
-        config.prune.ratio = fragments.number("ratio", given["ratio"], float)
+        config.prune.ratio = presets.number("ratio", given["ratio"], float)
     return config

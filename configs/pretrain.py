@@ -9,7 +9,8 @@
 The other jobs take the result by `--config.model.checkpoint=DIR/model`, with the same `model.name` and `model.options`;
 with the same data, seed and `data.fractions` they keep targets to images that it was not trained on. The argument:
 `data=digits|npz|folder|NAME` (of `mvp_jax.data.catalog`; `--config.data.path` says where it is),
-`model=resnet|vit|NAME`, `method=supervised|simsiam`, `recipe=resnet|vit|simsiam` (see `mvp_jax/papers.py`), `runlocal`.
+`model=resnet|vit|NAME`, `method=supervised|simsiam`, `recipe=resnet|vit|simsiam` (see
+`mvp_jax/experiments/papers.py`), `runlocal`.
 The default is a ResNet-8 on six of the ten digits, as `configs/mvp.py` wants it. Pictures that do not fit into memory
 are read as training goes; all accelerators share each batch.
 
@@ -22,14 +23,14 @@ CIFAR-10, ResNet-18, SimSiam at these settings (arXiv:2011.10566, section D): 91
 
 from ml_collections import ConfigDict
 
-from mvp_jax import fragments, papers
+from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = fragments.arguments(arg, ("data", "model", "method", "recipe", "runlocal"))
+    given = presets.arguments(arg, ("data", "model", "method", "recipe", "runlocal"))
     data, model, local = given.get("data", "digits"), given.get("model", "resnet"), "runlocal" in given
     if local:
-        data, model = fragments.local(data, model)
+        data, model = presets.local(data, model)
     config = papers.pretraining(data, model, given.get("method", "supervised"), given.get("recipe", ""))
     if local:
         config.pretrain.steps, config.pretrain.save_every, config.pretrain.batch = 4, 2, 32

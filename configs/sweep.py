@@ -16,7 +16,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from mvp_jax import overrides, sweeping
+from mvp_jax.experiments import command_line, sweep
 
 _RATES = {"mvp": "tune.learning_rate"}
 
@@ -25,11 +25,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     words = [word for word in (arg or "").split(",") if word]
     base = next((word.removeprefix("base=") for word in words if word.startswith("base=")), "isp")
     rest = ",".join(word for word in words if not word.startswith("base="))
-    config = overrides.load(pathlib.Path(__file__).with_name(f"{base}.py"), rest or None)
+    config = command_line.load(pathlib.Path(__file__).with_name(f"{base}.py"), rest or None)
     path = _RATES.get(config.job, "train.learning_rate")
     *parents, last = path.split(".")
     node = config
     for name in parents:
         node = node[name]
     rates = tuple(float(f"{node[last] * factor:.3g}") for factor in (0.3, 1, 3))
-    return sweeping.over(config, {path: rates[1:] if "runlocal" in words else rates})
+    return sweep.over(config, {path: rates[1:] if "runlocal" in words else rates})

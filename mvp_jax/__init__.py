@@ -13,95 +13,96 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mvp_jax import bank as bank
-    from mvp_jax import budget as budget
-    from mvp_jax import checkpoint as checkpoint
     from mvp_jax import compact as compact
-    from mvp_jax import comparison as comparison
-    from mvp_jax import connections as connections
-    from mvp_jax import cost as cost
     from mvp_jax import data as data
-    from mvp_jax import evaluation as evaluation
-    from mvp_jax import experiment as experiment
-    from mvp_jax import export as export
-    from mvp_jax import formats as formats
+    from mvp_jax import experiments as experiments
     from mvp_jax import graph as graph
-    from mvp_jax import masks as masks
     from mvp_jax import methods as methods
     from mvp_jax import models as models
-    from mvp_jax import patterns as patterns
-    from mvp_jax import population as population
     from mvp_jax import pretrained as pretrained
-    from mvp_jax import probe as probe
-    from mvp_jax import processes as processes
-    from mvp_jax import prune as prune
     from mvp_jax import reports as reports
     from mvp_jax import saliency as saliency
-    from mvp_jax import schedules as schedules
-    from mvp_jax import sensitivity as sensitivity
-    from mvp_jax import similarity as similarity
     from mvp_jax import train as train
-    from mvp_jax import transforms as transforms
-    from mvp_jax import trees as trees
-    from mvp_jax import types as types
-    from mvp_jax import units as units
-    from mvp_jax import vote as vote
-    from mvp_jax.types import Variables as Variables
-    from mvp_jax.units import Group as Group
-    from mvp_jax.units import Slot as Slot
+    from mvp_jax.compact import budget as budget
+    from mvp_jax.compact import cost as cost
+    from mvp_jax.compact import sensitivity as sensitivity
+    from mvp_jax.core import masks as masks
+    from mvp_jax.core import patterns as patterns
+    from mvp_jax.core import prune as prune
+    from mvp_jax.core import schedules as schedules
+    from mvp_jax.core import similarity as similarity
+    from mvp_jax.core import trees as trees
+    from mvp_jax.core import types as types
+    from mvp_jax.core import units as units
+    from mvp_jax.core import vote as vote
+    from mvp_jax.core.types import Variables as Variables
+    from mvp_jax.core.units import Group as Group
+    from mvp_jax.core.units import Slot as Slot
+    from mvp_jax.parallel import processes as processes
+    from mvp_jax.pretrained import export as export
+    from mvp_jax.pretrained import formats as formats
+    from mvp_jax.storage import checkpoint as checkpoint
+    from mvp_jax.storage import records as records
+    from mvp_jax.train import evaluation as evaluation
+    from mvp_jax.train import metrics as metrics
+    from mvp_jax.train import population as population
+    from mvp_jax.train import probe as probe
+    from mvp_jax.train import simsiam as simsiam
+    from mvp_jax.train import transforms as transforms
 
 __version__ = "0.1.0"
 
-_MODULES = frozenset(
-    {
-        "bank",
-        "budget",
-        "checkpoint",
-        "compact",
-        "comparison",
-        "connections",
-        "cost",
-        "data",
-        "evaluation",
-        "experiment",
-        "export",
-        "formats",
-        "graph",
-        "masks",
-        "methods",
-        "metrics",
-        "models",
-        "patterns",
-        "population",
-        "pretrained",
-        "probe",
-        "processes",
-        "prune",
-        "reports",
-        "saliency",
-        "schedules",
-        "sensitivity",
-        "similarity",
-        "simsiam",
-        "train",
-        "transforms",
-        "trees",
-        "types",
-        "units",
-        "vote",
-    }
-)
-_NAMES = {"Group": "units", "Slot": "units", "Variables": "types"}
+_PLACES = {
+    "bank": "bank",
+    "budget": "compact.budget",
+    "checkpoint": "storage.checkpoint",
+    "compact": "compact",
+    "cost": "compact.cost",
+    "data": "data",
+    "evaluation": "train.evaluation",
+    "experiments": "experiments",
+    "export": "pretrained.export",
+    "formats": "pretrained.formats",
+    "graph": "graph",
+    "masks": "core.masks",
+    "methods": "methods",
+    "metrics": "train.metrics",
+    "models": "models",
+    "patterns": "core.patterns",
+    "population": "train.population",
+    "pretrained": "pretrained",
+    "probe": "train.probe",
+    "processes": "parallel.processes",
+    "prune": "core.prune",
+    "records": "storage.records",
+    "reports": "reports",
+    "saliency": "saliency",
+    "schedules": "core.schedules",
+    "sensitivity": "compact.sensitivity",
+    "similarity": "core.similarity",
+    "simsiam": "train.simsiam",
+    "train": "train",
+    "transforms": "train.transforms",
+    "trees": "core.trees",
+    "types": "core.types",
+    "units": "core.units",
+    "vote": "core.vote",
+}
+"""Where each module stands that is offered here: what a researcher imports, whichever folder it lives in."""
+
+_NAMES = {"Group": "core.units", "Slot": "core.units", "Variables": "core.types"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports what is asked for the first time it is asked for."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _NAMES:
+    if name in _PLACES:
+        value = importlib.import_module(f"{__name__}.{_PLACES[name]}")
+    elif name in _NAMES:
         value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
@@ -113,39 +114,5 @@ __all__ = [
     "Slot",
     "Variables",
     "__version__",
-    "bank",
-    "budget",
-    "checkpoint",
-    "compact",
-    "comparison",
-    "connections",
-    "cost",
-    "data",
-    "evaluation",
-    "experiment",
-    "export",
-    "formats",
-    "graph",
-    "masks",
-    "methods",
-    "metrics",
-    "models",
-    "patterns",
-    "population",
-    "pretrained",
-    "probe",
-    "processes",
-    "prune",
-    "reports",
-    "saliency",
-    "schedules",
-    "sensitivity",
-    "similarity",
-    "simsiam",
-    "train",
-    "transforms",
-    "trees",
-    "types",
-    "units",
-    "vote",
+    *_PLACES,
 ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mvp_jax import overrides
+from mvp_jax.experiments import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, an argument after a colon.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all is written; a killed run is continued.", required=True)
@@ -17,16 +17,16 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(f"error: unknown arguments {argv[1:]}; settings are given as --config.name=value")
     # Orbax reports every write; what is worth a line here is the job's own progress.
     logging.set_verbosity(logging.WARNING)
-    from mvp_jax import experiment
+    from mvp_jax.experiments import run
 
     try:
-        experiment.run(_CONFIG.value, _WORKDIR.value)
+        run.run(_CONFIG.value, _WORKDIR.value)
     except ValueError as error:
-        if not overrides.ours(error):
+        if not command_line.ours(error):
             raise
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=overrides.parse)
+    app.run(main, flags_parser=command_line.parse)

@@ -115,7 +115,8 @@ if __name__ == "__main__":  # `python -m tests.bucket --config=... --workdir=gs:
     register()
     from absl import app, flags
 
-    from mvp_jax import main, overrides
+    from mvp_jax import main
+    from mvp_jax.experiments import command_line
 
     flags.mark_flag_as_required("config")
-    app.run(main.main, argv=sys.argv, flags_parser=overrides.parse)
+    app.run(main.main, argv=sys.argv, flags_parser=command_line.parse)

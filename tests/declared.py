@@ -1,9 +1,9 @@
 """Coupled groups of the models, declared by hand: what tracing has to find."""
 
+from mvp_jax.core.units import Group, Slot
 from mvp_jax.models.api import Model
 from mvp_jax.models.resnet import ResNetConfig
 from mvp_jax.models.vit import ViTConfig
-from mvp_jax.units import Group, Slot
 
 
 def _made(conv: str, norm: str) -> tuple[Slot, ...]:

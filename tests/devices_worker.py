@@ -2,7 +2,7 @@
 
 import jax
 
-from mvp_jax import population
+from mvp_jax.train import population
 from tests import members
 
 assert len(jax.devices()) == 8

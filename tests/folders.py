@@ -4,8 +4,9 @@ import json
 
 import jax
 
-from mvp_jax import export, models
+from mvp_jax import models
 from mvp_jax.models import bert, clip
+from mvp_jax.pretrained import export
 from tests.model_kinds import randomise
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,"

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import masks, models, population, prune, saliency, train
+from mvp_jax import models, saliency, train
+from mvp_jax.core import masks, prune
 from mvp_jax.models import resnet
+from mvp_jax.train import population
 from tests import text
 
 KINDS = ("resnet", "vit", "text")

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvp_jax.core.types import Variables
+from mvp_jax.core.units import Group, Slot
 from mvp_jax.models.api import Inspection, Model
-from mvp_jax.types import Variables
-from mvp_jax.units import Group, Slot
 
 INPUTS = 5
 

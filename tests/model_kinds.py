@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import models, trees
+from mvp_jax import models
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
 from mvp_jax.models import bert, clip, resnet, vit
-from mvp_jax.types import Variables
 
 _BASIC = resnet.ResNetConfig(
     stem_width=5,

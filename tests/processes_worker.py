@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mvp_jax import checkpoint, mapping, population, processes, train, vote
+from mvp_jax import train
+from mvp_jax.core import vote
+from mvp_jax.parallel import mapping, processes
+from mvp_jax.storage import checkpoint
+from mvp_jax.train import population
 from tests import mlp
 
 K, HALF, STEPS, TX = 3, 4, 8, train.optimizer("sgd")

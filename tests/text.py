@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mvp_jax.core.types import Variables
 from mvp_jax.models import Model
-from mvp_jax.types import Variables
 
 WORDS, LENGTH, DIM, CLASSES = 11, 6, 8, 3
 

@@ -2,32 +2,16 @@
 
 Examples are a `sources.Source`: arrays, or images that are decoded when they are looked at (`lazy`). They come from
 data sets known by name (`catalog`, `prepared`), from `folders`, from `text` and `glue`, or from several of these
-(`joined`). `tasks` and `groups` choose classes, `transforms` and `augment` change images on the device, `cropping` on
+(`joined`). `tasks` and `groups` choose classes, `augment` changes images on the device, `cropping` on
 the host. What does not fit on a device is read by `streams` (`prefetch` for anything iterable). A checkpoint's input
 is made of texts by `tokens` (kept by `encoded`, padded to few lengths by `buckets`), of pictures by `images`.
 """
 
-from mvp_jax.data import (
-    augment,
-    buckets,
-    catalog,
-    cropping,
-    encoded,
-    folders,
-    glue,
-    groups,
-    images,
-    joined,
-    lazy,
-    prefetch,
-    prepared,
-    sources,
-    streams,
-    tasks,
-    text,
-    tokens,
-    transforms,
-)
+from mvp_jax.data import augment, groups, sources, tasks
+from mvp_jax.data.augment import basic, cropping
+from mvp_jax.data.checkpoint_inputs import buckets, encoded, images, tokens
+from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
+from mvp_jax.data.loading import lazy, prefetch, streams
 
 __all__ = [
     "augment",
@@ -48,5 +32,5 @@ __all__ = [
     "tasks",
     "text",
     "tokens",
-    "transforms",
+    "basic",
 ]

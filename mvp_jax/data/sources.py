@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvp_jax.data import lazy, residuals
-from mvp_jax.data.lazy import Lazy
+from mvp_jax.data import residuals
+from mvp_jax.data.loading import lazy
+from mvp_jax.data.loading.lazy import Lazy
 
 _MUCH = 2**29  # bytes of uint8 images, from which on they are normalised when they are looked at
 _SAMPLE = 10_000  # images that mean and deviation are taken of, where they have to be decoded for it

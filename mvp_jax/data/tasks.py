@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvp_jax import storage
 from mvp_jax.data import sources
 from mvp_jax.data.sources import Arrays, Source
+from mvp_jax.storage import files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,8 @@ def save(tasks: Sequence[Task], path: str | os.PathLike[str]) -> None:
     """
     _distinct(tasks)
     rows = ",\n".join("  " + json.dumps({"name": t.name, "classes": list(t.classes)}) for t in tasks)
-    with storage.writing(path):
-        storage.write_bytes(path, f'{{"format": "mvp_jax tasks", "version": 1, "tasks": [\n{rows}\n]}}\n'.encode())
+    with files.writing(path):
+        files.write_bytes(path, f'{{"format": "mvp_jax tasks", "version": 1, "tasks": [\n{rows}\n]}}\n'.encode())
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Task, ...]:

@@ -1,11 +1,12 @@
 """Pruning methods, each a function `(problem, settings, key) -> Pruned`.
 
-Those that prune units of a few-shot task take an `api.Problem`, those for a sparsity a `sparse.Problem`.
+Those that prune units of a few-shot task take a `few_shot.Problem`, those for a sparsity a `sparse.Problem`.
 """
 
-from mvp_jax.methods import dynamic, gradual, ifp, imp, isp, metasoup, movement, mvp, once, oneshot, reptile, soup
-from mvp_jax.methods.api import Method
-from mvp_jax.methods.sparse import Method as SparseMethod
+from mvp_jax.methods.few_shot import Method, ifp, metasoup, mvp, oneshot, reptile
+from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, soup
+from mvp_jax.methods.sparse import oneshot as once
+from mvp_jax.methods.sparse.api import Method as SparseMethod
 
 FEW_SHOT: dict[str, Method] = {
     "dense": oneshot.dense,

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mvp_jax import graph, trees
-from mvp_jax.trees import Rules
-from mvp_jax.types import Array, Key, PyTree, Variables
-from mvp_jax.units import Group
+from mvp_jax import graph
+from mvp_jax.core import trees
+from mvp_jax.core.types import Array, Key, PyTree, Variables
+from mvp_jax.core.units import Group
 
 
 class Inspection(NamedTuple):
@@ -65,7 +65,7 @@ class Model:
     apply: Callable[..., tuple[Array, PyTree]]
     inspect: Callable[..., Inspection]
     groups: tuple[Group, ...]
-    prunable: Rules
+    prunable: trees.Rules
     resize: Callable[[Mapping[str, int]], "Model"]
     with_classes: Callable[[int], "Model"]
     input_shape: tuple[int, ...]
@@ -200,7 +200,7 @@ def from_module(
     *,
     config: Any,
     groups: Sequence[Group],
-    prunable: Rules,
+    prunable: trees.Rules,
     resize: Callable[[Mapping[str, int]], Model],
     with_classes: Callable[[int], Model],
     input_shape: tuple[int, ...],

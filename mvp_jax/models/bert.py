@@ -14,9 +14,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from mvp_jax.core.types import Array
+from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
-from mvp_jax.types import Array
-from mvp_jax.units import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

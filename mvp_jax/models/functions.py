@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
+from mvp_jax.core.trees import Rules
+from mvp_jax.core.types import Array, Key, PyTree, Variables
+from mvp_jax.core.units import Group
 from mvp_jax.models.api import Inspection, Model
-from mvp_jax.trees import Rules
-from mvp_jax.types import Array, Key, PyTree, Variables
-from mvp_jax.units import Group
 
 
 def from_apply(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mvp_jax.core.types import Array
 from mvp_jax.models.api import Hooks, Noise
 from mvp_jax.models.widths import Transformer
-from mvp_jax.types import Array
 
 
 def im2col(

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mvp_jax.core.types import Array
+from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers
-from mvp_jax.types import Array
-from mvp_jax.units import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

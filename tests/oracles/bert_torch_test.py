@@ -10,10 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mvp_jax import models, trees
-from mvp_jax.formats import bert as formats
+from mvp_jax import models
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
 from mvp_jax.models import api, bert
-from mvp_jax.types import Variables
+from mvp_jax.pretrained.keys import bert as formats
 from tests.oracles import hugging_face
 
 DIM, HEADS, LAYERS, MLP, VOCAB, LONGEST, CLASSES = 32, 4, 2, 40, 50, 12, 5

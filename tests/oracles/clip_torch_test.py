@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mvp_jax import trees
-from mvp_jax.formats import clip as formats
-from mvp_jax.formats import rules
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
 from mvp_jax.models import api, clip, layers
-from mvp_jax.types import Variables
+from mvp_jax.pretrained import key_table, tensor_files
+from mvp_jax.pretrained.keys import clip as formats
 
 POSITIONS, EOS = 9, 3
 
@@ -60,7 +60,7 @@ def ours(module):
         like = jax.eval_shape(model.init, jax.random.key(0))
         got = {}
         for name, array in tensors.items():
-            got |= rules.to_ours(form, name, array, model.config)
+            got |= key_table.to_ours(form, name, array, model.config)
         head = {p: np.zeros(a.shape, np.float32) for p, a in trees.flatten(like).items() if "/head/" in p}
         found.append((model, trees.replace(like, {p: jnp.asarray(a) for p, a in (got | head).items()})))
     return found
@@ -85,7 +85,7 @@ def test_features_and_similarities(options):
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(vision.inspect(v, images).features, out.image_embeds.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(text.inspect(t, ids).features, out.text_embeds.numpy(), rtol=1e-4, atol=1e-5)
-    scale = formats.logit_scale(formats.files.held({"logit_scale": module.logit_scale.detach().numpy()}))
+    scale = formats.logit_scale(tensor_files.held({"logit_scale": module.logit_scale.detach().numpy()}))
     got = clip.similarity(vision, v, text, t, images, ids, scale)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -161,7 +161,7 @@ def test_gradients():
     for form, model, own in zip(formats.FORMATS, (vision, text), mine, strict=True):
         leaves = trees.flatten(Variables(own, {}))
         for name, g in grads.items():
-            for path, expected in rules.to_ours(form, name, g, model.config).items():
+            for path, expected in key_table.to_ours(form, name, g, model.config).items():
                 assert np.abs(expected).max() > 1e-5 or path.endswith("key/bias"), path
                 np.testing.assert_allclose(leaves[path], expected, rtol=1e-3, atol=1e-4, err_msg=path)
                 compared += 1
@@ -177,7 +177,7 @@ def test_what_is_described_is_theirs(tower):
     cls = getattr(transformers, f"CLIP{tower.capitalize()}ModelWithProjection")
     described = form.describe(model.config)
     again = cls(getattr(transformers, f"CLIP{tower.capitalize()}Config")(**described)).eval()
-    state = {n: torch.tensor(a) for n, a in rules.stored(form, variables, model.config) if "_head." not in n}
+    state = {n: torch.tensor(a) for n, a in key_table.stored(form, variables, model.config) if "_head." not in n}
     again.load_state_dict(state, strict=True)
     images, ids = inputs()
     with torch.no_grad():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax import connections, trees
-from mvp_jax.tracing import inputs
-from mvp_jax.types import Variables
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
+from mvp_jax.saliency import input_norms, weight_scores
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -124,8 +124,8 @@ def test_snip_and_grasp():
     def ours(params, x, y):
         return loss(Variables(params, variables.rest), x, y)
 
-    compare(connections.snip(variables.params, jax.grad(ours)(variables.params, x, y)), snip)
-    found = compare(connections.grasp(ours, variables.params, x, y), grasp)
+    compare(weight_scores.snip(variables.params, jax.grad(ours)(variables.params, x, y)), snip)
+    found = compare(weight_scores.grasp(ours, variables.params, x, y), grasp)
     assert min(float(s.min()) for s in found.values()) < 0 < max(float(s.max()) for s in found.values())
 
 
@@ -141,7 +141,7 @@ def test_fisher():
     def ours(params, x1, y1):
         return loss(Variables(params, variables.rest), x1[None], y1[None])
 
-    compare(connections.fisher(ours, variables.params, x, y, batch=3), expected)
+    compare(weight_scores.fisher_diagonal(ours, variables.params, x, y, batch=3), expected)
 
 
 def test_synflow():
@@ -157,7 +157,7 @@ def test_synflow():
         net.norm.running_var.fill_(1)
     net(torch.ones(1, *SHAPE[::-1])).sum().backward()
     expected = {n: p * p.grad for n, p in net.named_parameters() if n.endswith("weight") and "norm" not in n}
-    got = connections.synflow_scores(apply, variables, SHAPE, prunable=PRUNABLE)
+    got = weight_scores.synflow_scores(apply, variables, SHAPE, prunable=PRUNABLE)
     assert len(compare(got, expected, rtol=1e-4)) == 4
     assert got["norm"]["scale"].shape == got["fc"]["bias"].shape == ()
 
@@ -184,6 +184,6 @@ def test_wanda():
     for name in ("first", "second", "fc", "head"):
         getattr(net, name).register_forward_hook(hook(name))
     net(channels_first(x))
-    found = inputs.norms(apply, variables, x, prunable=PRUNABLE)
-    compare(connections.wanda(variables.params, found.norm), expected, rtol=1e-4)
+    found = input_norms.norms(apply, variables, x, prunable=PRUNABLE)
+    compare(weight_scores.wanda(variables.params, found.norm), expected, rtol=1e-4)
     assert [found.outputs[n]["kernel"] for n in ("first", "second", "fc", "head")] == [(3,), (3,), (1,), (1,)]

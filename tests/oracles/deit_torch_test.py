@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mvp_jax import models
-from mvp_jax.formats import vit as formats
 from mvp_jax.models import api, vit
+from mvp_jax.pretrained.keys import vit as formats
 from tests.oracles import hugging_face
 
 SIZES = {

@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mvp_jax import compact, export, pretrained
+from mvp_jax import compact, pretrained
 from mvp_jax.models import clip
+from mvp_jax.pretrained import export
 from tests.model_kinds import random_units
 from tests.oracles import hugging_face
 

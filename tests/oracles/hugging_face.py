@@ -5,10 +5,11 @@ import numpy as np
 import torch
 from flax import nnx
 
-from mvp_jax import models, trees
-from mvp_jax.formats import rules
+from mvp_jax import models
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
 from mvp_jax.models import api
-from mvp_jax.types import Variables
+from mvp_jax.pretrained import key_table
 
 
 def randomise(module, seed=0):
@@ -48,7 +49,7 @@ def carried(form, stored, config, like):
     """Their tensors in our tree; every one has a place, and every place is filled."""
     leaves = {}
     for name, a in stored.items():
-        for path, value in rules.to_ours(form, name, a, config).items():
+        for path, value in key_table.to_ours(form, name, a, config).items():
             leaves[path] = np.asarray(value)
     assert {p: a.shape for p, a in trees.flatten(like).items()} == {p: a.shape for p, a in leaves.items()}
     return trees.replace(like, leaves)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")
 
-from mvp_jax.data import images
+from mvp_jax.data.checkpoint_inputs import images
 
 SHAPES = ((31, 47), (300, 200), (224, 224), (7, 260), (1, 1), (3, 50), (401, 399), (225, 223), (64, 65))
 CONFIGS = {

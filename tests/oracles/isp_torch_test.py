@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests import isp_test
 from tests.golden import make_isp
+from tests.methods.sparse import isp_test
 
 pytest.importorskip("torch")
 

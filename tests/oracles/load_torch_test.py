@@ -10,9 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mvp_jax import formats, models, pretrained, trees
-from mvp_jax.formats import files, rules
-from mvp_jax.types import Variables
+from mvp_jax import models, pretrained
+from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
+from mvp_jax.pretrained import formats, key_table, tensor_files
 from tests.oracles import torch_models
 
 transformers.logging.disable_progress_bar()
@@ -157,7 +158,7 @@ def test_what_is_written_here_is_read_by_transformers(kind, tmp_path):
     model, variables = pretrained.load(tmp_path / "there")
     form = formats.for_config(model.config)
     (tmp_path / "here").mkdir()
-    tensors = dict(rules.stored(form, variables, model.config))
+    tensors = dict(key_table.stored(form, variables, model.config))
     safetensors.numpy.save_file(tensors, tmp_path / "here" / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "here" / "config.json").write_text(json.dumps(form.describe(model.config)))
     again, report = type(module).from_pretrained(tmp_path / "here", output_loading_info=True)
@@ -239,7 +240,7 @@ def test_pickles_that_hold_code_are_refused_and_not_run(how, tmp_path):
     else:
         torch.save(loaded, path, _use_new_zipfile_serialization=how == "zip")
     with pytest.raises(ValueError, match=r"m\.pth is refused, it may hold code"):
-        files.open(path)
+        tensor_files.open(path)
     assert not (tmp_path / "ran").exists()
     torch.load(path, weights_only=False) if how != "plain" else pickle.loads(path.read_bytes())
     assert (tmp_path / "ran").exists(), "the bomb works where it is let"
@@ -250,7 +251,7 @@ def test_pickled_state_dicts(tmp_path):
     for i, content in enumerate((state, {"state_dict": state, "best": 0.9}, {"model": state, "epoch": 3})):
         path = tmp_path / f"{i}.pth"
         torch.save(content, path, _use_new_zipfile_serialization=i != 1)
-        source = files.open(path)
+        source = tensor_files.open(path)
         assert {n: (e.shape, e.dtype) for n, e in source.entries.items()} == {
             "a": ((3, 2), "F32"),
             "h": ((2,), "BF16"),
@@ -264,7 +265,7 @@ def test_pickled_state_dicts(tmp_path):
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut.pth").write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"cut\.pth is refused"):
-            files.open(tmp_path / "cut.pth")
+            tensor_files.open(tmp_path / "cut.pth")
     for content, message in (
         (torch.ones(2), "holds a Tensor and no state dict"),
         ({"a": 3.0}, r"\['a'\], which are no tensors"),
@@ -273,7 +274,7 @@ def test_pickled_state_dicts(tmp_path):
     ):
         torch.save(content, tmp_path / "odd.pth")
         with pytest.raises(ValueError, match=message):
-            files.open(tmp_path / "odd.pth")
+            tensor_files.open(tmp_path / "odd.pth")
 
 
 def test_pickled_shards(tmp_path):
@@ -281,4 +282,4 @@ def test_pickled_shards(tmp_path):
         torch.save({f"w{i}": torch.full((2,), float(i))}, tmp_path / f"part{i}.bin")
     index = {"weight_map": {f"w{i}": f"part{i}.bin" for i in range(2)}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    assert files.open(tmp_path).get("w1").tolist() == [1, 1]
+    assert tensor_files.open(tmp_path).get("w1").tolist() == [1, 1]

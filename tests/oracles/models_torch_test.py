@@ -6,8 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mvp_jax import models, pretrained
+from mvp_jax.core.types import Variables
 from mvp_jax.models import resnet, vit
-from mvp_jax.types import Variables
 from tests.oracles import torch_models
 
 CONFIGS = {
@@ -57,7 +57,7 @@ def test_logits_and_running_means_in_training(name):
 
 
 def _means(variables):
-    from mvp_jax import trees
+    from mvp_jax.core import trees
 
     return [np.asarray(a) for p, a in trees.flatten(variables.rest).items() if p.endswith("/mean")]
 
@@ -66,7 +66,7 @@ def _means(variables):
 def test_gradients(name):
     import jax
 
-    from mvp_jax import trees
+    from mvp_jax.core import trees
 
     module, model, variables, x = pair(name)
     module.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).square().sum().backward()

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mvp_jax import export
-from tests import export_test
+from mvp_jax.pretrained import export
 from tests.model_kinds import batch
+from tests.pretrained import export_test
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("jax2onnx")

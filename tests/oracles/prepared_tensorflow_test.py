@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mvp_jax.data import catalog, prepared
+from mvp_jax.data.datasets import catalog, prepared
 
 tf = pytest.importorskip("tensorflow")
 tfds = pytest.importorskip("tensorflow_datasets")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax import prune, trees
+from mvp_jax.core import prune, trees
 
 torch = pytest.importorskip("torch")
 torch_prune = pytest.importorskip("torch.nn.utils.prune")

@@ -9,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mvp_jax import models, trees
-from mvp_jax.formats import resnet as formats
+from mvp_jax import models
+from mvp_jax.core import trees
 from mvp_jax.models import resnet
+from mvp_jax.pretrained.keys import resnet as formats
 from tests.oracles import hugging_face
 
 FORM = {f.name: f for f in formats.FORMATS}["resnet (Hugging Face)"]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from mvp_jax import models, simsiam
-from mvp_jax.types import Variables
+from mvp_jax import models
+from mvp_jax.core.types import Variables
+from mvp_jax.train import simsiam
 
 N, DIM, HIDDEN = 7, 12, 5
 

@@ -11,7 +11,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from mvp_jax.data import tokens
+from mvp_jax.data.checkpoint_inputs import tokens
 
 DATA = pathlib.Path(__file__).resolve().parents[2].parent / "shared" / "data"
 if not DATA.is_dir():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from mvp_jax.types import Variables
+from mvp_jax.core.types import Variables
 from tests.zoo.cases import Builders, Case, draw, normal, unit, why
 
 IMAGE = (2, 8, 8, 3)

@@ -1,0 +1,387 @@
+"""The bank: a directory of pruned models, all made from one pre-trained model.
+
+    DIR/manifest.json                  format, fingerprint of the pre-trained model, settings
+    DIR/entries/TASK/entry.json        task, classes, ratio, accuracy, cost, checksum
+    DIR/entries/TASK/arrays.safetensors
+
+An entry is written into a hidden folder beside the others and then renamed, so a reader sees all of it or none,
+whenever the writer is killed. In a bucket (`storage`) it is there when its `entry.json` is, which comes last. Nothing
+is cached: a reader sees new entries the next time it asks.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mvp_jax.core import trees
+from mvp_jax.core.types import Array, PyTree
+from mvp_jax.storage import checkpoint, files
+
+_FORMAT, _VERSION = "mvp_jax bank", 1
+_ARRAYS, _MARKER = "arrays.safetensors", "entry.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BankEntry:
+    """What is known of one pruned model, without its arrays.
+
+    Attributes:
+        task: the name of the task; unique in a bank.
+        classes: the task's classes in the data set, in the order of the head's outputs.
+        fingerprint: of the pre-trained model.
+        ratio: the share of units (or weights) removed.
+        accuracy: on the task's validation images.
+        cost: what making it took: `steps`, `examples`, `flops`.
+        extra: anything else that JSON holds.
+        path: the entry's folder; set by the bank.
+        checksum: sha256 of the arrays' file; set by the bank.
+    """
+
+    task: str
+    classes: tuple[int, ...]
+    fingerprint: str
+    ratio: float
+    accuracy: float
+    cost: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    path: pathlib.Path | None = None
+    checksum: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bank:
+    """An open bank: where it is, what it belongs to, and whether entries may be added."""
+
+    path: pathlib.Path
+    fingerprint: str
+    settings: Mapping[str, Any] = dataclasses.field(hash=False)
+    write: bool = False
+
+
+def fingerprint(variables: PyTree) -> str:
+    """sha256 over the paths, dtypes, shapes and bytes of all arrays of a tree, whatever its containers.
+
+    >>> fingerprint({"a": np.zeros(2, np.float32)})[:8], fingerprint({"a": np.ones(2, np.float32)})[:8]
+    ('a0025d8c', '404ca05b')
+    """
+    digest = hashlib.sha256()
+    for path, leaf in sorted(trees.flatten(variables).items()):
+        leaf = np.asarray(leaf)
+        digest.update(json.dumps([path, str(leaf.dtype), leaf.shape]).encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def create(
+    directory: str | os.PathLike[str], *, fingerprint: str, settings: Mapping[str, Any], exist_ok: bool = False
+) -> Bank:
+    """Makes a bank, for writing; with `exist_ok` it continues one that a killed run left.
+
+    Args:
+        directory: a new or empty folder.
+        fingerprint: of the pre-trained model.
+        settings: how entries are made (plain JSON values); a bank holds entries of one make only.
+        exist_ok: open the bank that is there, if it has the same fingerprint and settings.
+
+    Raises:
+        ValueError: if the folder holds something else, another bank, or cannot be written.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> bank = create(folder, fingerprint="f" * 64, settings={"ratio": 0.5})
+    >>> entries(create(folder, fingerprint="f" * 64, settings={"ratio": 0.5}, exist_ok=True))
+    []
+    """
+    directory = files.absolute(directory)
+    settings = _plain("settings", settings)
+    if files.exists(directory / "manifest.json"):
+        if not exist_ok:
+            raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
+        return open(directory, fingerprint=fingerprint, settings=settings, write=True)
+    files.writable(directory)
+    # What a bank killed before its manifest was written leaves behind is its own, anything else is not.
+    found = [] if files.is_remote(directory) else [p.name for p in directory.iterdir() if p.name[0] == "."]
+    found = [name for name in [*found, *files.listing(directory)] if not name.startswith(".tmp-")]
+    foreign = sorted(set(found) - {"entries"})
+    if foreign or files.listing(directory / "entries"):
+        raise ValueError(f"{directory} is neither empty ({foreign[:5] or 'entries'}) nor a bank; choose another folder")
+    content = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": settings}
+    with files.writing(directory):
+        files.write_bytes(directory / "manifest.json", json.dumps(content, indent=1).encode())
+    return open(directory, write=True)
+
+
+def open(
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    write: bool = False,
+) -> Bank:
+    """Opens a bank.
+
+    Args:
+        directory: its folder.
+        fingerprint: if given, the pre-trained model it must belong to.
+        settings: if given, how its entries must have been made.
+        write: whether entries are to be added; clears away what killed writers left.
+
+    Raises:
+        ValueError: if there is no bank, it belongs to another pre-trained model, its settings differ (with those that
+            do), or it is to be written and cannot be.
+    """
+    directory = files.absolute(directory)
+    try:
+        content = json.loads((directory / "manifest.json").read_text())
+        if content["format"] != _FORMAT or content["version"] != _VERSION:
+            raise ValueError(f"its manifest says {content['format']!r}, version {content['version']!r}")
+        bank = Bank(path=directory, fingerprint=content["fingerprint"], settings=content["settings"], write=write)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{directory} is not a bank of version {_VERSION} (`bank.create` makes one): {error}"
+        ) from error
+    if fingerprint is not None and fingerprint != bank.fingerprint:
+        raise ValueError(
+            f"the bank {directory} belongs to another pre-trained model: its fingerprint is {bank.fingerprint[:12]}, "
+            f"the model's {fingerprint[:12]}; load the model it was made from, or build a bank in another folder"
+        )
+    if settings is not None:
+        differing = _differences(_plain("settings", settings), bank.settings)
+        if differing:
+            raise ValueError(
+                f"the bank {directory} was made with other settings: {'; '.join(differing)}; "
+                "use those, or build a bank in another folder"
+            )
+    if write:
+        files.writable(directory / "entries")
+        files.sweep(directory / "entries")
+    return bank
+
+
+def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry:
+    """Adds an entry, whole or not at all.
+
+    Args:
+        bank: open for writing.
+        entry: its `path` and `checksum` are filled in.
+        arrays: nested dicts of arrays (`Variables` too) by name: `units` (`{group: bool[C]}` in the dense model's index
+            space), `variables`, `head`, `saliency` (`{group: float[C]}`) and what else is wanted.
+
+    Returns:
+        The entry as a reader finds it.
+
+    Raises:
+        ValueError: if the bank is read-only or another model's, the task is already in it, or a value cannot be stored.
+
+    >>> import tempfile
+    >>> bank = create(tempfile.mkdtemp(), fingerprint="f" * 64, settings={})
+    >>> entry = BankEntry(task="cats", classes=(3, 5), fingerprint="f" * 64, ratio=0.5, accuracy=0.9)
+    >>> entry = add(bank, entry, {"units": {"block/fc": np.array([True, False])}})
+    >>> load(entry)["units"]["block/fc"].tolist(), [e.task for e in entries(bank)]
+    ([True, False], ['cats'])
+    """
+    if not bank.write:
+        raise ValueError(f"the bank {bank.path} is open for reading; pass write=True to `bank.open`")
+    if entry.fingerprint != bank.fingerprint:
+        raise ValueError(f"entry {entry.task!r} was made from another pre-trained model than the bank {bank.path}")
+    if not entry.task or not entry.classes or not 0 <= entry.ratio < 1 or not 0 <= entry.accuracy <= 1:
+        raise ValueError(
+            f"entry {entry.task!r}: classes {entry.classes}, ratio {entry.ratio}, accuracy {entry.accuracy}; expected "
+            "a name, at least one class, a ratio in [0, 1) and an accuracy in [0, 1]"
+        )
+    target = _folder(bank, entry.task)
+    if has(bank, entry.task):
+        raise ValueError(f"task {entry.task!r} is already in the bank {bank.path}; `bank.has` tells before the work")
+    fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.name != "path"}
+    content = _plain(f"entry {entry.task!r}", fields)
+    if files.is_remote(target):
+        content["checksum"] = checkpoint.save_arrays(target / _ARRAYS, arrays)
+        with files.writing(bank.path):
+            files.write_bytes(target / _MARKER, json.dumps(content, indent=1).encode())
+        return _entry(target)
+    with files.writing(bank.path):
+        hidden = files.hidden(target.parent)
+        try:
+            content["checksum"] = checkpoint.save_arrays(hidden / _ARRAYS, arrays)
+            files.write_bytes(hidden / _MARKER, json.dumps(content, indent=1).encode())
+            os.rename(hidden, target)  # refused, not merged, if another writer was first: its folder is not empty
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+        files.sync(target.parent)
+    return _entry(target)
+
+
+def has(bank: Bank, task: str) -> bool:
+    """Whether the bank has an entry for the task of this name."""
+    return files.complete(_folder(bank, task), _MARKER)
+
+
+def entries(bank: Bank) -> list[BankEntry]:
+    """All entries there are now, in the order of their tasks' names; `ValueError` if one is damaged."""
+    return sorted((_entry(folder) for folder in _folders(bank)), key=lambda e: e.task)
+
+
+def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = True) -> dict[str, Any]:
+    """The arrays of an entry, as they were given to `add`.
+
+    Args:
+        entry: from `entries` or `add`.
+        only: the names to read; all without it.
+        check: whether to compare the file's checksum first, which reads all of it.
+
+    Returns:
+        `{name: tree}` of NumPy arrays in plain dicts; `Variables` come back as such.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or has no such name.
+    """
+    if entry.path is None:
+        raise ValueError(f"entry {entry.task!r} is in no bank yet; `bank.add` returns one that is")
+    file = entry.path / _ARRAYS
+    try:
+        if check:
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != entry.checksum:
+                raise ValueError(f"{file} has the checksum {found[:12]}, expected {entry.checksum[:12]}")
+        return checkpoint.load_arrays(file, only=only)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"bank entry {entry.path}: {error}; if it is damaged, delete that folder and build the entry again"
+        ) from error
+
+
+def ballots(bank_entries: Sequence[BankEntry]) -> dict[str, np.ndarray]:
+    """The unit masks of several entries, `stacked` for a vote: `{group: bool[T, C]}`."""
+    return stacked(bank_entries, "units")
+
+
+def weights(bank_entries: Sequence[BankEntry]) -> Any:
+    """The variables of several entries, `stacked`; slim ones stack if all keep equally many units."""
+    return stacked(bank_entries, "variables")
+
+
+def stacked(bank_entries: Sequence[BankEntry], name: str) -> Any:
+    """What several entries hold under one name, stacked on the host: every leaf leads with `T`.
+
+    Args:
+        bank_entries: at least one.
+        name: `units`, `variables`, `head`, `saliency`, ...
+
+    Raises:
+        ValueError: if the entries' trees or shapes differ, or one lacks the name.
+    """
+    if not bank_entries:
+        raise ValueError("no entries to stack; give at least one")
+    found = [load(e, only=[name], check=False)[name] for e in bank_entries]
+    first = trees.flatten(found[0])
+    for entry, tree in zip(bank_entries[1:], found[1:], strict=True):
+        trees.check_same_structure(found[0], tree, f"{name} of {bank_entries[0].task!r}", f"of {entry.task!r}")
+        for path, leaf in trees.flatten(tree).items():
+            if leaf.shape != first[path].shape:
+                raise ValueError(
+                    f"{name}/{path} is {first[path].shape} in {bank_entries[0].task!r} and {leaf.shape} in "
+                    f"{entry.task!r}; entries stack if they have one ratio and one number of classes"
+                )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+
+
+def nearest(bank_entries: Sequence[BankEntry], scores: Array | np.ndarray | Sequence[float], k: int) -> list[BankEntry]:
+    """The `k` entries with the highest scores, best first; ties go to the earlier entry, and `nan` comes last.
+
+    Args:
+        bank_entries: `T` entries.
+        scores: `[T]`, higher = nearer; negate them for the farthest.
+        k: how many.
+
+    Raises:
+        ValueError: if there are not as many scores as entries, or fewer than `k` entries.
+
+    >>> make = lambda n: BankEntry(task=n, classes=(0,), fingerprint="", ratio=0.5, accuracy=1.0)
+    >>> [e.task for e in nearest([make("a"), make("b"), make("c")], [-2.0, -1.0, -1.0], k=2)]
+    ['b', 'c']
+    """
+    values = np.asarray(scores, np.float64)
+    if values.shape != (len(bank_entries),):
+        raise ValueError(f"scores have shape {values.shape} for {len(bank_entries)} entries; give one an entry")
+    if not 1 <= k <= len(bank_entries):
+        raise ValueError(f"k is {k}, but there are {len(bank_entries)} entries; choose 1 to {len(bank_entries)}")
+    lost = np.isnan(values)
+    order = np.lexsort((np.where(lost, 0.0, -values), lost))
+    return [bank_entries[i] for i in order[:k]]
+
+
+def verify(bank: Bank) -> int:
+    """Re-reads every entry, compares checksums, and returns how many there are.
+
+    Raises:
+        ValueError: listing every problem there is.
+    """
+    problems = []
+    folders = _folders(bank)
+    for folder in folders:
+        try:
+            entry = _entry(folder)
+            load(entry)
+            if entry.fingerprint != bank.fingerprint:
+                problems.append(f"bank entry {folder}: made from another pre-trained model")
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(folders)} entries are not sound:\n" + "\n".join(problems))
+    return len(folders)
+
+
+def _folder(bank: Bank, task: str) -> pathlib.Path:
+    name = urllib.parse.quote(task, safe=" ,=+@")
+    return bank.path / "entries" / (f"%2E{name[1:]}" if name.startswith(".") else name)
+
+
+def _folders(bank: Bank) -> list[pathlib.Path]:
+    folder = bank.path / "entries"
+    return [folder / name for name in files.listing(folder) if files.complete(folder / name, _MARKER)]
+
+
+def _entry(folder: pathlib.Path) -> BankEntry:
+    try:
+        content = json.loads((folder / _MARKER).read_text())
+        fields = {f.name: content[f.name] for f in dataclasses.fields(BankEntry) if f.name != "path"}
+        return BankEntry(**fields | {"classes": tuple(fields["classes"]), "path": folder})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"bank entry {folder}: entry.json is missing or damaged ({error!r}); delete that folder and build it again"
+        ) from error
+
+
+def _plain(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def number(value: Any) -> Any:
+        if not isinstance(value, np.generic | np.ndarray | jax.Array):
+            raise TypeError(f"{type(value).__name__} {value!r}")
+        return value.tolist()
+
+    try:
+        return dict(json.loads(json.dumps(dict(values), default=number, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be plain JSON values (finite numbers, text, lists, dicts): {error}") from error
+
+
+def _differences(asked: dict[str, Any], found: Mapping[str, Any]) -> list[str]:
+    def flat(values: Any) -> dict[str, Any]:
+        pairs = jax.tree_util.tree_leaves_with_path(values, is_leaf=lambda v: not isinstance(v, dict))
+        return {trees.path_of(keys): value for keys, value in pairs}
+
+    left, right = flat(asked), flat(found)
+    return [
+        f"{name} is {right.get(name, 'missing')!r} in the bank, {left.get(name, 'missing')!r} asked for"
+        for name in sorted({*left, *right})
+        if left.get(name, left) != right.get(name, right)
+    ]

@@ -1,0 +1,166 @@
+"""What a model costs: parameters, arithmetic, bytes, and measured time; before and after pruning."""
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+
+from mvp_jax.core.types import PyTree, Variables
+
+
+class Cost(NamedTuple):
+    """Of one model, on the host.
+
+    Attributes:
+        params: trainable numbers.
+        flops: floating-point operations of a forward pass over one example; a multiply-add counts as two.
+        bytes: of everything the model needs to run, batch statistics included.
+    """
+
+    params: int
+    flops: float
+    bytes: int
+
+
+def parameters(tree: PyTree) -> int:
+    """The number of entries in a tree of arrays or shapes.
+
+    >>> parameters({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+    16
+    """
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def bytes(tree: PyTree) -> int:
+    """The memory that the entries of a tree take.
+
+    >>> bytes({"kernel": jnp.zeros((3, 4), jnp.float32), "mask": jnp.zeros(4, bool)})
+    52
+    """
+    return sum(math.prod(jnp.shape(leaf)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int], *, dtype: Any = jnp.float32) -> float:
+    """Floating-point operations of `apply(variables, x)`, one example's share, as XLA counts them.
+
+    The count is taken from the program before optimisation: what the mathematics needs, equal on every device and
+    without compiling. XLA counts the body of a loop once; bodies of `lax.scan` and `lax.map` are counted here as often
+    as they run, those of a `while_loop`, whose number nobody knows, once.
+
+    Args:
+        apply: a model's `apply`, or any traceable function of variables and a batch.
+        variables: arrays or shapes.
+        shape: of the batch, `[N, ...]`.
+        dtype: of the batch; a model's `input_dtype`.
+
+    Returns:
+        The count over `N`.
+
+    >>> flops(lambda v, x: x @ v, jnp.zeros((3, 5)), (4, 3))
+    30.0
+    """
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype), variables)
+    leaves, structure = jax.tree.flatten(shapes)
+    return _flops(apply, structure, tuple((s.shape, s.dtype) for s in leaves), tuple(shape), jnp.dtype(dtype))
+
+
+@functools.lru_cache(maxsize=1024)
+def _flops(
+    apply: Callable[..., Any], structure: Any, leaves: tuple[Any, ...], shape: tuple[int, ...], dtype: Any
+) -> float:
+    variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(s, d) for s, d in leaves])
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return (_counted(apply, variables, x) + _repeated(jax.make_jaxpr(apply)(variables, x).jaxpr)) / shape[0]
+
+
+def _counted(function: Callable[..., Any], *shapes: Any) -> float:
+    """What XLA counts, loop bodies once."""
+    counted: Any = jax.jit(function).lower(*shapes).cost_analysis()
+    counted = counted[0] if isinstance(counted, list) else counted  # older versions: one entry per device
+    return float(counted.get("flops", 0.0))
+
+
+def _repeated(jaxpr: Any) -> float:
+    """What loop bodies do beyond their first run, nested ones included."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            if not hasattr(inner, "eqns"):
+                continue
+            open_one: Any = getattr(inner, "jaxpr", inner)
+            further = _repeated(open_one)
+            if eqn.primitive.name == "scan":
+                length = eqn.params["length"]
+                body = jax.extend.core.jaxpr_as_fun(inner)
+                shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in open_one.invars]
+                further = length * further + (length - 1) * _counted(body, *shapes)
+            total += further
+    return total
+
+
+def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
+    """A model's cost.
+
+    Args:
+        model: with `apply`, `input_shape` and perhaps `input_dtype`.
+        variables: its variables.
+        batch: examples in the traced program; the result is per example and hardly depends on it.
+
+    Returns:
+        Parameters, FLOPs per example, bytes.
+    """
+    return Cost(
+        parameters(variables[0]),
+        flops(
+            model.apply,
+            Variables(*variables),
+            (batch, *model.input_shape),
+            dtype=getattr(model, "input_dtype", jnp.float32),
+        ),
+        bytes(variables),
+    )
+
+
+def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
+    """Bytes that the compiled `apply(variables, *inputs)` needs for intermediate values at once.
+
+    Compiles the program; arguments and results are not counted. Shapes will do in place of arrays.
+
+    >>> memory(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T), jnp.ones((4, 4)), jnp.ones((8, 4))) > 0
+    True
+    """
+    analysis = jax.jit(apply).lower(variables, *inputs).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def latency(fn: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2) -> float:
+    """Seconds of one call, the median of several after warming up; waits for the device.
+
+    Args:
+        fn: called as `fn(*args)`; compiled by the first call if jitted.
+        *args: its arguments.
+        repeats: timed calls.
+        warmup: calls before.
+
+    Returns:
+        The median time.
+
+    Raises:
+        ValueError: if nothing would be timed.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats={repeats}, warmup={warmup}; time at least one call")
+    for _ in range(max(1, warmup)):
+        jax.block_until_ready(fn(*args))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(fn(*args))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,227 @@
+"""From dense to physically smaller: arrays (`cut`, `embed`), models of this package (`rebuild`), any function (`slim`).
+
+Unit masks stay in the index space of the dense model, also after cutting.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax import graph
+from mvp_jax.compact.cutting import cut, sizes
+from mvp_jax.core import masks
+from mvp_jax.core import units as units_lib
+from mvp_jax.core.types import Array, Key, PyTree, Units, Variables
+from mvp_jax.core.units import Group
+from mvp_jax.graph.primitives import RULES
+from mvp_jax.graph.replay import Replay
+
+
+def _named(model: Any, units: Units) -> tuple[Group, ...]:
+    """The model's groups that `units` speak of."""
+    groups = tuple(g for g in model.groups if g.name in units)
+    _check_kept(units, groups)
+    return groups
+
+
+def _check_kept(units: Units, groups: Sequence[Group]) -> None:
+    units_lib.check(units, groups)
+    empty = [name for name, n in sizes(units).items() if n == 0]
+    if empty:
+        raise ValueError(f"no unit is kept in {empty[:5]}; keep at least one in every group, or nothing passes through")
+
+
+def rebuild(model: Any, variables: Variables, units: Units) -> tuple[Any, Variables]:
+    """The same class of model with the kept units only; for functions of any origin see `slim`.
+
+    Args:
+        model: the dense model.
+        variables: its variables; trained under the masks of these units or not.
+        units: for any of the model's groups; others stay whole.
+
+    Returns:
+        The slim model and its variables.
+
+    Raises:
+        ValueError: if a group is unknown or keeps no unit.
+    """
+    groups = _named(model, units)
+    return model.resize(sizes(units)), cut(Variables(*variables), groups, units)
+
+
+def check(model: Any, variables: Variables, groups: Sequence[Group], units: Units, x: Array) -> float:
+    """How far the slim model is from the masked one: `max |masked - slim|` over the logits, in evaluation mode.
+
+    Args:
+        model: the dense model.
+        variables: its variables.
+        groups: the groups that are cut, of the model's own.
+        units: kept units of these groups.
+        x: `[N, ...]`, a batch.
+
+    Returns:
+        The largest difference; rounding alone gives about 1e-6 of the logits' size.
+    """
+    units_lib.check(units, groups)
+    kept = units_lib.expand(units, groups, variables[0])
+    masked = Variables(masks.apply(variables[0], kept), variables[1])
+    slim_model, slim_variables = rebuild(model, variables, units)
+    a, _ = model.apply(masked, x)
+    b, _ = slim_model.apply(slim_variables, x)
+    return float(jnp.max(jnp.abs(a - b)))
+
+
+def slim(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    units: Units,
+    *inputs: Any,
+    rules: graph.Rules = (),
+) -> tuple[Callable[..., Any], PyTree]:
+    """A physically smaller version of any traced function, and its variables.
+
+    The function's jaxpr is run again on the smaller arrays, equation by equation; literals stay what they were, so the
+    result equals the masked function to rounding. Custom derivatives other than `jax.nn.relu`'s are replaced by the
+    derivative of what the function computes.
+
+    Args:
+        apply: pure, `apply(variables, *inputs)`; may return more than the groups were found with, such as new batch
+            statistics, which come back in the smaller shapes.
+        variables: the dense ones; trained under the masks of these units or not.
+        groups: from `graph.groups`, all or some of them.
+        units: `{name: bool[C]}` for exactly these groups, not traced.
+        *inputs: arrays or shapes, as examples.
+        rules: as given to `graph.groups`.
+
+    Returns:
+        `slim_apply(slim_variables, *inputs)` and `slim_variables`. `slim_apply` works under `jit`, `grad` and `vmap`
+        and takes other shapes of inputs too: `apply` is traced once for each.
+
+    Raises:
+        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function.
+
+    >>> def mlp(params, x):
+    ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+    >>> params = {"a": jnp.eye(3, 4), "b": jnp.arange(8.0).reshape(4, 2)}
+    >>> found = graph.groups(mlp, params, jnp.ones((1, 3)))
+    >>> small, cut_params = slim(mlp, params, found, {"a": jnp.array([True, False, True, False])}, jnp.ones((1, 3)))
+    >>> small(cut_params, jnp.ones((2, 3))).tolist(), cut_params["b"].shape
+    ([[4.0, 6.0], [4.0, 6.0]], (2, 2))
+    """
+    _check_kept(units, groups)
+    kept = {name: np.asarray(u) for name, u in units.items()}
+    table = RULES | dict(rules)
+    shapes = jax.tree.map(_shape, variables)
+    known: dict[Any, tuple[graph.Traced, Replay]] = {}
+
+    def traced_for(inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
+        inputs = jax.tree.map(_shape, inputs)
+        key = (jax.tree.structure(inputs), tuple((i.shape, i.dtype) for i in jax.tree.leaves(inputs)))
+        if key not in known:
+            traced = graph.trace(apply, shapes, *inputs, rules=table)
+            graph.leaks(traced, table)
+            known[key] = traced, Replay({graph.find(traced, g): kept[g.name] for g in groups}, table)
+        return known[key]
+
+    def slim_apply(variables: PyTree, *inputs: Any) -> Any:
+        traced, replay = traced_for(inputs)
+        got = jax.tree.leaves(variables)
+        want = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
+        if [jnp.shape(x) for x in got] != want:
+            raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
+        return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
+
+    traced, replay = traced_for(inputs)
+    leaves = [
+        replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
+    ]
+    return slim_apply, jax.tree.unflatten(traced.structure, leaves)
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
+
+
+def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
+    """Variables whose removed units are zero: parameters only, other collections as they are.
+
+    Args:
+        variables: as given to `graph.groups`.
+        groups: from there.
+        units: `{name: bool[C]}`, for exactly these groups; may be traced.
+    """
+    leaves, structure = jax.tree.flatten(variables)
+    touched = {s.path for g in groups for s in g.slots if s.collection == "params"}
+    at = {path: i for i, (path, where) in enumerate(graph.collections(variables)) if where == "params"}
+    params = {path: leaves[i] for path, i in at.items() if path in touched}
+    for path, leaf in masks.apply(params, units_lib.expand(units, groups, params)).items():
+        leaves[at[path]] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+class Verification(NamedTuple):
+    """How far slim functions were from masked ones.
+
+    Attributes:
+        differences: the largest of each cut, relative to the masked output's largest entry.
+        changes: how far each cut moved the output itself, relative likewise: differences mean nothing beside 0.
+    """
+
+    differences: tuple[float, ...]
+    changes: tuple[float, ...]
+
+
+def verify(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    *inputs: Any,
+    key: Key,
+    cuts: int = 5,
+    ratio: float = 0.5,
+    rules: graph.Rules = (),
+) -> Verification:
+    """Masked against slim on random cuts: the check to run on a model of one's own.
+
+    Args:
+        apply: see `slim`.
+        variables: see `slim`.
+        groups: see `slim`.
+        *inputs: real or random ones, on which outputs are compared.
+        key: draws the units.
+        cuts: how many.
+        ratio: the largest share of each group that is removed; each cut draws a share up to it, at least one unit.
+        rules: see `slim`.
+
+    Returns:
+        Relative differences; float32 rounding gives about 1e-6.
+    """
+    apply = jax.jit(apply)
+    dense, differences, changes = apply(variables, *inputs), [], []
+    for one in jax.random.split(key, cuts):
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(one)))
+        units = {}
+        for g in groups:
+            order = rng.permutation(g.size)
+            removed = int(rng.integers(1, max(2, round(ratio * g.size) + 1)))
+            units[g.name] = jnp.asarray(order >= min(removed, g.size - 1))
+        masked = apply(mask(variables, groups, units), *inputs)
+        small, small_variables = slim(apply, variables, groups, units, *inputs, rules=rules)
+        differences.append(_distance(masked, jax.jit(small)(small_variables, *inputs)))
+        changes.append(_distance(masked, dense))
+    return Verification(tuple(differences), tuple(changes))
+
+
+def _distance(a: PyTree, b: PyTree) -> float:
+    """Largest difference of two trees, relative to the largest entry of the first; nan if either is."""
+    pairs = [
+        (np.asarray(x, np.float64), np.asarray(y, np.float64))
+        for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    ]
+    size = max((float(np.max(np.abs(x), initial=0.0)) for x, _ in pairs), default=0.0)
+    apart = max((float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs), default=0.0)
+    return apart / size if size else apart

@@ -1,0 +1,228 @@
+"""What is asked of a selection: how many entries to keep, decided on the host, and of which arrays.
+
+Counts are for the selectors of `prune`, which re-exports their functions.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mvp_jax.core import trees
+from mvp_jax.core.types import Array, Masks, PyTree, Scores
+
+
+class _Sized(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+
+
+def keep_count(n: int, sparsity: float) -> int:
+    """How many of `n` entries stay: `n - round(sparsity · n)`, in float64, halves to even.
+
+    The number removed is rounded, as `torch.nn.utils.prune` does.
+
+    Args:
+        n: the number of entries.
+        sparsity: the share to remove, in [0, 1).
+
+    Returns:
+        The count to hand to a selector.
+
+    Raises:
+        ValueError: for a sparsity outside [0, 1) or a negative `n`.
+
+    >>> keep_count(10, 0.25), keep_count(84_000_000, 0.9)
+    (8, 8400000)
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(
+            f"sparsity is {sparsity}, but must lie in [0, 1): the share that is removed; 0.9 keeps a tenth"
+        )
+    if n < 0:
+        raise ValueError(f"n is {n}, but a number of entries is not negative")
+    return int(n) - round(float(sparsity) * int(n))
+
+
+def keep_counts(groups: Sequence[_Sized] | Mapping[str, int], ratio: float, min_units: int = 1) -> dict[str, int]:
+    """How many units of each group stay, with a floor so that no layer dies.
+
+    Args:
+        groups: `units.Group`s, or `{name: size}`.
+        ratio: the share of units to remove from every group, in [0, 1).
+        min_units: the least number of units that stay in a group (all of them, where it has fewer).
+
+    Returns:
+        `{name: count}`.
+
+    >>> keep_counts({"conv": 16, "head": 2}, 0.75)
+    {'conv': 4, 'head': 1}
+    """
+    sizes = dict(groups) if isinstance(groups, Mapping) else {g.name: g.size for g in groups}
+    return {name: max(min(min_units, n), keep_count(n, ratio)) for name, n in sizes.items()}
+
+
+def _eligible_sizes(params: PyTree, within: PyTree | None) -> list[int]:
+    leaves = jax.tree.leaves(params)
+    if within is None:
+        return [math.prod(np.shape(p)) for p in leaves]
+    trees.check_same_structure(params, within, "params", "within")
+    return [
+        int(np.sum(np.asarray(w))) * (math.prod(np.shape(p)) // max(np.size(w), 1))
+        for p, w in zip(leaves, jax.tree.leaves(within), strict=True)
+    ]
+
+
+def uniform(params: PyTree, sparsity: float, *, within: PyTree | None = None) -> PyTree:
+    """The same sparsity in every leaf: counts for `by_leaf`.
+
+    Args:
+        params: arrays or their shapes.
+        sparsity: the share to remove, in [0, 1).
+        within: what is eligible: booleans, or masks that broadcast; a leaf without any gets 0.
+
+    Returns:
+        A tree of Python integers.
+
+    >>> uniform({"a": jnp.zeros((4, 5)), "b": jnp.zeros(10)}, 0.9)
+    {'a': 2, 'b': 1}
+    """
+    counts = [keep_count(n, sparsity) for n in _eligible_sizes(params, within)]
+    return jax.tree.unflatten(jax.tree.structure(params), counts)
+
+
+def erdos_renyi_kernel(params: PyTree, sparsity: float, *, within: PyTree | None = None) -> PyTree:
+    r"""More density for small kernels: counts for `by_leaf` that add up to `keep_count` of the whole.
+
+    The density of a leaf with axes d_1 ... d_r is $\min(1, \epsilon \sum_i d_i / \prod_i d_i)$, with one ε for all.
+
+    Args:
+        params: arrays or their shapes.
+        sparsity: the share to remove over all leaves together, in [0, 1).
+        within: what is eligible: booleans, or masks that broadcast; a leaf without any gets 0.
+
+    Returns:
+        A tree of Python integers; rounding goes by largest remainder.
+
+    >>> erdos_renyi_kernel({"small": jnp.zeros((2, 2)), "wide": jnp.zeros((20, 20))}, 0.5)
+    {'small': 4, 'wide': 198}
+
+    Reference: Evci et al. 2020, "Rigging the Lottery" (arXiv:1911.11134), section 3, ERK.
+    """
+    sizes = np.array(_eligible_sizes(params, within), np.float64)
+    shapes = [np.shape(p) for p in jax.tree.leaves(params)]
+    raw = np.array([sum(s) / math.prod(s) if math.prod(s) else 0.0 for s in shapes])
+    total = keep_count(int(sizes.sum()), sparsity)
+    dense = np.zeros(len(sizes), bool)
+    wanted = np.zeros(len(sizes))
+    for _ in range(len(sizes) + 1):
+        scale = np.sum((raw * sizes)[~dense])
+        wanted = np.where(dense, sizes, raw * sizes * ((total - sizes[dense].sum()) / scale if scale else 0.0))
+        over = ~dense & (wanted > sizes)
+        if not over.any():
+            break
+        dense |= over
+    counts = np.floor(wanted)
+    remainder = np.where(counts < sizes, wanted - counts, -1.0)
+    counts[np.argsort(-remainder, kind="stable")[: round(total - counts.sum())]] += 1
+    return jax.tree.unflatten(jax.tree.structure(params), [int(c) for c in counts])
+
+
+def concrete(*values: Any) -> bool:
+    """Whether all values are known, none traced."""
+    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+
+
+def as_count(keep: Any, scalar: bool = True) -> Any:
+    """`keep` as int32 array; a Python number would be another jit signature than an array."""
+    if not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
+        raise ValueError(f"keep is {keep!r}, but it counts entries; prune.keep_count(n, sparsity) makes one of a share")
+    if scalar and jnp.ndim(keep):
+        raise ValueError(f"keep has shape {jnp.shape(keep)}, but is one count; for one for each member use jax.vmap")
+    return keep.astype(jnp.int32) if isinstance(keep, jax.Array) else np.asarray(keep, np.int32)
+
+
+def check_count(keep: Any, eligible: Any, where: str = "") -> None:
+    """Raises `ValueError` where more is asked for than is there; traced values pass."""
+    if concrete(keep, eligible):
+        k, n = np.asarray(keep), np.asarray(eligible)
+        if (k < 0).any() or (k > n).any():
+            raise ValueError(
+                f"keep is {k.tolist()}{where}, but {n.tolist()} entries are eligible; ask for 0 up to that many"
+            )
+
+
+class Entries:
+    """The checked arrays of one selection: those that take part, and how their masks go back into the tree."""
+
+    def __init__(self, scores: Scores, within: Masks | None, tie_break: Scores | None):
+        pairs = jax.tree_util.tree_leaves_with_path(scores)
+        self.names = [trees.path_of(k) for k, _ in pairs]
+        self.structure = jax.tree.structure(scores)
+        self.shapes = [jnp.shape(x) for _, x in pairs]
+        self.scores = [self._number(n, x) for n, (_, x) in zip(self.names, pairs, strict=True)]
+        self.within: list[Any] = [None] * len(pairs)
+        self.ties: list[Any] | None = None
+        if within is not None:
+            trees.check_same_structure(scores, within, "scores", "within")
+            self.within = [self._mask(i, w) for i, w in enumerate(jax.tree.leaves(within))]
+        if tie_break is not None:
+            trees.check_same_structure(scores, tie_break, "scores", "tie_break")
+            self.ties = [self._number(n, x) for n, x in zip(self.names, jax.tree.leaves(tie_break), strict=True)]
+            for name, shape, tie in zip(self.names, self.shapes, self.ties, strict=True):
+                if jnp.shape(tie) != shape:
+                    raise ValueError(f"tie_break of {name!r} has shape {jnp.shape(tie)}, its scores {shape}")
+        # A leaf that is excluded by a Python `False` costs nothing; its mask is a scalar.
+        self.used = [i for i, w in enumerate(self.within) if w is not False]
+
+    def _number(self, name: str, x: Any) -> Any:
+        dtype = jnp.result_type(x)
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            raise ValueError(f"scores of {name!r} are {dtype}; they must be real numbers")
+        if dtype == jnp.float64:
+            raise ValueError(f"scores of {name!r} are float64, but float32 is compared; cast them first")
+        # A selection has no gradient; stopped here, before jit, none is ever traced through the selection.
+        return lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
+
+    def _mask(self, i: int, w: Any) -> Any:
+        if isinstance(w, (bool, np.bool_)):
+            return None if w else False
+        if w.dtype != bool:
+            raise ValueError(f"within of {self.names[i]!r} is {w.dtype}; masks are booleans")
+        try:
+            fits = jnp.broadcast_shapes(w.shape, self.shapes[i]) == self.shapes[i]
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"within of {self.names[i]!r}, shape {w.shape}, does not broadcast to {self.shapes[i]}")
+        return w
+
+    def some(self) -> tuple[list[Any], list[Any], list[Any] | None]:
+        pick = lambda xs: [xs[i] for i in self.used]  # noqa: E731
+        return pick(self.scores), pick(self.within), None if self.ties is None else pick(self.ties)
+
+    def sizes(self) -> list[int | None]:
+        """Eligible entries of the leaves that take part, where that is known without looking."""
+        return [math.prod(self.shapes[i]) if self.within[i] is None else None for i in self.used]
+
+    def per_leaf(self, value: Any, what: str) -> list[Any]:
+        """One setting for all leaves, or a tree of them."""
+        if jax.tree_util.all_leaves([value]):
+            return [value] * len(self.used)
+        trees.check_same_structure(self.tree(self.names), value, "scores", what)
+        return [jax.tree.leaves(value)[i] for i in self.used]
+
+    def tree(self, leaves: Sequence[Any]) -> Any:
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def masks(self, selected: Sequence[Array]) -> Masks:
+        out: list[Array] = [jnp.zeros((), bool)] * len(self.names)
+        for i, m in zip(self.used, selected, strict=True):
+            out[i] = m
+        return self.tree(out)

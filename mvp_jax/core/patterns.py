@@ -1,0 +1,334 @@
+"""What is pruned together, and how a sparsity is shared out: single weights, N:M runs, blocks, channels, coupled units.
+
+A pattern is a frozen value. It turns numbers in the parameters' shapes into one for each *entry* (a weight, a block, a
+channel, a unit), counts how many entries a sparsity leaves, selects them, and turns the kept entries into masks. What
+is written for one pattern (a schedule, a vote, a round of training) so holds for all.
+
+A leaf that is not prunable is a Python `False` in `prunable` (as `trees.select` gives), a scalar `False` among the kept
+entries, and a scalar `True` in the masks. Kept entries so say themselves what is prunable, and may stand for it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax.core import allocation, prune, trees, units
+from mvp_jax.core import masks as masks_lib
+from mvp_jax.core.types import Array, Masks, Params, PyTree, Scores
+from mvp_jax.core.units import Group
+
+How: TypeAlias = Literal["sum", "l1", "l2", "sum_square"]
+"""How the numbers of an entry become one, as in `units.reduce`; of a single weight x they are x, |x|, |x| and x²."""
+
+
+class Pattern(Protocol):
+    """What every pattern can do; see the module.
+
+    Attributes:
+        scope: whether entries compete within a `leaf` (group), or all with all (`tree`), as in `vote.elect`.
+    """
+
+    @property
+    def scope(self) -> Literal["leaf", "tree"]: ...
+
+    def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
+        """One number for each entry, from numbers in the parameters' shapes."""
+
+    def whole(self, params: Params, prunable: PyTree) -> Masks:
+        """All entries kept."""
+
+    def check(self, sparsity: float) -> None:
+        """Raises `ValueError` for a final sparsity that the pattern cannot have."""
+
+    def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
+        """How many entries stay: an integer (scope `tree`), or a tree of them; on the host."""
+
+    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
+        """Exactly `keep` (traced) of the entries in `within`, those with the highest scores."""
+
+    def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
+        """Kept entries as masks of the parameters."""
+
+
+def _where(prunable: PyTree, tree: PyTree, change: Any, other: Any = False) -> PyTree:
+    """`change` applied to the prunable leaves; a scalar elsewhere."""
+    return jax.tree.map(lambda p, x: change(x) if p else np.asarray(other), _flags(prunable), tree)
+
+
+def _flags(prunable: PyTree) -> PyTree:
+    """Python booleans; parameters that can be pruned are never scalars."""
+    return jax.tree.map(lambda p: bool(p) if isinstance(p, bool | np.bool_) else jnp.ndim(p) > 0, prunable)
+
+
+def _prunable(kept: Masks) -> Masks:
+    """Kept entries with a Python `False`, which costs a selector nothing, where a leaf is not prunable (a scalar)."""
+    return jax.tree.map(lambda m: m if jnp.ndim(m) else False, kept)
+
+
+def _reduced(x: Array, axes: Sequence[int], how: How, keepdims: bool = False) -> Array:
+    axes = tuple(axes)
+    x = x.astype(jnp.float32)
+    x = jnp.abs(x) if how == "l1" else jnp.square(x) if how == "l2" else x
+    total = jnp.sum(x, axis=axes, keepdims=keepdims)
+    return jnp.sqrt(total) if how == "l2" else jnp.square(total) if how == "sum_square" else total
+
+
+class _Shared:
+    """What patterns whose entries are arrays of their own have in common."""
+
+    allocation: str
+
+    def __post_init__(self) -> None:
+        if self.allocation not in self._allocations:
+            raise ValueError(f"unknown allocation {self.allocation!r}; choose one of {self._allocations}")
+
+    @property
+    def _allocations(self) -> tuple[str, ...]:
+        return ("global", "uniform")
+
+    @property
+    def scope(self) -> Literal["leaf", "tree"]:
+        return "tree" if self.allocation == "global" else "leaf"
+
+    def _grid(self, shape: Sequence[int]) -> Sequence[int]:
+        """The shape of the entries of a leaf."""
+        raise NotImplementedError
+
+    def whole(self, params: Params, prunable: PyTree) -> Masks:
+        return _where(prunable, params, lambda p: jnp.ones(self._grid(jnp.shape(p)), bool))
+
+    def check(self, sparsity: float) -> None:
+        """Any sparsity will do."""
+
+    def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
+        sizes = jax.tree.map(lambda p, x: math.prod(self._grid(jnp.shape(x))) if p else 0, _flags(prunable), params)
+        if self.allocation == "global":
+            return allocation.keep_count(sum(jax.tree.leaves(sizes)), sparsity)
+        return jax.tree.map(lambda n: allocation.keep_count(n, sparsity), sizes)
+
+    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
+        selector = prune.across_tree if self.scope == "tree" else prune.by_leaf
+        return selector(scores, keep, within=_prunable(within), tie_break=tie_break)
+
+    def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
+        return masks_lib.exempt(kept, _flags(prunable))
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights(_Shared):
+    """Single weights.
+
+    Attributes:
+        allocation: `global`: one threshold for all leaves; `uniform`: the same sparsity in each; `erk`: more density
+            for small kernels (`prune.erdos_renyi_kernel`).
+
+    >>> params, prunable = {"w": jnp.array([3.0, -1.0, 2.0, 0.5]), "b": jnp.ones(2)}, {"w": True, "b": False}
+    >>> pattern = Weights()
+    >>> kept = pattern.whole(params, prunable)
+    >>> kept = pattern.select(pattern.entries(params, prunable), pattern.counts(params, prunable, 0.5), kept)
+    >>> {k: m.tolist() for k, m in pattern.masks(kept, params, prunable).items()}
+    {'b': True, 'w': [True, False, True, False]}
+    """
+
+    allocation: Literal["global", "uniform", "erk"] = "global"
+
+    @property
+    def _allocations(self) -> tuple[str, ...]:
+        return ("global", "uniform", "erk")
+
+    def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
+        alone = {"sum": lambda x: x, "sum_square": jnp.square}.get(how, jnp.abs)
+        return _where(prunable, values, alone, np.float32(0))
+
+    def _grid(self, shape: Sequence[int]) -> Sequence[int]:
+        return shape
+
+    def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
+        if self.allocation == "erk":
+            return allocation.erdos_renyi_kernel(params, sparsity, within=_flags(prunable))
+        return super().counts(params, prunable, sparsity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels(_Shared):
+    """All weights with one index along `axis`, in every prunable leaf by itself (coupled ones are `Units`).
+
+    Attributes:
+        axis: of the channels; the last holds the outputs of Flax kernels.
+        allocation: `uniform` or `global`.
+
+    >>> pattern, params, prunable = Channels(), {"w": jnp.array([[3.0, 1.0], [4.0, 1.0]])}, {"w": True}
+    >>> kept = pattern.select(pattern.entries(params, prunable), {"w": 1}, pattern.whole(params, prunable))
+    >>> pattern.masks(kept, params, prunable)["w"].tolist()
+    [[True, False]]
+    """
+
+    axis: int = -1
+    allocation: Literal["global", "uniform"] = "uniform"
+
+    def _others(self, ndim: int) -> list[int]:
+        if not -ndim <= self.axis < ndim:
+            raise ValueError(f"channels lie along axis {self.axis}, but a prunable leaf has {ndim} axes")
+        return [a for a in range(ndim) if a != self.axis % ndim]
+
+    def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
+        return _where(prunable, values, lambda x: _reduced(x, self._others(x.ndim), how, keepdims=True), np.float32(0))
+
+    def _grid(self, shape: Sequence[int]) -> Sequence[int]:
+        others = self._others(len(shape))
+        return [1 if a in others else n for a, n in enumerate(shape)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks(_Shared):
+    """Rectangles of weights that hardware reads at once.
+
+    Attributes:
+        block: their lengths along the last axes; each divides its axis.
+        allocation: `uniform` or `global`.
+
+    >>> pattern, params, prunable = Blocks((2, 2)), {"w": jnp.arange(8.0).reshape(2, 4)}, {"w": True}
+    >>> kept = pattern.select(pattern.entries(params, prunable), {"w": 1}, pattern.whole(params, prunable))
+    >>> pattern.masks(kept, params, prunable)["w"].astype(int).tolist()
+    [[0, 0, 1, 1], [0, 0, 1, 1]]
+
+    Reference: Narang et al. 2017, "Block-Sparse Recurrent Neural Networks" (arXiv:1711.02782).
+    """
+
+    block: tuple[int, ...] = (4, 4)
+    allocation: Literal["global", "uniform"] = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.block or min(self.block) < 1:
+            raise ValueError(f"block is {self.block}; give its lengths along the last axes, each at least 1")
+
+    def _split(self, shape: Sequence[int]) -> list[int]:
+        """Every blocked axis as two: which block, and where in it."""
+        lead, tail = list(shape[: len(shape) - len(self.block)]), shape[len(shape) - len(self.block) :]
+        if len(tail) != len(self.block) or any(n % b for n, b in zip(tail, self.block, strict=True)):
+            raise ValueError(f"blocks {self.block} do not divide a prunable leaf of shape {tuple(shape)}")
+        return [*lead, *(d for n, b in zip(tail, self.block, strict=True) for d in (n // b, b))]
+
+    def _inner(self, ndim: int) -> list[int]:
+        return [ndim - len(self.block) + 2 * i + 1 for i in range(len(self.block))]
+
+    def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
+        return _where(
+            prunable, values, lambda x: _reduced(x.reshape(self._split(x.shape)), self._inner(x.ndim), how),
+            np.float32(0),
+        )  # fmt: skip
+
+    def _grid(self, shape: Sequence[int]) -> Sequence[int]:
+        inner = self._inner(len(shape))
+        return [n for a, n in enumerate(self._split(shape)) if a not in inner]
+
+    def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
+        def one(p: bool, m: Array) -> Array:
+            if not p:
+                return jnp.ones((), bool)
+            for a, b in enumerate(self.block, start=m.ndim - len(self.block)):
+                m = jnp.repeat(m, b, axis=a)
+            return m
+
+        return jax.tree.map(one, _flags(prunable), kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class NofM:
+    """`n` of every `m` neighbours along an axis stay, as sparse tensor cores want it (2:4).
+
+    A sparsity on the way is rounded to whole entries of a run, so that a schedule goes through 3:4 to 2:4; the last
+    one has to be `1 - n/m`.
+
+    Attributes:
+        m: the length of a run.
+        axis: along which the runs lie; hardware wants the axis that a product sums over.
+
+    >>> pattern, params, prunable = NofM(4, axis=0), {"w": jnp.array([[1.0], [4.0], [3.0], [2.0]])}, {"w": True}
+    >>> keep = pattern.counts(params, prunable, 0.5)
+    >>> pattern.select(pattern.entries(params, prunable), keep, pattern.whole(params, prunable))["w"][:, 0].tolist()
+    [False, True, True, False]
+
+    Reference: Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (arXiv:2104.08378).
+    """
+
+    m: int = 4
+    axis: int = 0
+    scope: Literal["leaf", "tree"] = dataclasses.field(default="leaf", init=False)
+
+    def __post_init__(self) -> None:
+        if self.m < 2:
+            raise ValueError(f"m is {self.m}; a run has at least 2 entries")
+
+    def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
+        return Weights().entries(values, prunable, how)
+
+    def whole(self, params: Params, prunable: PyTree) -> Masks:
+        return Weights().whole(params, prunable)
+
+    def check(self, sparsity: float) -> None:
+        kept = self.m * (1 - sparsity)
+        if round(kept) < 1 or abs(kept - round(kept)) > 1e-6:
+            fitting = ", ".join(f"{1 - n / self.m:g}" for n in range(self.m, 0, -1))
+            raise ValueError(f"sparsity {sparsity} leaves {kept:g} of every {self.m}; choose one of {fitting}")
+
+    def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
+        """How many of each run stay, an integer."""
+        for (path, p), chosen in zip(trees.flatten(params).items(), jax.tree.leaves(_flags(prunable)), strict=True):
+            shape = jnp.shape(p)
+            if chosen and (not -len(shape) <= self.axis < len(shape) or shape[self.axis] % self.m):
+                raise ValueError(f"runs of {self.m} do not divide axis {self.axis} of {path!r}, shape {shape}")
+        return allocation.keep_count(self.m, sparsity)
+
+    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
+        return prune.n_of_m(scores, keep, self.m, axis=self.axis, within=_prunable(within), tie_break=tie_break)
+
+    def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
+        return masks_lib.exempt(kept, _flags(prunable))
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Coupled units of the given groups, the same share of each group: filters, heads, dimensions, neurons.
+
+    `prunable` does not matter here; kept entries are `{group: bool[C]}`.
+
+    Attributes:
+        groups: whose units are pruned.
+        min_units: what a group keeps at least.
+    """
+
+    groups: tuple[Group, ...]
+    min_units: int = 1
+    scope: Literal["leaf", "tree"] = dataclasses.field(default="leaf", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("no groups to prune units of; give a model's groups")
+
+    def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
+        return units.reduce(values, self.groups, how)
+
+    def whole(self, params: Params, prunable: PyTree) -> Masks:
+        return units.full(self.groups)
+
+    def check(self, sparsity: float) -> None:
+        """Any sparsity will do: no group loses more than all but `min_units`."""
+
+    def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
+        return allocation.keep_counts(self.groups, sparsity, self.min_units)
+
+    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
+        return prune.by_leaf(scores, keep, within=within, tie_break=tie_break)
+
+    def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
+        return units.expand(kept, self.groups, params)
+
+
+__all__ = ["Blocks", "Channels", "How", "NofM", "Pattern", "Units", "Weights"]

@@ -1,0 +1,228 @@
+"""Unit space: sets of channels, heads or neurons that must be removed together.
+
+A `Group` has `size` units; removing unit `c` removes index `c` along one axis of each of its slots.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvp_jax.core import trees
+from mvp_jax.core.types import Array, Masks, Params, PyTree, Units, UnitScores
+
+
+def positions(size: int, start: int, step: int, repeats: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Where each of `size` units lies along an axis, `int[C, R]`; see `Slot`."""
+    at = start + step * np.arange(size)[:, None]
+    for count, stride in repeats:
+        at = (at[:, :, None] + stride * np.arange(count)).reshape(size, -1)
+    return at
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One axis of one array along which a group's units lie.
+
+    Attributes:
+        path: where the array is, in its collection.
+        axis: which axis (not negative).
+        scored: whether the array produces the unit (a filter, its bias or norm) rather than consumes it; only
+            producing slots enter scores.
+        collection: `params`, or `rest` for batch statistics.
+        start, step, repeats: unit `c` lies at index `start + c·step + Σ k·stride`, `k < count` for each `(count,
+            stride)` of `repeats`; by default at index `c`. Head `c` of a fused axis `H·d`: `step=d, repeats=((d, 1),)`;
+            the second part of a concatenation: `start=n`.
+        length: of the axis; 0 if the units fill it, one index each.
+    """
+
+    path: str
+    axis: int
+    scored: bool = False
+    collection: Literal["params", "rest"] = "params"
+    start: int = 0
+    step: int = 1
+    repeats: tuple[tuple[int, int], ...] = ()
+    length: int = 0
+
+    def index(self, size: int) -> np.ndarray:
+        """Where each of `size` units lies along the axis: `int[C, R]`.
+
+        >>> Slot(path="qkv", axis=1, start=4, step=2, repeats=((2, 1),)).index(2).tolist()
+        [[4, 5], [6, 7]]
+        """
+        return positions(size, self.start, self.step, self.repeats)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Units that live and die together, over all their slots.
+
+    Attributes:
+        name: the path of the layer that produces the units.
+        size: the number of units `C` in the dense model.
+        slots: every axis that is cut when a unit goes.
+        kind: what a unit is.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    kind: Literal["filter", "stage", "head", "qk", "value", "neuron"] = "filter"
+
+
+def full(groups: Sequence[Group]) -> dict[str, Array]:
+    """All units kept: `{name: True[C]}`.
+
+    >>> full([Group(name="fc", size=3, slots=())])["fc"].tolist()
+    [True, True, True]
+    """
+    return {g.name: jnp.ones(g.size, bool) for g in groups}
+
+
+def check(units: Units, groups: Sequence[Group]) -> None:
+    """Raises `ValueError` unless `units` has exactly the groups' names, each with `C` booleans in its last axis."""
+    names = {g.name for g in groups}
+    if set(units) != names:
+        raise ValueError(
+            f"units and groups differ: only in units: {sorted(set(units) - names)[:5]}; "
+            f"only in groups: {sorted(names - set(units))[:5]}"
+        )
+    for g in groups:
+        if jnp.shape(units[g.name])[-1:] != (g.size,):
+            raise ValueError(
+                f"units of {g.name!r} have shape {jnp.shape(units[g.name])}, but the group has {g.size} units; "
+                "unit masks are kept in the index space of the dense model, also after compaction"
+            )
+
+
+_REDUCTIONS = ("sum", "l1", "l2", "sum_square")
+
+
+def reduce(
+    terms: PyTree, groups: Sequence[Group], how: Literal["sum", "l1", "l2", "sum_square"] = "l2"
+) -> dict[str, Array]:
+    """Weight-space terms to one number a unit, over the producing slots only.
+
+    Args:
+        terms: floats with the structure and shapes of the parameters.
+        groups: the groups, `C` units each.
+        how: `sum`: Σt; `l1`: Σ|t|; `l2`: sqrt(Σt²); `sum_square`: (Σt)², Taylor's reduction.
+
+    Returns:
+        `{name: float[C]}`.
+
+    Raises:
+        ValueError: for an unknown reduction, or a group without producing slots.
+
+    >>> g = Group(name="fc", size=2, slots=(Slot(path="kernel", axis=1, scored=True), Slot(path="out", axis=0)))
+    >>> terms = {"kernel": jnp.array([[3.0, -1.0], [4.0, 1.0]]), "out": jnp.ones((2, 5))}
+    >>> reduce(terms, [g], "l2")["fc"].tolist()[0], reduce(terms, [g], "sum_square")["fc"].tolist()
+    (5.0, [49.0, 0.0])
+    """
+    if how not in _REDUCTIONS:
+        raise ValueError(f"unknown reduction {how!r}; choose one of {_REDUCTIONS}")
+    leaves = trees.flatten(terms)
+
+    def one(group: Group) -> Array:
+        slots = [s for s in group.slots if s.scored and s.collection == "params"]
+        if not slots:
+            raise ValueError(f"group {group.name!r} has no producing slot to score; mark one `scored=True`")
+        total = jnp.zeros(group.size)
+        for s in slots:
+            leaf = leaves[s.path]
+            t = jnp.abs(leaf) if how == "l1" else jnp.square(leaf) if how == "l2" else leaf
+            t = jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a != s.axis))
+            total += jnp.sum(t[s.index(group.size)], axis=1) if s.length else t
+        return jnp.sqrt(total) if how == "l2" else jnp.square(total) if how == "sum_square" else total
+
+    return {g.name: one(g) for g in groups}
+
+
+def expand(units: Units, groups: Sequence[Group], params: Params) -> Masks:
+    """Unit masks to weight masks: an entry is kept if every unit it belongs to is kept.
+
+    Args:
+        units: `{name: bool[C]}`.
+        groups: the groups; names that `units` lacks are refused.
+        params: the dense parameters (or their shapes).
+
+    Returns:
+        Masks with the structure of `params`; a leaf that no group touches is a scalar `True`, others are as
+        small as broadcasting allows.
+
+    Raises:
+        ValueError: if names, sizes or paths do not fit.
+
+    >>> g = Group(name="fc", size=2, slots=(Slot(path="kernel", axis=1, scored=True),))
+    >>> params = {"bias": jnp.zeros(3), "kernel": jnp.zeros((4, 2))}
+    >>> jax.tree.map(lambda m: m.tolist(), expand({"fc": jnp.array([True, False])}, [g], params))
+    {'bias': True, 'kernel': [[True, False]]}
+    """
+    check(units, groups)
+    leaves = trees.flatten(params)
+    kept: dict[str, Array] = {}
+    for g in groups:
+        for s in g.slots:
+            if s.collection != "params":
+                continue
+            if s.path not in leaves:
+                raise ValueError(f"group {g.name!r} names {s.path!r}, which the parameters lack: {sorted(leaves)[:8]}")
+            shape = jnp.shape(leaves[s.path])
+            if s.axis >= len(shape) or shape[s.axis] != (s.length or g.size):
+                raise ValueError(
+                    f"group {g.name!r} of {g.size} units does not lie along axis {s.axis} of {s.path!r}, shape {shape}"
+                )
+            along = [1] * len(shape)
+            along[s.axis] = shape[s.axis]
+            m = jnp.reshape(spread(units[g.name], s), along)
+            kept[s.path] = kept[s.path] & m if s.path in kept else m
+    always = jnp.ones((), bool)
+    return jax.tree.map(lambda path: kept.get(path, always), trees.paths(params))
+
+
+def spread(kept: Array, slot: Slot) -> Array:
+    """Which indices of a slot's axis stay: `bool[C] -> bool[length]`; those of other groups do.
+
+    >>> slot = Slot(path="kernel", axis=0, step=2, repeats=((2, 1),), length=6)
+    >>> spread(jnp.array([True, False, True]), slot).tolist()
+    [True, True, False, False, True, True]
+    """
+    if not slot.length:
+        return kept
+    owner = np.full(slot.length, -1)
+    index = slot.index(kept.shape[-1])
+    owner[index] = np.arange(len(index))[:, None]
+    return jnp.where(owner < 0, True, kept[owner])
+
+
+def count(units: Units) -> dict[str, int]:
+    """Kept units of each group, on the host.
+
+    >>> count({"fc": jnp.array([True, False, True])})
+    {'fc': 2}
+    """
+    return {name: int(jnp.sum(u)) for name, u in units.items()}
+
+
+def restrict(values: Mapping[str, Array], groups: Sequence[Group]) -> dict[str, Array]:
+    """The entries of `values` that belong to `groups`, in their order."""
+    return {g.name: values[g.name] for g in groups}
+
+
+__all__ = [
+    "Group",
+    "Slot",
+    "UnitScores",
+    "check",
+    "count",
+    "expand",
+    "full",
+    "positions",
+    "reduce",
+    "restrict",
+    "spread",
+]

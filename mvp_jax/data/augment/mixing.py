@@ -1,0 +1,169 @@
+"""Images mixed in pairs together with their labels, and the loss for labels that are shares of classes."""
+
+import jax
+import jax.numpy as jnp
+
+from mvp_jax.core.types import Array, Key
+from mvp_jax.data.augment import colours
+from mvp_jax.data.augment.basic import Scalar
+
+_NOT_A_CLASS = -1e9
+
+
+def mixup(key: Key, x: Array, targets: Array, alpha: Scalar = 0.2) -> tuple[Array, Array]:
+    r"""Each image and its target as a mean with another's, $\lambda x_i + (1 - \lambda) x_j$.
+
+    $\lambda$ follows Beta(alpha, alpha), for each pair its own; the partners are a permutation of the batch.
+
+    Args:
+        key: a typed key.
+        x: `[N, H, W, C]` floats.
+        targets: `[N, Y]` floats, such as `jax.nn.one_hot(labels, Y)`.
+        alpha: at least 0, traced; 0 gives images and targets back.
+
+    Returns:
+        The images and the targets.
+
+    Raises:
+        ValueError: for a negative alpha, other images, or targets that are not floats `[N, Y]`.
+
+    >>> x, y = mixup(jax.random.key(0), jnp.ones((2, 1, 1, 1)), jnp.eye(2), alpha=1.0)
+    >>> x.ravel().round(4).tolist(), y.sum(1).round(4).tolist()
+    ([1.0, 1.0], [1.0, 1.0])
+
+    Reference: Zhang et al., arXiv:1710.09412, equation 1.
+    """
+    _check(x, targets)
+    return _mixup(key, x, targets, colours.number("alpha", alpha))
+
+
+@jax.jit
+def _mixup(key: Key, x: Array, targets: Array, alpha: Array) -> tuple[Array, Array]:
+    k_share, k_partner = jax.random.split(key)
+    share, partner = _share(k_share, x.shape[0], alpha), jax.random.permutation(k_partner, x.shape[0])
+    own = share[:, None, None, None].astype(x.dtype)
+    return own * x + (1 - own) * x[partner], _of_both(targets, targets[partner], share)
+
+
+def cutmix(key: Key, x: Array, targets: Array, alpha: Scalar = 1.0) -> tuple[Array, Array]:
+    r"""Each image with a box taken from another; the targets are mixed by the box's share of the area.
+
+    The box has the sides $\sqrt{1 - \lambda}$ of the image's, with $\lambda$ from Beta(alpha, alpha), and its middle
+    anywhere, so that it may stand over the edge; what counts is what lies inside.
+
+    Args:
+        key: a typed key.
+        x: `[N, H, W, C]` floats.
+        targets: `[N, Y]` floats, such as `jax.nn.one_hot(labels, Y)`.
+        alpha: at least 0, traced; 0 gives images and targets back.
+
+    Returns:
+        The images and the targets.
+
+    Raises:
+        ValueError: for a negative alpha, other images, or targets that are not floats `[N, Y]`.
+
+    >>> x, y = cutmix(jax.random.key(0), jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 8, 8, 1)), jnp.eye(2))
+    >>> bool(jnp.allclose(x.mean((1, 2, 3)), y[:, 1]))
+    True
+
+    Reference: Yun et al., arXiv:1905.04899, equations 1 and 2.
+    """
+    _check(x, targets)
+    return _cutmix(key, x, targets, colours.number("alpha", alpha))
+
+
+@jax.jit
+def _cutmix(key: Key, x: Array, targets: Array, alpha: Array) -> tuple[Array, Array]:
+    n, height, width = x.shape[:3]
+    k_share, k_partner, k_rows, k_columns = jax.random.split(key, 4)
+    side = jnp.sqrt(1 - _share(k_share, n, alpha))[:, None]
+    partner = jax.random.permutation(k_partner, n)
+
+    def inside(k: Key, size: int) -> Array:
+        half = jnp.floor(side * size).astype(jnp.int32) // 2
+        middle, at = jax.random.randint(k, (n, 1), 0, size), jnp.arange(size)
+        return (at >= middle - half) & (at < middle + half)
+
+    box = inside(k_rows, height)[:, :, None] & inside(k_columns, width)[:, None, :]
+    share = 1 - jnp.mean(box.astype(jnp.float32), (1, 2))
+    return jnp.where(box[..., None], x[partner], x), _of_both(targets, targets[partner], share)
+
+
+def mix(
+    key: Key,
+    x: Array,
+    targets: Array,
+    mixup_alpha: Scalar = 0.8,
+    cutmix_alpha: Scalar = 1.0,
+    cutmix_share: Scalar = 0.5,
+) -> tuple[Array, Array]:
+    """Mixes a batch by `cutmix` with the given probability, else by `mixup`, as vision transformers are trained.
+
+    >>> x, y = mix(jax.random.key(0), jnp.ones((2, 4, 4, 1)), jnp.eye(2))
+    >>> x.shape, y.sum(1).round(4).tolist()
+    ((2, 4, 4, 1), [1.0, 1.0])
+
+    Reference: Touvron et al., arXiv:2012.12877, table 9.
+    """
+    _check(x, targets)
+    share = colours.number("cutmix_share", cutmix_share, 0.0, 1.0)
+    k_lot, k_mix = jax.random.split(key)
+    cut = jax.random.uniform(k_lot) < share
+    pairs = zip(cutmix(k_mix, x, targets, cutmix_alpha), mixup(k_mix, x, targets, mixup_alpha), strict=True)
+    mixed_x, mixed_targets = (jnp.where(cut, a, b) for a, b in pairs)
+    return mixed_x, mixed_targets
+
+
+def _check(x: Array, targets: Array) -> None:
+    colours.check(x, colours=False)
+    if jnp.ndim(targets) != 2 or len(targets) != len(x) or not jnp.issubdtype(targets.dtype, jnp.floating):
+        raise ValueError(
+            f"targets are {targets.dtype}{list(targets.shape)}; expected floats [{len(x)}, classes], such as "
+            "jax.nn.one_hot(labels, classes)"
+        )
+
+
+def _share(key: Key, n: int, alpha: Array) -> Array:
+    drawn = jax.random.beta(key, *(jnp.maximum(alpha, 1e-3),) * 2, (n,))
+    return jnp.where(alpha > 0, jnp.clip(drawn, 0, 1), 1.0)
+
+
+def _of_both(own: Array, other: Array, share: Array) -> Array:
+    share = share[:, None].astype(own.dtype)
+    return share * own + (1 - share) * other
+
+
+def soft_cross_entropy(
+    logits: Array, targets: Array, *, smoothing: Array | float | None = None, classes: Array | int | None = None
+) -> Array:
+    r"""Cross-entropy of each example with shares of classes instead of a label, in nats.
+
+    As `train.cross_entropy`, which it equals where the targets are one-hot; with smoothing $s$ each target becomes
+    $(1-s)\,t + s/C$.
+
+    Args:
+        logits: `[N, Y]`.
+        targets: `[N, Y]`, each row's sum 1.
+        smoothing: `s`, may be traced.
+        classes: `C`, may be traced; logits beyond are disregarded. Default `Y`.
+
+    Returns:
+        `[N]`.
+
+    >>> soft_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0.5, 0.5, 0.0, 0.0]]), smoothing=0.1, classes=2).round(4)
+    Array([0.6931], dtype=float32)
+
+    Reference: Zhang et al., arXiv:1710.09412, section 2.
+    """
+    if jnp.shape(targets) != jnp.shape(logits):
+        raise ValueError(
+            f"targets are {list(jnp.shape(targets))} and logits {list(jnp.shape(logits))}; expected shares of the same "
+            "classes, such as jax.nn.one_hot(labels, classes)"
+        )
+    count = logits.shape[-1] if classes is None else classes
+    own = jnp.arange(logits.shape[-1]) < count
+    log_p = jax.nn.log_softmax(jnp.where(own, logits, _NOT_A_CLASS))
+    if smoothing is not None:
+        targets = (1.0 - jnp.asarray(smoothing)) * targets + jnp.asarray(smoothing) / count
+    return -jnp.sum(jnp.where(own, targets * log_p, 0.0), -1)

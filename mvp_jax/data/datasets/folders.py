@@ -1,0 +1,279 @@
+"""Pictures in folders: one folder for each class, Tiny ImageNet's layout, and that of the traffic signs of GTSRB."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mvp_jax.data import sources
+from mvp_jax.data.datasets import catalog
+from mvp_jax.data.loading import lazy
+from mvp_jax.data.sources import Source
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+"""Of the names of files that are taken for pictures, in lower or upper case."""
+
+_TRAIN = "train"
+_HELD_OUT = ("test", "val", "valid", "validation")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Files:
+    """Pictures and the label of each; reads the file of a number."""
+
+    paths: tuple[pathlib.Path, ...]
+    labels: tuple[int, ...]
+
+    def __call__(self, i: int) -> bytes:
+        return self.paths[i].read_bytes()
+
+    def called(self, i: int) -> str:
+        return str(self.paths[i])
+
+
+def folder(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    test: str | None = None,
+    lazily: bool | None = None,
+    channels: int = 3,
+) -> Source:
+    """A source from a folder with one folder of pictures for each class.
+
+    `PATH/train/CLASS/...` and `PATH/test/CLASS/...`, where `val`, `valid` or `validation` may stand for `test`; or
+    `PATH/CLASS/...` without splits. If there are both a test and a validation folder, the validation pictures join
+    those to learn from, since `tasks.split` cuts its own. Classes and files are sorted by name; files below a class's
+    folder count wherever they lie.
+
+    Args:
+        path: the folder.
+        name: what tables call it; the folder's name without it.
+        size: the shorter side is brought to it, and the middle square cut out; without it all pictures must have one
+            size.
+        test: the folder to report on, instead of the first of those above; `""`: none.
+        lazily: whether pictures are decoded when they are looked at; without it, if they are too many for memory.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        The checked source.
+
+    Raises:
+        ValueError: for a folder that is missing or cannot be read, without pictures, a class without pictures, splits
+            whose classes differ, pictures of several sizes, or (when it is read) a broken picture.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = pathlib.Path(tempfile.mkdtemp())
+    >>> for kind in ("ant", "bee"):
+    ...     (root / kind).mkdir()
+    ...     Image.new("RGB", (6, 4)).save(root / kind / "0.png")
+    >>> source = folder(root, size=4)
+    >>> source.class_names, source.train.x.shape, source.train.y.tolist()
+    (('ant', 'bee'), (2, 4, 4, 3), [0, 1])
+    """
+    root = _root(path)
+    parts = [p.name for p in _folders(root)]
+    if _TRAIN not in parts:
+        if test:
+            raise ValueError(f"{root} has no folder {_TRAIN!r} beside {test!r}; it has {parts[:8]}")
+        classes = _classes(root)
+        return _source(name or root.name, tuple(classes), _files(classes), None, size, lazily, channels)
+    held_out = [part for part in _HELD_OUT if part in parts]
+    chosen = (held_out[0] if held_out else "") if test is None else test
+    if chosen and chosen not in parts:
+        raise ValueError(f"{root} has no folder {chosen!r}; it has {parts}")
+    classes = _classes(root / _TRAIN)
+    further = [part for part in held_out if part != chosen][:1] if chosen else []
+    learned = _files(classes)
+    for part in further:
+        learned = _together(learned, _files(_same(classes, root / part)))
+    tested = _files(_same(classes, root / chosen)) if chosen else None
+    return _source(name or root.name, tuple(classes), learned, tested, size, lazily, channels)
+
+
+def tiny_imagenet(path: str | os.PathLike[str], *, size: int | None = None, lazily: bool | None = None) -> Source:
+    """Tiny ImageNet as it is unpacked: 200 classes, 64×64; the official validation pictures are those to report on.
+
+    Args:
+        path: holds `train/n01443537/images/*.JPEG`, `val/images`, `val/val_annotations.txt` and `words.txt`, itself or
+            in `tiny-imagenet-200`.
+        size: see `folder`; 64 without it.
+        lazily: see `folder`.
+
+    Returns:
+        The checked source; a class is called by the first of its words.
+
+    Raises:
+        ValueError: as `folder` does, or if `val_annotations.txt` is missing or does not fit.
+    """
+    root = _root(path, "tiny-imagenet-200")
+    classes = _classes(root / _TRAIN)
+    numbers = {kind: i for i, kind in enumerate(classes)}
+    table = root / "val" / "val_annotations.txt"
+    found = [(row[0], row[1]) for row in _rows(table, "\t", 2)]
+    unknown = sorted({kind for _, kind in found} - set(numbers))
+    if unknown:
+        raise ValueError(f"{table} names the classes {unknown[:4]}, which {root / _TRAIN} has not")
+    tested = _Files(tuple(root / "val" / "images" / file for file, _ in found), tuple(numbers[k] for _, k in found))
+    words = dict(row[:2] for row in _rows(root / "words.txt", "\t", 2)) if (root / "words.txt").is_file() else {}
+    names = [words.get(kind, kind).partition(",")[0] for kind in classes]
+    # Two kinds of crane, for example.
+    distinct = tuple(n if names.count(n) == 1 else f"{n} {kind}" for n, kind in zip(names, classes, strict=True))
+    return _source("tiny_imagenet", distinct, _files(classes), tested, size or 64, lazily, 3)
+
+
+def gtsrb(path: str | os.PathLike[str], *, size: int | None = None, lazily: bool | None = None) -> Source:
+    """The German Traffic Sign Recognition Benchmark as it is unpacked: 43 classes, pictures of 15 to 250 pixels a side.
+
+    Args:
+        path: holds `Train/00000` to `Train/00042` and `Test`, or `Final_Training/Images` and `Final_Test/Images`,
+            itself or in `GTSRB`; the table of the test pictures, `GT-final_test.csv`, beside them or in the folder.
+        size: see `folder`; 32 without it.
+        lazily: see `folder`.
+
+    Returns:
+        The checked source; the frame of about 10 % around a sign stays.
+
+    Raises:
+        ValueError: as `folder` does, or if the table is missing or does not fit.
+
+    Reference: Stallkamp et al., "Man vs. computer", Neural Networks 2012.
+    """
+    entry = catalog.CATALOG["gtsrb"]
+    root = _root(path, "GTSRB")
+    train = _one_of(root, ("Train", "Final_Training/Images", "Training"))
+    test = _one_of(root, ("Test", "Final_Test/Images"))
+    classes = _classes(train)
+    if not all(kind.isdecimal() and int(kind) < entry.classes for kind in classes) or len(classes) != entry.classes:
+        raise ValueError(f"{train} holds {len(classes)} folders {list(classes)[:4]}...; expected 00000 to 00042")
+    learned = _files({f"{int(kind):05d}": paths for kind, paths in classes.items()}, sort=True)
+    tables = [place / file for place in (test, root) for file in ("GT-final_test.csv", "Test.csv")]
+    table = next((t for t in tables if t.is_file()), tables[0])
+    header, *found = _rows(table, ";" if table.name.startswith("GT") else ",", 8, header=True)
+    columns = {title.strip().lower(): i for i, title in enumerate(header)}
+    file, label = columns.get("filename", columns.get("path")), columns.get("classid")
+    if file is None or label is None:
+        raise ValueError(
+            f"{table} has the columns {header}; expected Filename and ClassId (GT-final_test.csv has both)"
+        )
+    try:
+        labels = tuple(int(row[label]) for row in found)
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}; expected a number of a class in each row") from error
+    tested = _Files(tuple(test / pathlib.PurePosixPath(row[file]).name for row in found), labels)
+    return _source("gtsrb", entry.class_names, learned, tested, size or entry.size, lazily, 3)
+
+
+def _root(path: str | os.PathLike[str], inner: str = "") -> pathlib.Path:
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir() or not str(path):
+        raise ValueError(f"no folder {str(path)!r}; give the path of the folder with the pictures")
+    return root / inner if inner and (root / inner).is_dir() else root
+
+
+def _one_of(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise ValueError(f"{root} has none of the folders {list(names)}; it has {[p.name for p in _folders(root)][:8]}")
+
+
+def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"cannot read the folder {root}: {error}") from error
+
+
+def _classes(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
+    """The pictures of each class, sorted."""
+    found = {p.name: tuple(_pictures(p)) for p in _folders(root)} if root.is_dir() else {}
+    empty = [kind for kind, paths in found.items() if not paths]
+    if not any(found.values()):
+        raise ValueError(f"no pictures in {root}; expected a folder for each class, with files {', '.join(ENDINGS)}")
+    if empty:
+        raise ValueError(f"{root}: no pictures of the classes {empty[:8]}; add some, or remove the empty folders")
+    return found
+
+
+def _pictures(root: pathlib.Path) -> Iterable[pathlib.Path]:
+    for where, below, files in os.walk(root):
+        below.sort()
+        yield from (pathlib.Path(where, f) for f in sorted(files) if f.lower().endswith(ENDINGS) and f[0] != ".")
+
+
+def _same(classes: dict[str, tuple[pathlib.Path, ...]], root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
+    """The pictures of the same classes in another split."""
+    found = _classes(root)
+    if set(found) != set(classes):
+        missing, further = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+        raise ValueError(
+            f"{root} lacks the classes {missing[:8]} and has {further[:8]} besides; give both splits the same classes"
+        )
+    return found
+
+
+def _files(classes: dict[str, tuple[pathlib.Path, ...]], sort: bool = False) -> _Files:
+    items = sorted(classes.items()) if sort else list(classes.items())
+    pairs = [(path, i) for i, (_, paths) in enumerate(items) for path in paths]
+    return _Files(tuple(p for p, _ in pairs), tuple(i for _, i in pairs))
+
+
+def _together(a: _Files, b: _Files) -> _Files:
+    return _Files(a.paths + b.paths, a.labels + b.labels)
+
+
+def _rows(table: pathlib.Path, delimiter: str, least: int, header: bool = False) -> list[list[str]]:
+    """The rows of a table."""
+    try:
+        with table.open(newline="", encoding="utf-8") as stream:
+            found = [row for row in csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {table}, which says what the pictures are: {error}") from error
+    wrong = [i for i, row in enumerate(found) if len(row) < least]
+    if len(found) <= header or wrong:
+        where = f"row {wrong[0] + 1} has {len(found[wrong[0]])}" if wrong else "there is none"
+        raise ValueError(f"{table}: {where}; expected rows of at least {least} columns, parted by {delimiter!r}")
+    return found
+
+
+def _source(
+    name: str, classes: Sequence[str], learned: _Files, tested: _Files | None, size: int | None, lazily: bool | None,
+    channels: int,
+) -> Source:  # fmt: skip
+    side = size or max(_common(learned, tested))
+    count = len(learned.paths) + (len(tested.paths) if tested else 0)
+    if lazily is None:
+        lazily = count * side**2 * channels > catalog.SMALL
+
+    def pair(files: _Files) -> tuple[lazy.Lazy | np.ndarray, np.ndarray]:
+        x = lazy.pictures(files, len(files.paths), size=size, channels=channels, called=files.called)
+        return x if lazily else x[:], np.array(files.labels, np.int32)
+
+    return sources.arrays(name, pair(learned), None if tested is None else pair(tested), class_names=classes)
+
+
+def _common(*splits: _Files | None) -> tuple[int, int]:
+    """The one size of all pictures, read from their heads."""
+    from PIL import Image
+
+    first: tuple[tuple[int, int], pathlib.Path] | None = None
+    for path in (path for files in splits if files for path in files.paths):
+        try:
+            with Image.open(path) as image:
+                found = (image.height, image.width)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: is not a picture that can be read: {error}") from error
+        first = first or (found, path)
+        if found != first[0]:
+            raise ValueError(
+                f"{path} is {found[0]} x {found[1]}, {first[1]} is {first[0][0]} x {first[0][1]}; give a size "
+                "(data.size in a config), to which the shorter side is brought before the middle is cut out"
+            )
+    assert first is not None
+    return first[0]

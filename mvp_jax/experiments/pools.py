@@ -1,0 +1,152 @@
+"""The data set that a config names, as the model reads it, cut into pools and tasks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mvp_jax.data import groups, sources, tasks
+from mvp_jax.data.checkpoint_inputs import images, tokens
+from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
+from mvp_jax.experiments import stages
+from mvp_jax.pretrained import preprocess, tensor_files
+
+CHECKPOINT = "checkpoint"
+"""The model's name where `model.checkpoint` is a folder that says itself what it holds."""
+
+GLUE = "glue/"
+"""What the names of GLUE's tasks begin with."""
+
+TASKS = ("subsets", "superclasses", "whole")
+"""How tasks are made of classes: at random (of joined data sets, of one of them), within a superclass, or of all."""
+
+
+def load(config: ConfigDict) -> stages.Setting:
+    """Reads the data, cuts it into pools and draws the tasks."""
+    data = config.data
+    how = data.get("tasks") or TASKS[0]
+    if how not in TASKS:
+        raise ValueError(f"unknown data.tasks {how!r}; choose one of {list(TASKS)}")
+    source = _source(config)
+    shares = 4 if source.test is None else 2
+    if len(data.fractions) != shares:
+        need = "no test split: give four, (source, target, valid, test)" if shares == 4 else (
+            "a test split, which gives the valid and test pools: give two, (source, target)"
+        )  # fmt: skip
+        raise ValueError(f"data.fractions is {tuple(data.fractions)}, but {source.name} has {need}")
+    held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
+    pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
+    order = np.random.default_rng(config.seed).permutation(source.num_classes).tolist()
+    home, away = _sides(source, data.get("targets"))
+    order = [c for c in order if c in home]
+    hidden = data.unseen_classes if home == away else 0
+    seen, unseen = sorted(order[: len(order) - hidden]), sorted(order[len(order) - hidden :])
+    pretrain_classes = tuple(sorted(order[: config.pretrain.classes]))
+    if how == "whole":
+        targets = _whole(config, source)
+        return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, (), targets)
+    apart = groups.by_coarse(source) if how == "superclasses" or "+" in data.name else None
+    bank_tasks: tuple[tasks.Task, ...] = ()
+    if "bank" in config:
+        bank_tasks = _draw(apart, seen, config.bank.tasks, config, config.seed, prefix="source")
+    targets = ()
+    if "targets" in config:
+        targets = _draw(
+            apart,
+            away,
+            config.targets.count,
+            config,
+            config.seed + 1,
+            must_include=unseen,
+            at_least=min(config.targets.unseen_at_least, len(unseen)),
+            exclude=bank_tasks,
+            prefix="target",
+        )
+    return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
+
+
+def _draw(
+    apart: Iterable[Iterable[int]] | None, allowed: Iterable[int], count: int, config: ConfigDict, seed: int,
+    **limits: Any,
+) -> tuple[tasks.Task, ...]:  # fmt: skip
+    size = config.tasks.classes_per_task
+    if apart is None:
+        return tasks.draw(allowed, count, size, seed, **limits)
+    return groups.draw_within([set(group) & set(allowed) for group in apart], count, size, seed, **limits)
+
+
+def _sides(source: sources.Source, named: str | None) -> tuple[list[int], list[int]]:
+    """The classes for pre-training and the bank, and those for the targets: all, or of other data sets."""
+    every = list(range(source.num_classes))
+    if not named:
+        return every, every
+    chosen = set(named.split("+"))
+    if "+" not in source.name or not chosen < set(source.coarse_names):
+        raise ValueError(
+            f"data.targets is {named!r}; it names some of the data sets that data.name joins, here "
+            f"{list(source.coarse_names) if '+' in source.name else source.name}, and leaves one for the bank"
+        )
+    away = [c for c in every if source.coarse_names[source.coarse[c]] in chosen]
+    return sorted(set(every) - set(away)), away
+
+
+def _whole(config: ConfigDict, source: sources.Source) -> tuple[tasks.Task, ...]:
+    if "bank" in config:
+        raise ValueError("data.tasks='whole' makes one target of all classes, and no bank; give this job subsets")
+    if "tasks" in config and config.tasks.classes_per_task != source.num_classes:
+        raise ValueError(
+            f"tasks.classes_per_task is {config.tasks.classes_per_task}, but {source.name} as a whole has "
+            f"{source.num_classes} classes; set it to {source.num_classes}"
+        )
+    return (groups.whole(source),)
+
+
+def _source(config: ConfigDict) -> sources.Source:
+    """The data set as the model reads it."""
+    data, given = config.data, tensor_files.local(config.model.checkpoint) if config.model.name == CHECKPOINT else None
+    if data.name == "docstrings":
+        if not given:
+            return text.docstrings(seed=config.seed)
+        # So many words that none is unknown before the checkpoint's own tokeniser sees them.
+        return preprocess.words(
+            text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length
+        )
+    if data.name.startswith(GLUE):
+        reader = tokens.tokenizer(given) if given else None
+        words = config.model.options.get("vocab", 2048)  # of a tokeniser that is made of the training texts
+        return glue.source(data.name.removeprefix(GLUE), data.path, reader, length=data.length, vocabulary=words)
+    names, size = data.name.split("+"), data.get("size")
+    paths = data.path.split("+") if len(names) > 1 and "+" in data.path else [data.path] * len(names)
+    if len(paths) != len(names):
+        raise ValueError(f"data.path has {len(paths)} parts for the data sets {names}; give one for all, or one each")
+    parts = [_pictures(name, path, config) for name, path in zip(names, paths, strict=True)]
+    source = joined.join(parts, size=size) if len(parts) > 1 else parts[0]
+    if given:
+        return preprocess.pictures(source, images.processor(given))
+    if data.name == "digits" and data.mean is None:
+        return source  # as ever, in [0, 1]
+    known = catalog.CATALOG.get(data.name)
+    mean, std = (known.mean, known.std) if known and data.mean is None else (data.mean, data.std)
+    return sources.normalise(source, mean, std)
+
+
+def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
+    """One data set of images, as it was read."""
+    size = config.data.get("size")
+    if name == "digits":
+        return sources.digits(upsample=config.data.upsample)
+    if name == "npz":
+        source = sources.npz(path)
+        if source.test is None:
+            raise ValueError(f"{path} has no test split; the report needs one")
+    elif name == "folder":
+        source = folders.folder(path, size=size)
+    elif name in catalog.CATALOG:
+        source = prepared.open(name, data_dir=path or None, size=size)
+    else:
+        raise ValueError(
+            f"unknown data {name!r}; choose 'digits', 'docstrings' or 'npz', 'folder' (with data.path), 'glue/TASK', "
+            f"several data sets of images as 'a+b', or one of {sorted(catalog.CATALOG)}"
+        )
+    return sources.drop_duplicates(source)[0]

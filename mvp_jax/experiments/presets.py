@@ -1,0 +1,362 @@
+"""What the configs share: where a job runs, its data, model and pre-training.
+
+A config file is read by its path, wherever that is, so the pieces that several of them need live in the package.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from mvp_jax.data.datasets import catalog
+
+TEXTS = ("docstrings",)
+"""Embedded data of token ids; GLUE's, `glue/TASK`, are token ids too."""
+
+TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert", "clip", "checkpoint")
+"""What the names of models begin with that AdamW and attention's units are meant for."""
+
+
+_LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+TEMPLATES = {
+    "cifar": tuple(
+        sentence
+        for article in ("a", "the")
+        for sentence in (
+            *(f"a {look}photo of {article} {{}}." for look in _LOOKS),
+            *(f"a photo of {article} {size} {{}}." for size in ("small", "big")),
+        )
+    ),
+    "mnist": ('a photo of the number: "{}".',),
+    "gtsrb": tuple(f'a {view} photo of a "{{}}" traffic sign.' for view in ("zoomed in", "centered", "close up")),
+    "cars": (
+        *(f"a photo of {whose} {{}}." for whose in ("a", "the", "my")),
+        "i love my {}!",
+        *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
+    ),
+}
+"""Sentences around a class's name for CLIP's zero-shot head, by data set, as its authors published them (Radford et al.
+2021, arXiv:2103.00020, and the list of prompts with the code)."""
+
+ISP_LINES = (
+    "unpruned", "magnitude", "gradual_main", "gradual", "imp", "isp", "isp_one", "isp_score", "isp_union",
+    "isp_majority", "isp_soup", "isp_published", "instant_soup",
+)  # fmt: skip
+"""Of `lineup`: the vote and its rules, its controls, soups, and what they have to beat."""
+
+
+def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
+    """The argument of a config file, `a=b,c=d,runlocal`, by name.
+
+    Raises:
+        ValueError: for a name that is not allowed, or a value that is missing or too much.
+
+    >>> arguments("data=npz,runlocal")
+    {'data': 'npz', 'runlocal': 'yes'}
+    """
+    given = {}
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if key not in allowed or (key == "runlocal") == bool(value):
+            words = [a if a == "runlocal" else f"{a}=NAME" for a in allowed]
+            raise ValueError(f"unknown config argument {part!r}; allowed are {', '.join(words)}")
+        given[key] = value or "yes"
+    return given
+
+
+def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
+    """A value of an argument, if it is one of those allowed.
+
+    Raises:
+        ValueError: if not.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"unknown {what}={value}; choose one of {', '.join(allowed)}")
+    return value
+
+
+def number(what: str, value: str, kind: type) -> Any:
+    """An argument that is a number, `int` or `float`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ValueError(f"{what}={value} is no number; give one, as {what}={kind(1)}") from error
+
+
+def local(data: str, model: str) -> tuple[str, str]:
+    """What `runlocal` puts in the place of real data and large networks: embedded data, the family's smallest network.
+
+    >>> local("imagenet", "deit_small")
+    ('digits', 'vit')
+    """
+    families = {"vit": "vit", "deit": "vit", "clip": "clip", "bert": "bert", "roberta": "bert", "distilbert": "bert"}
+    small = next((name for begin, name in families.items() if model.startswith(begin)), "resnet")
+    return "docstrings" if is_text(data) else "digits", small
+
+
+def job(kind: str, data: str, model: str) -> ConfigDict:
+    """Everything up to the pre-trained model, for small embedded data.
+
+    Args:
+        kind: of the job, `mvp` or `trials`.
+        data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.catalog`, `glue/TASK`.
+        model: a preset, or `resnet`, `vit`, `bert`, `clip` for the small one of a family; `checkpoint`: what
+            the folder `model.checkpoint` holds.
+    """
+    attention = model.startswith(TRANSFORMERS)
+    config = ConfigDict()
+    config.job = kind
+    config.seed = 0
+    config.mapping = "vmap"  # members at once; "map": in turn, one program; "loop": one call each; "auto": what suits
+    config.chunk = 6  # members (bank tasks, targets x seeds) a call and device; few fit a CPU's caches
+    config.devices = 0  # of this process, to share members out over; 0: all accelerators, or one CPU
+    config.tensorboard = False  # curves as TensorBoard's event files too, beside the JSON lines
+
+    config.multihost = False  # one run of several processes: docs/scaling.md
+    config.distributed = ConfigDict()  # empty: detected (Cloud TPU, Slurm, MPI)
+    config.distributed.coordinator = ""  # host:port of process 0
+    config.distributed.processes = config_dict.placeholder(int)
+    config.distributed.process = config_dict.placeholder(int)
+
+    config.data = ConfigDict()
+    config.data.name = data
+    config.data.path = ""
+    config.data.upsample = 1  # of the digits
+    config.data.size = config_dict.placeholder(int)  # pixels a side, of images; none: as the data set comes
+    config.data.stream = False  # pre-training reads batches from disk as it goes; always if they are not in memory
+    config.data.tasks = "subsets"  # of classes drawn at random; or "superclasses", or "whole": all classes at once
+    config.data.targets = ""  # of several data sets, "a+b", those that only targets are drawn from: "b"
+    config.data.length = 32  # of texts, in tokens of a checkpoint's own tokeniser
+    config.data.mean = config_dict.placeholder(tuple)
+    config.data.std = config_dict.placeholder(tuple)
+    config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
+    config.data.unseen_classes = 2  # neither pre-training nor the bank sees them
+
+    config.model = ConfigDict()
+    config.model.name = {
+        "resnet": "resnet8",
+        "vit": "vit_micro",
+        "bert": "bert_micro",
+        "clip": "clip_vision_micro",
+    }.get(model, model)
+    config.model.options = ConfigDict() if attention else ConfigDict({"width": 16})
+    config.model.conv = "auto"
+    config.model.classes = 0  # of the pre-trained head; 0: the pre-training classes
+    config.model.checkpoint = ""  # safetensors with PyTorch's names, or a folder; empty: pre-train here
+
+    config.pretrain = ConfigDict()
+    config.pretrain.classes = 6
+    config.pretrain.steps = 600
+    config.pretrain.learning_rate = 1e-3 if attention else 0.05
+    config.pretrain.optimizer = "adamw" if attention else "sgd"
+    config.pretrain.weight_decay = 1e-4
+    config.pretrain.batch = 64
+    config.pretrain.augment = "none" if is_text(data) else "shift"
+    config.pretrain.save_every = 200
+    if data in catalog.CATALOG:
+        pictures(config, data)
+    return config
+
+
+def is_text(data: str) -> bool:
+    """Whether the data are token ids.
+
+    >>> is_text("glue/mrpc"), is_text("digits")
+    (True, False)
+    """
+    return data in TEXTS or data.startswith("glue/")
+
+
+def pictures(config: ConfigDict, name: str) -> None:
+    """Images by a name of `data.catalog`: normalised as published, a tenth of the training split for targets.
+
+    Of a test split, half validates and the other half reports.
+    """
+    known = catalog.find(name)
+    config.data.name = name
+    if known.mean and known.std:
+        config.data.mean, config.data.std = known.mean, known.std
+    config.data.fractions = (0.9, 0.1) if known.test else (0.6, 0.1, 0.15, 0.15)
+    config.data.unseen_classes = 0
+    config.pretrain.classes = known.classes
+    config.model.options = ConfigDict()
+
+
+def cifar(config: ConfigDict, of_cifar100: bool) -> None:
+    """An archive of CIFAR images (`data.path`), and a network trained on CIFAR-10 or -100 (`model.checkpoint`)."""
+    config.mapping = "loop"
+    config.data.mean = (0.507, 0.487, 0.441) if of_cifar100 else (0.485, 0.456, 0.406)
+    config.data.std = (0.267, 0.256, 0.276) if of_cifar100 else (0.229, 0.224, 0.225)
+    config.data.unseen_classes = 20
+    config.model.options = ConfigDict()
+    config.model.classes = 100 if of_cifar100 else 10
+
+
+def meta_vote(data: str, model: str) -> ConfigDict:
+    """Meta-Vote Pruning beside its baselines: a config of `stages.Plan`, for small embedded data."""
+    vit = model.startswith(TRANSFORMERS)
+    config = job("mvp", data, model)
+
+    config.tasks = ConfigDict()
+    config.tasks.classes_per_task = 3
+    config.tasks.source_images = config_dict.placeholder(int)  # a class; none: all there are
+    config.tasks.shots = 5
+    # As many to validate as to test: one compiled evaluation serves both.
+    config.tasks.valid = 36
+    config.tasks.test = 36
+
+    config.prune = ConfigDict()
+    config.prune.ratio = 0.875
+    config.prune.kinds = ("head", "qk", "value", "neuron") if vit else ("filter",)
+    config.prune.min_units = 1
+
+    config.bank = ConfigDict()
+    config.bank.tasks = 42
+    config.bank.similarity = "leep"
+    config.bank.rounds = 2
+    config.bank.steps_per_round = 40
+    config.bank.final_steps = 60
+    config.bank.schedule = "geometric"
+    config.bank.score = "fisher"
+    config.bank.learning_rate = 1e-3 if vit else 0.02
+    config.bank.batch = 64
+
+    config.tune = ConfigDict()
+    config.tune.learning_rate = 3e-4 if vit else 0.02
+    config.tune.optimizer = "adamw" if vit else "sgd"
+    config.tune.weight_decay = 0.0
+    config.tune.batch = 32
+    config.tune.probe_l2 = 1e-2
+    config.tune.probe_examples = 1024
+    config.tune.norm_examples = 512
+    config.tune.augment = "none"
+
+    config.vote = ConfigDict()
+    config.vote.k = 5
+    config.vote.temperature = 0.0
+    config.vote.ballots = "uniform"
+    config.vote.similarity_temperature = 0.1
+    config.vote.weights = "neighbours"
+    config.vote.outside = "pretrained"
+    config.vote.doubt = 0.25
+
+    config.weak = ConfigDict()  # members of the target itself, which vote in the meta-soup
+    config.weak.members = 3
+    config.weak.steps = 20
+    config.weak.subset = 0.5
+    config.weak.learning_rate = (0.5, 2.0)
+
+    config.reptile = ConfigDict()  # the one pruned model for all tasks; rate and batch are the bank's
+    config.reptile.outer_steps = 20
+    config.reptile.tasks = 5
+    config.reptile.inner_steps = 10
+    config.reptile.outer_rate = 0.5
+    config.reptile.threshold_every = 5
+
+    config.targets = ConfigDict()
+    config.targets.count = 6
+    config.targets.seeds = 3
+    config.targets.unseen_at_least = 2
+    config.steps = (0, 10, 25, 50)  # fine-tuning steps after which to look
+    config.methods = ()  # empty: all
+    return config
+
+
+def votes_briefly(config: ConfigDict) -> None:
+    """The same job in a moment, to see that it runs."""
+    config.pretrain.steps = 20
+    config.bank.tasks = 4
+    config.bank.rounds, config.bank.steps_per_round, config.bank.final_steps = 2, 2, 2
+    config.targets.count, config.targets.seeds = 2, 1
+    config.steps = (0, 2)
+    config.vote.k = 2
+    config.weak.members, config.weak.steps = 2, 2
+    config.reptile.outer_steps, config.reptile.tasks, config.reptile.inner_steps = 2, 2, 2
+    if config.model.name == "resnet8":
+        config.model.options.width = 4
+
+
+def trials(data: str, model: str) -> ConfigDict:
+    """Methods at given sparsities: the rest of a config of `trials.Plan`, for small embedded data."""
+    attention, text = model.startswith(TRANSFORMERS), is_text(data)
+    config = job("trials", data, model)
+    config.data.fractions = (0.35, 0.35, 0.15, 0.15)
+    config.data.unseen_classes = 10 if text else 4
+    config.pretrain.classes = 16 if text else 6
+    if text:
+        config.pretrain.steps, config.pretrain.learning_rate = 500, 3e-3
+        config.model.options.dropout = 0.1
+
+    config.tasks = ConfigDict()
+    config.tasks.classes_per_task = 8 if text else 5
+    config.tasks.shots = 60
+    config.tasks.valid = 24
+    config.tasks.test = 24
+
+    config.targets = ConfigDict()
+    config.targets.count = 1
+    config.targets.seeds = 3
+    config.targets.unseen_at_least = 4
+
+    config.pattern = ConfigDict()
+    config.pattern.name = "weights"  # or "units", "channels"
+    config.pattern.allocation = "global"  # of weights: "uniform", "erk"
+    config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)  # of units
+
+    config.sparsities = (0.8, 0.9)
+    config.methods = ()  # empty: all
+    config.reference = "imp"  # whose masks the others' are compared with
+    config.ours = "isp"
+    config.keep_rounds = False  # of a method under way, so that a killed one goes on within it
+    config.masks_alone = True  # also judge masks on the pre-trained weights
+    config.templates = ()  # of a CLIP checkpoint: its frozen head is made of sentences with {} for a class's name
+
+    config.train = ConfigDict()
+    config.train.steps = 150  # of every method under its final mask
+    config.train.learning_rate = 1e-3 if attention else 0.02
+    config.train.optimizer = "adamw" if attention else "sgd"
+    config.train.weight_decay = 1e-4
+    config.train.batch = 32
+    config.train.decay = "cosine"
+    config.train.warmup = 0
+    config.train.clip = config_dict.placeholder(float)
+    config.train.augment = "none" if text else "shift"
+    config.train.norm_examples = 512
+    config.round_steps = 100  # of iterative magnitude pruning and sparse soups, before and after each cut
+    config.examples = 256  # that data-driven scores look at
+
+    config.isp = ConfigDict()
+    config.isp.members = 5
+    config.isp.share = 0.2
+    config.isp.vote = "mean"
+    config.isp.epochs = 1.0  # the data are small; 0.2 and 0.1 where an epoch is long
+    config.isp.weak_epochs = 0.5
+    config.isp.growth = "constant"
+    config.isp.inherit = True
+    config.isp.rank = "magnitude"
+    config.isp.examples = 256
+    config.isp.soup = "none"
+    config.isp.landing = config_dict.placeholder(float)
+    config.isp.diversity = ConfigDict()
+    config.isp.diversity.subset = 0.5
+    config.isp.diversity.learning_rate = (0.5, 2.0)
+    config.isp.diversity.law = "log"
+    for name in ("weight_decay", "label_smoothing", "dropout", "augment"):
+        config.isp.diversity[name] = config_dict.placeholder(tuple)  # (low, high)
+    config.isp.diversity.sgd = 0.0
+    return config
+
+
+def briefly(config: ConfigDict) -> None:
+    """The same job in a moment, to see that it runs."""
+    config.pretrain.steps = 20
+    config.targets.count = config.targets.seeds = 1
+    config.tasks.shots, config.tasks.valid, config.tasks.test = 8, 8, 8
+    config.sparsities = (0.5, 0.75)
+    config.train.steps, config.round_steps, config.examples = 2, 2, 16
+    config.isp.members, config.isp.share, config.isp.examples = 2, 0.4, 16

@@ -1,0 +1,299 @@
+"""The job `pretrain`: a dense network trained with labels or without, to be pruned afterwards.
+
+    DIR/model/         what `--config.model.checkpoint` reads      DIR/pretrain/         the state to go on from
+    DIR/results.csv    accuracy on validation and test images      DIR/metrics.jsonl     loss, accuracy, rate
+    DIR/pretraining.png
+
+Data that are in memory lie on the device; others are read by `data.streams` while the step before runs.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from mvp_jax import pretrained, train
+from mvp_jax.compact import cost
+from mvp_jax.core.types import Batch, Variables
+from mvp_jax.data import sources, tasks
+from mvp_jax.data.augment import cropping, named
+from mvp_jax.data.datasets import catalog
+from mvp_jax.data.loading import lazy, streams
+from mvp_jax.experiments.stages import Setting, batch_of
+from mvp_jax.models.api import Model, replace_head
+from mvp_jax.parallel import processes
+from mvp_jax.reports import plots
+from mvp_jax.storage import checkpoint, event_files, files, records
+from mvp_jax.train import evaluation, pretraining, probe, simsiam
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked config of the job.
+
+    Attributes:
+        setting: its pools and classes; training images are those of `pools.source`.
+        model: the dense network.
+        settings: how it is trained.
+        seed: of weights, batches and augmentation.
+        streamed: whether batches are read from the host as training goes.
+        host: done to each picture while it is read, see `streams.stream`; for pictures of many sizes.
+        mesh: devices that share each batch; `None` for one.
+        tensorboard: whether curves are written for TensorBoard too.
+    """
+
+    setting: Setting
+    model: Model
+    settings: pretraining.Settings
+    seed: int
+    streamed: bool = False
+    host: streams.Transform | None = None
+    mesh: Mesh | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mesh is not None and self.settings.batch % self.mesh.size:
+            raise ValueError(f"a batch of {self.settings.batch} cannot be shared out over {self.mesh.size} devices")
+
+    def pool(self, name: Literal["source", "valid", "test"]) -> sources.Arrays:
+        """The images of the pre-training classes in a pool."""
+        return tasks.subset(getattr(self.setting.pools, name), self.setting.pretrain_classes)
+
+
+def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None = None) -> Plan:
+    """Turns `config.pretrain` into a plan.
+
+    Raises:
+        ValueError: for settings that do not fit, before any work.
+    """
+    given, data = config.pretrain.to_dict(), config.data
+    del given["classes"]
+    name, host, x = given.pop("augment"), None, chosen.pools.source.x
+    if given["method"] == "simsiam":
+        given["views"] = named.views(name, *_normalised(name, data))
+    else:
+        if isinstance(x, lazy.Lazy) and name.startswith("resized_flip"):
+            # From the whole picture, while it is read; what is left is done on the device.
+            host, name = cropping.resized_crop(chosen.image_shape[0]), name.removeprefix("resized_flip").strip("_")
+        given["augment"] = augmentation(name or "none", data)
+    if config.tensorboard:
+        event_files.check()
+    plan = Plan(
+        setting=chosen, model=model, settings=pretraining.Settings(**given), seed=config.seed, host=host, mesh=mesh,
+        streamed=data.stream or not isinstance(x, np.ndarray), tensorboard=config.tensorboard,
+    )  # fmt: skip
+    if len(plan.pool("source").y) < plan.settings.batch:
+        raise ValueError(
+            f"pretrain.batch is {plan.settings.batch}, of {len(plan.pool('source').y)} training images; lower it"
+        )
+    return plan
+
+
+def augmentation(name: str, data: ConfigDict) -> train.Augment | None:
+    """An augmentation by name, for images as `config.data` normalises them; see `data.named`."""
+    return named.augmentation(name, *_normalised(name, data))
+
+
+def _normalised(name: str, data: ConfigDict) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """What was taken from the images and what they were divided by, if the augmentation has to know."""
+    known = catalog.CATALOG.get(data.name)
+    mean, std = (known.mean, known.std) if known and data.mean is None else (data.mean, data.std)
+    if not named.needs_range(name) or (data.name == "digits" and mean is None):
+        return None, None
+    if mean is None or std is None:
+        raise ValueError(
+            f"the augmentation {name!r} changes colours, and has to know how images are normalised; give data.mean and "
+            "data.std"
+        )
+    return tuple(mean), tuple(std)
+
+
+def predict(
+    model: Model, variables: Variables, pair: sources.Arrays, batch: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `[N, Y]` and features `[N, F]` of images on the host, a batch of them on the device at a time."""
+    found = []
+    for start in range(0, len(pair.y), batch):
+        x = sources.to_float(np.asarray(pair.x[start : start + batch]))
+        short = min(batch, len(pair.y)) - len(x)  # a smaller part would compile anew
+        whole = np.concatenate([x, np.zeros((short, *x.shape[1:]), x.dtype)])
+        seen = evaluation.infer(model, variables, jnp.asarray(whole), batch=batch)
+        found.append([np.asarray(part)[: len(x)] for part in seen])
+    return np.concatenate([logits for logits, _ in found]), np.concatenate([features for _, features in found])
+
+
+def accuracy(model: Model, variables: Variables, pair: sources.Arrays) -> float:
+    """The share of images on the host whose label has the highest logit."""
+    return float(np.mean(predict(model, variables, pair)[0].argmax(-1) == pair.y))
+
+
+def classifier(plan: Plan, variables: Variables) -> Variables:
+    """The network's variables, with a head: its own, or without labels one fitted to features of training images."""
+    if plan.settings.method == "supervised":
+        return variables
+    pool, body = plan.pool("source"), simsiam.body(variables)
+    chosen = np.random.default_rng(plan.seed).permutation(len(pool.y))[: plan.settings.examples]
+    few = sources.Arrays(pool.x[np.sort(chosen)], pool.y[np.sort(chosen)])
+    _, features = predict(plan.model, body, few)
+    kernel, bias = probe.logistic(jnp.asarray(features), jnp.asarray(few.y), plan.model.num_classes)
+    return replace_head(body, plan.model, kernel=kernel, bias=bias)
+
+
+def run(plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    """Trains the network, or goes on where a killed run stopped; returns the rows of `results.csv`.
+
+    Raises:
+        ValueError: if training diverges, or what is in the folder is of other settings.
+    """
+    if not files.exists(folder / "results.csv"):
+        processes.only_first("pre-training", lambda: _learn(plan, folder))
+        processes.only_first("results", lambda: _finish(plan, folder))
+    return records.read_csv(folder / "results.csv")
+
+
+def _learn(plan: Plan, folder: Path) -> None:
+    """Trains to the end, and writes `model/`."""
+    settings = plan.settings
+    static, state, given = pretraining.begin(plan.model, settings, jax.random.key(plan.seed), mesh=plan.mesh)
+    pool, valid = plan.pool("source"), plan.pool("valid")
+    stream = _stream(plan, pool) if plan.streamed else None
+    with checkpoint.Checkpoints(folder / "pretrain", alone=True) as saved:
+        if saved.latest() is not None:
+            state, position = saved.restore((state, stream.state() if stream else {}))
+            stream = stream.at(position) if stream else None
+        done = int(state.step)
+        board = event_files.Board(folder / "board", after=done) if plan.tensorboard else contextlib.nullcontext()
+        with (
+            board as curves,
+            _data(plan, pool, stream) as data,
+            records.progress(settings.steps, f"pre-training, {settings.method}") as advanced,
+            records.Metrics(folder / "metrics.jsonl", after=done, board=curves) as written,
+        ):
+            advanced(done)
+            while done < settings.steps:
+                count = min(settings.save_every - done % settings.save_every, settings.steps - done)
+                state, metrics = pretraining.advance(static, state, given, count, data)
+                if not bool(state.alive):
+                    raise ValueError(
+                        f"pre-training diverged after step {int(state.step)}: a loss or a weight is not finite; lower "
+                        "pretrain.learning_rate, or give pretrain.warmup or pretrain.clip"
+                    )
+                done += count
+                judged = _judge(plan, static, state, valid, folder)
+                seen = {"accuracy": metrics["accuracy"]} if static.labels else {}
+                now = pretraining.rate(done - 1, settings.learning_rate, steps=settings.steps, warmup=settings.warmup)
+                # The line comes first: what is in front of the state after a kill is written again.
+                written.write(step=done, loss=metrics["loss"], rate=now, **seen, **judged)
+                written.flush()
+                saved.save(done, (state, stream.state() if stream else {}))
+                advanced(count, f"loss {float(metrics['loss']):.3f}, held out {judged['valid']:.1%}")
+
+
+def _stream(plan: Plan, pool: sources.Arrays) -> streams.Stream:
+    return streams.stream(
+        pool, batch=plan.settings.batch, seed=plan.seed, transform=plan.host, full=plan.host is not None
+    )
+
+
+@contextlib.contextmanager
+def _data(plan: Plan, pool: sources.Arrays, stream: streams.Stream | None) -> Iterator[Batch | Iterator[Batch]]:
+    """All images on the device, or their batches as they are read."""
+    if stream is None:
+        whole = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
+        yield jax.device_put(batch_of(pool), whole)
+        return
+    with streams.to_device(
+        stream, sharding=None if plan.mesh is None else NamedSharding(plan.mesh, pretraining.SHARED)
+    ) as found:
+        yield found
+
+
+def _judge(
+    plan: Plan, static: pretraining.Work, state: train.TrainState, valid: sources.Arrays, folder: Path
+) -> dict[str, float]:
+    """Accuracy on validation images and, without labels, the spread of projections; keeps the model if it is to."""
+    variables = classifier(plan, state.variables)
+    judged = {"valid": accuracy(plan.model, variables, valid)}
+    if not static.labels:
+        few = sources.Arrays(valid.x[: plan.settings.examples], valid.y[: plan.settings.examples])
+        judged["spread"] = float(simsiam.spread(jnp.asarray(predict(static.model, state.variables, few)[0])))
+    at, kept = int(state.step), folder / "model"
+    best = plan.settings.keep == "best"
+    if at == plan.settings.steps if not best else judged["valid"] > _so_far(kept):
+        extra = {"method": plan.settings.method, "step": at, "valid": judged["valid"]}
+        pretrained.save(kept, plan.model, variables, extra=extra)
+    return judged
+
+
+def _so_far(kept: Path) -> float:
+    return float(pretrained.describe(kept)["extra"]["valid"]) if files.exists(kept / "model.json") else -1.0
+
+
+def _finish(plan: Plan, folder: Path) -> None:
+    """Reads the test images, once, and writes the rows and the picture."""
+    model, variables = pretrained.reload(folder / "model")
+    extra, settings = pretrained.describe(folder / "model")["extra"], plan.settings
+    spent = cost.of(model, variables)
+    shared = {
+        "target": "pretraining", "seed": plan.seed, "method": settings.method, "ratio": 0.0, "steps": extra["step"],
+        "cost_examples": settings.steps * settings.batch, "params": spent.params, "flops": spent.flops,
+    }  # fmt: skip
+    found = {"valid": extra["valid"], "test": accuracy(model, variables, plan.pool("test"))}
+    plot(
+        records.read_metrics(folder / "metrics.jsonl"),
+        folder / "pretraining.png",
+        title=f"Pre-training, {settings.method}",
+    )
+    records.write_csv([shared | {"split": split, "accuracy": value} for split, value in found.items()],
+                      folder / "results.csv")  # fmt: skip
+    records.say(
+        f"pre-trained on {len(plan.setting.pretrain_classes)} classes: {found['test']:.1%} on test images, "
+        f"{found['valid']:.1%} on validation images; --config.model.checkpoint={folder / 'model'} prunes it"
+    )
+
+
+def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str = "Pre-training") -> None:
+    """Loss and accuracy against steps, as `metrics.jsonl` has them.
+
+    Args:
+        lines: with `step`, `loss`, `valid` and, if known, `accuracy` (of the training batches) and `spread`.
+        path: the picture.
+        title: above.
+    """
+    if not lines:
+        raise ValueError("no lines of metrics to draw; give those of metrics.jsonl")
+    figure = plots.make_figure(8.4, 3.4)
+    left, right = figure.subplots(1, 2)
+    steps = [line["step"] for line in lines]
+    left.plot(steps, [line["loss"] for line in lines], color=plots.COLOURS[0], marker="o", markersize=3)
+    left.set_ylabel("loss (mean since the last look)")
+    shown = {"valid": "validation", "accuracy": "training batches", "spread": "spread of projections"}
+    ends = []
+    for k, (name, called) in enumerate(shown.items()):
+        if name in lines[0]:
+            factor = 1 if name == "spread" else 100
+            values = [np.nan if line[name] is None else factor * line[name] for line in lines]
+            axes = right if name != "spread" else left.twinx()
+            axes.plot(steps, values, color=plots.COLOURS[k], marker=plots.MARKERS[k], markersize=3)
+            if axes is right:
+                ends.append((float(steps[-1]), float(values[-1]), called, plots.COLOURS[k], name == "valid"))
+            else:
+                axes.set_ylabel(called, color=plots.COLOURS[k])
+    right.set_ylabel("accuracy, %")
+    for axes in (left, right):
+        axes.set_xlabel("steps")
+        plots.tidy(axes)
+    plots.name_lines(right, ends, 3.4)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    plots.save(figure, path)
+
+
+__all__ = ["Plan", "accuracy", "augmentation", "check", "classifier", "plot", "predict", "run"]

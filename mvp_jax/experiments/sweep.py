@@ -1,0 +1,365 @@
+"""Many runs that differ in a few settings: one after the other in one process, then one table of them all.
+
+    python -m mvp_jax.main --config=configs/sweep.py --workdir=DIR
+    python -m mvp_jax.experiments.sweep RUN RUN ... --out=DIR
+
+    DIR/points/NAME/                   the run of one point, as by itself
+    DIR/summary.csv, .md, .png         settings and accuracies, a row for a point and method
+
+Runs of one process share compiled programs, so what is traced in this library (learning rates, sparsities, numbers of
+steps, seeds) compiles once for all points. The second command makes the table of any finished runs.
+"""
+
+import argparse
+import collections
+import csv
+import functools
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mvp_jax.experiments import command_line
+from mvp_jax.parallel import processes
+from mvp_jax.reports import plots
+from mvp_jax.storage import files, records
+
+_LATER = {
+    "pretrain": (
+        "bank", "chunk", "examples", "isp", "keep_rounds", "masks_alone", "methods", "ours", "pattern", "prune",
+        "reference", "reptile", "round_steps", "sparsities", "steps", "targets", "templates", "train", "tune", "vote",
+        "weak",
+    ),
+    "bank": ("bank.similarity", "methods", "reptile", "steps", "targets", "vote", "weak"),
+}  # fmt: skip
+"""Settings that come into play only after the pre-training, or the bank: runs that differ in nothing else share it."""
+
+_FINISHED = "finished.json"
+
+
+def over(config: ConfigDict, values: Mapping[str, Sequence[Any]], *, apart: Sequence[str] = ()) -> ConfigDict:
+    """A job's config as a sweep: all combinations of these values.
+
+    Args:
+        config: of any job; changed in place, and returned.
+        values: by path, as `{"train.learning_rate": (1e-3, 3e-3), "seed": (0, 1)}`. Points that differ in `seed` alone
+            are repetitions.
+        apart: paths over whose values nothing is chosen: each has its own best point.
+
+    >>> points(over(ConfigDict({"job": "mvp", "vote": {"k": 1}, "seed": 0}), {"vote.k": (1, 5)}))
+    {'vote.k=1': {'vote.k': 1}, 'vote.k=5': {'vote.k': 5}}
+    """
+    config.sweep = ConfigDict()
+    config.sweep.job = config.job
+    config.sweep.over = tuple((path, tuple(those)) for path, those in values.items())
+    config.sweep.apart = tuple(apart)
+    config.job = "sweep"
+    return config
+
+
+def points(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The values of every point, by its name.
+
+    Raises:
+        ValueError: if `sweep.over` is no tuple of `(path, (value, ...))`, repeats itself, or `apart` names others.
+    """
+    given = config.sweep.over
+    shaped = all(isinstance(p, tuple | list) and len(p) == 2 and isinstance(p[0], str) for p in given)
+    if not given or not shaped or not all(isinstance(v, tuple | list) and v for _, v in given):
+        raise ValueError(f"sweep.over is {given!r}; give (path, (value, ...)) pairs, as (('seed', (0, 1)),)")
+    paths = [path for path, _ in given]
+    combined = [dict(zip(paths, found, strict=True)) for found in itertools.product(*(v for _, v in given))]
+    named = {_name(values): values for values in combined}
+    if len(set(paths)) < len(paths) or len(named) < len(combined):
+        raise ValueError(f"sweep.over repeats a path or a value: {given!r}")
+    if strange := sorted(set(config.sweep.apart) - set(paths)):
+        raise ValueError(f"sweep.apart names {strange}, which sweep.over does not vary; it has {paths}")
+    return named
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    """A point's folder: the same whatever other points there are.
+
+    >>> _name({"seed": 0, "sparsities": (0.5, 0.9), "model.name": "a/b"})
+    'seed=0,sparsities=0.5-0.9,model.name=a_b'
+    """
+
+    def text(value: Any) -> str:
+        found = "-".join(map(text, value)) if isinstance(value, tuple | list) else str(value)
+        return re.sub(r"[^\w.+-]", "_", found) or "none"
+
+    return ",".join(f"{path}={text(value)}" for path, value in values.items())
+
+
+def configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The config of every point, by its name.
+
+    Raises:
+        ValueError: as `points` does, and for a path or a value that the config does not have.
+    """
+    base = ConfigDict(config.copy_and_resolve_references())
+    with base.unlocked():
+        base.job = base.sweep.job
+        del base.sweep
+    return {name: command_line.changed(base, values) for name, values in points(config).items()}
+
+
+def run(
+    config: ConfigDict,
+    work: pathlib.Path,
+    *,
+    check: Callable[[ConfigDict], Any],
+    job: Callable[[ConfigDict, pathlib.Path, Mapping[str, pathlib.Path]], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Runs every point, those that are finished aside, and writes the summary.
+
+    Args:
+        config: of the sweep.
+        work: its folder. A sweep may be continued there with more points.
+        check: raises `ValueError` for a config that cannot run; called for all points before the first one runs.
+        job: runs a config in a folder, and takes stages that another run has made from that one's folder.
+
+    Returns:
+        The rows of the summary.
+
+    Raises:
+        ValueError: for a bad point, by its name.
+    """
+    found = configs(config)
+    for name, own in found.items():
+        try:
+            check(own)
+        except ValueError as error:
+            raise ValueError(f"point {name}: {error}") from error
+    folders = {name: work / "points" / name for name in found}
+    shared = sharing(found)
+    processes.only_first("sweep", lambda: files.writable(work))
+    for number, (name, own) in enumerate(found.items(), 1):
+        if files.exists(folders[name] / _FINISHED):
+            continue
+        if processes.first():
+            records.say(f"point {number} of {len(found)}: {name}")
+        job(own, folders[name], {stage: folders[first] for stage, first in shared[name].items()})
+        processes.only_first("point", functools.partial(records.write_json, folders[name] / _FINISHED, {"point": name}))
+    rows = summarise(list(folders.values()), [path for path, _ in config.sweep.over], apart=config.sweep.apart)
+    processes.only_first("summary", lambda: write(rows, work))
+    return rows
+
+
+def sharing(found: Mapping[str, ConfigDict]) -> dict[str, dict[str, str]]:
+    """For every point, the first one whose pre-training, and whose bank, is the same: `{point: {stage: point}}`."""
+    flat = {name: _flat(json.loads(own.to_json_best_effort())) for name, own in found.items()}
+
+    def alike(a: str, b: str, later: Sequence[str]) -> bool:
+        differ = [path for path in flat[a] | flat[b] if flat[a].get(path) != flat[b].get(path)]
+        return all(any(path == p or path.startswith(f"{p}.") for p in later) for path in differ)
+
+    return {
+        name: {stage: next(f for f in found if alike(f, name, later)) for stage, later in _LATER.items()}
+        for name in found
+    }
+
+
+def summarise(
+    folders: Sequence[str | os.PathLike[str]], paths: Sequence[str] | None = None, *, apart: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Finished runs side by side: a row for each setting, ratio and method.
+
+    Args:
+        folders: each with `config.json` and `results.csv`.
+        paths: the settings to show; by default those in which the runs differ. Runs that differ in `seed` alone are
+            repetitions.
+        apart: those over whose values nothing is chosen.
+
+    Returns:
+        Rows: the settings, `method`, `ratio`, `steps` (of fine-tuning, the last looked at), `valid` (mean accuracy over
+        targets and seeds on the validation split), `sd` (of the seeds' means; `None` for one), `seeds`, `chosen` (best
+        on validation among all settings of this method and ratio), and for the chosen alone `test` and `test_sd`.
+
+    Raises:
+        ValueError: if a folder holds no finished run, or the runs share no settings to compare.
+    """
+    runs = [_read(files.path(folder)) for folder in folders]
+    if not runs:
+        raise ValueError("no runs to summarise; give the folders of finished ones")
+    if paths is None:
+        every = dict.fromkeys(path for settings, _ in runs for path in settings)
+        paths = [p for p in every if len({json.dumps(settings.get(p)) for settings, _ in runs}) > 1]
+    shown = [path for path in paths if path != "seed"]
+    groups: dict[tuple[Any, ...], list[tuple[Any, records.Row]]] = collections.defaultdict(list)
+    for settings, rows in runs:
+        last: dict[tuple[Any, ...], int] = {}
+        for row in rows:
+            at = (row["ratio"], row["method"])
+            last[at] = max(last.get(at, 0), row["steps"])
+        own = tuple(json.dumps(settings.get(path)) for path in shown)
+        for row in rows:
+            if row["steps"] == last[row["ratio"], row["method"]] and row.get("view", "whole") == "whole":
+                groups[own, row["ratio"], row["method"]].append((settings.get("seed"), row))
+    table = [_line(shown, own, ratio, method, members) for (own, ratio, method), members in groups.items()]
+    best: dict[Any, dict[str, Any]] = {}
+    for line in table:
+        among = (line["ratio"], line["method"], *(json.dumps(line[path]) for path in apart))
+        if among not in best or line["valid"] > best[among]["valid"]:
+            best[among] = line
+    for line in table:
+        line["chosen"] = any(line is b for b in best.values())
+        if not line["chosen"]:
+            line["test"] = line["test_sd"] = None
+    return sorted(table, key=lambda r: (r["ratio"], r["method"], -r["valid"]))
+
+
+def _read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    lacking = [name for name in ("config.json", "results.csv") if not files.exists(folder / name)]
+    if lacking:
+        raise ValueError(
+            f"{folder} is no finished run: it lacks {' and '.join(lacking)}; run it first, or leave it out"
+        )
+    return _flat(json.loads((folder / "config.json").read_text())), records.read_csv(folder / "results.csv")
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Leaves by path.
+
+    >>> _flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return found
+
+
+def _line(
+    shown: Sequence[str], own: tuple[str, ...], ratio: float, method: str, members: Sequence[tuple[Any, records.Row]]
+) -> dict[str, Any]:
+    line = dict(zip(shown, map(json.loads, own), strict=True)) | {"method": method, "ratio": ratio}
+    line["steps"] = members[0][1]["steps"]
+    for split, name, spread in (("valid", "valid", "sd"), ("test", "test", "test_sd")):
+        by_seed: dict[Any, list[float]] = collections.defaultdict(list)
+        for seed, row in members:
+            if row["split"] == split:
+                by_seed[seed, row["seed"]].append(row["accuracy"])
+        means = [float(np.mean(v)) for v in by_seed.values()]
+        line[name] = float(np.mean(means)) if means else math.nan
+        line[spread] = float(np.std(means, ddof=1)) if len(means) > 1 else None
+        if split == "valid":
+            line["seeds"] = len(means)
+    return line
+
+
+def write(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> None:
+    """`summary.csv`, `summary.md` and `summary.png` of what `summarise` found."""
+    folder, names = files.path(folder), list(rows[0])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(row[name]) for name in names] for row in rows)
+    records.write_text(folder / "summary.csv", text.getvalue())
+    records.write_text(folder / "summary.md", to_markdown(rows))
+    plot(rows, folder / "summary.png")
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The summary as a Markdown table, in percent; a chosen row is bold."""
+
+    def text(name: str, value: Any) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        if name in ("valid", "sd", "test", "test_sd"):
+            return f"{100 * value:.1f}"
+        return f"{value:g}" if isinstance(value, float) else str(_cell(value))
+
+    names = [n for n in rows[0] if n != "chosen" and any(text(n, row[n]) for row in rows)]
+    lines = [[text(name, row[name]) for name in names] for row in rows]
+    lines = [
+        [
+            f"**{t}**" if row["chosen"] and name in ("valid", "test") and t else t
+            for name, t in zip(names, line, strict=True)
+        ]
+        for row, line in zip(rows, lines, strict=True)
+    ]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in (names, ["--"] * len(names), *lines))
+    return (
+        f"{table}\n\nAccuracies in percent: means over targets and seeds, and their spread (sd) over seeds. `test` is "
+        "given only for the setting with the best `valid` of a method and ratio.\n"
+    )
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, most: int = 5) -> None:
+    """Validation accuracy against the first setting, a line for each method, at its best over the other settings."""
+    setting = next((n for n in rows[0] if n not in ("method", "ratio")), "steps")
+    ratio = max(row["ratio"] for row in rows)
+    here = [row for row in rows if row["ratio"] == ratio]
+    hardest = {json.dumps(r[setting]) for r in here} == {json.dumps(r[setting]) for r in rows}
+    here = here if hardest else list(rows)  # where the setting is the ratio itself, all of it is shown
+    places = sorted(
+        {json.dumps(row[setting]) for row in here}, key=lambda v: (isinstance(json.loads(v), str), _order(v))
+    )
+    best: dict[str, dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
+    for row in here:
+        at = json.dumps(row[setting])
+        if at not in best[row["method"]] or row["valid"] > best[row["method"]][at]["valid"]:
+            best[row["method"]][at] = row
+    methods = sorted(best, key=lambda m: -max(r["valid"] for r in best[m].values()))[:most]
+    figure = plots.make_figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    for i, method in enumerate(methods):
+        found = [(x, best[method][at]) for x, at in enumerate(places) if at in best[method]]
+        axes.errorbar(
+            [x + 0.03 * (i - (len(methods) - 1) / 2) for x, _ in found], [100 * r["valid"] for _, r in found],
+            yerr=[100 * (r["sd"] or 0.0) for _, r in found], color=plots.COLOURS[i], marker=plots.MARKERS[i],
+            markersize=4, linewidth=1.2, capsize=2, label=method,
+        )  # fmt: skip
+    axes.set_xticks(range(len(places)), [str(_cell(json.loads(v))) for v in places])
+    axes.set_xlabel(setting)
+    axes.set_ylabel("validation accuracy (%)")
+    pruned = f", {ratio:.0%} pruned" if hardest else ""
+    axes.set_title(f"Best over the other settings{pruned}; bars: sd over seeds", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    plots.tidy(axes)
+    plots.save(figure, path)
+
+
+def _order(text: str) -> Any:
+    value = json.loads(text)
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The table of finished runs, as a command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mvp_jax.experiments.sweep", description="One table of finished runs."
+    )
+    parser.add_argument("runs", nargs="+", help="folders of finished runs")
+    parser.add_argument(
+        "--out", default="", help="where to write summary.csv, .md and .png; without it the table is shown"
+    )
+    given = parser.parse_args(argv)
+    try:
+        rows = summarise(given.runs)
+        if given.out:
+            write(rows, given.out)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    sys.stdout.write(to_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["configs", "over", "plot", "points", "run", "sharing", "summarise", "to_markdown", "write"]

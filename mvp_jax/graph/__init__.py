@@ -1,0 +1,30 @@
+"""Coupled groups of any JAX function, found by tracing it.
+
+Which channels, heads and neurons must be removed together is read off the function's jaxpr: every axis of every array
+carries an expression of dimensions, each primitive says by a small rule which axes are one and the same, and what is
+not understood is frozen, never guessed. The idea is that of dependency graphs (Fang et al., 2023, arXiv:2301.12900),
+by axes instead of layers, so that it does not matter in which framework a model is written.
+
+A group is reported only if removing its units provably computes what zeroing their parameters does.
+"""
+
+from mvp_jax.graph.analysis import Analysis, Frozen, Rules, Traced, analyse, collections, find, groups, leaks, trace
+from mvp_jax.graph.explanation import Explanation, Row, explain
+from mvp_jax.graph.rules import Rule
+
+__all__ = [
+    "Analysis",
+    "Explanation",
+    "Frozen",
+    "Row",
+    "Rule",
+    "Rules",
+    "Traced",
+    "analyse",
+    "collections",
+    "explain",
+    "find",
+    "groups",
+    "leaks",
+    "trace",
+]

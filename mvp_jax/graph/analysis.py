@@ -1,0 +1,314 @@
+"""Groups from a traced function: both passes over its jaxpr, names, kinds, and what may not be cut."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from mvp_jax.core import trees
+from mvp_jax.core.types import PyTree
+from mvp_jax.core.units import Group, Slot
+from mvp_jax.graph import program as programs
+from mvp_jax.graph import zeros
+from mvp_jax.graph.dims import Dim, freeze, places, roots
+from mvp_jax.graph.primitives import RULES
+from mvp_jax.graph.program import Program, Tracer, Value
+from mvp_jax.graph.rules import Rule
+
+Rules = Sequence[tuple[str, Rule]]
+"""Rules for further primitives, or other ones for those that are known: `((name, rule), ...)`."""
+
+
+class Leaf(NamedTuple):
+    """One array of the variables.
+
+    Attributes:
+        path: in its collection.
+        collection: `params`, or `rest` for what is cut but not masked.
+        value: with its axes.
+    """
+
+    path: str
+    collection: str
+    value: Value
+
+
+class Frozen(NamedTuple):
+    """Units of a parameter that may not be removed.
+
+    Attributes:
+        path: of the parameter.
+        axis: along which they lie.
+        size: how many.
+        reason: what keeps them.
+        number: of the set of units; axes of one number have to stay together.
+    """
+
+    path: str
+    axis: int
+    size: int
+    reason: str
+    number: int
+
+
+class Traced(NamedTuple):
+    """A function that has been read: program, arrays it takes, notes on the way, trees of variables and results."""
+
+    program: Program
+    leaves: tuple[Leaf, ...]
+    notes: tuple[programs.Note, ...]
+    structure: Any
+    results: Any
+
+
+class Analysis(NamedTuple):
+    """What may be cut together, and what may not be cut.
+
+    Attributes:
+        groups: in the order in which the function makes their units.
+        frozen: parameter axes with units that have to stay.
+        traced: for `explain` and `compact.slim`.
+        roots: what each group is in `traced`.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    traced: Traced
+    roots: Mapping[str, Dim]
+
+
+def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Rules = ()) -> tuple[Group, ...]:
+    """The sets of units of a function that can be removed, each with every axis that goes with it.
+
+    Args:
+        apply: pure; called as `apply(variables, *inputs)`, returns arrays whose axes stay whole. Trace it the way it
+            is used for inference: dropout's random masks keep every axis they touch.
+        variables: any pytree of arrays (or shapes). If it has an entry `params` (`Variables`, Linen's variables), paths
+            start inside each collection and only `params` are masked; otherwise all of it are parameters.
+        *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole.
+        rules: for primitives that are not known, or are to be read otherwise.
+
+    Returns:
+        Groups for `units`, `prune`, `vote` and `compact`, in the order in which their units are made.
+
+    >>> import jax.numpy as jnp
+    >>> def mlp(params, x):
+    ...     h = jax.nn.relu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+    ...     return h @ params["fc2"]["kernel"]
+    >>> params = {"fc1": {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)}, "fc2": {"kernel": jnp.ones((8, 2))}}
+    >>> [(g.name, g.size, [(s.path, s.axis, s.scored) for s in g.slots]) for g in groups(mlp, params, jnp.ones((1, 3)))]
+    [('fc1', 8, [('fc1/bias', 0, True), ('fc1/kernel', 1, True), ('fc2/kernel', 0, False)])]
+    """
+    return analyse(apply, variables, *inputs, rules=rules).groups
+
+
+def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Rules = ()) -> Analysis:
+    """`groups`, and beside them what may not be cut and why; see there for the arguments."""
+    table = RULES | dict(rules)
+    traced = trace(apply, variables, *inputs, rules=table)
+    for value in traced.program.outs:
+        for e in value.dims or []:
+            freeze(e, "an axis of the output")
+    leaks(traced, table)
+    return describe(traced)
+
+
+def trace(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, Rule] = RULES) -> Traced:
+    """Reads a function: the first pass of `analyse`, with the axes of outputs left free."""
+    closed, results = jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)
+    named = collections(variables)
+    count = len(named)
+    leaves, args = [], []
+    for (path, collection), var in zip(named, closed.jaxpr.invars[:count], strict=True):
+        shape = tuple(var.aval.shape)
+        value = Value([Dim(n) for n in shape], shape, sources=frozenset({f"{collection}:{path}"}))
+        leaves.append(Leaf(path, collection, value))
+        args.append(value)
+    for var in closed.jaxpr.invars[count:]:
+        shape = tuple(var.aval.shape)
+        args.append(Value([Dim(n, "an axis of the input") for n in shape], shape, active=True))
+    tracer = Tracer(rules)
+    program = tracer.program(closed.jaxpr, closed.consts, args)
+    return Traced(
+        program, tuple(leaves), tuple(tracer.notes), jax.tree.structure(variables), jax.tree.structure(results)
+    )
+
+
+def leaks(traced: Traced, rules: Mapping[str, Rule] = RULES) -> list[zeros.Zeros]:
+    """Freezes what cannot be removed without changing what stays: the second pass of `analyse`."""
+    given = [
+        zeros.masked(leaf.value) if leaf.collection == "params" else tuple(frozenset() for _ in leaf.value.shape)
+        for leaf in traced.leaves
+    ]
+    inputs = traced.program.ins[len(given) :]
+    return zeros.follow(
+        traced.program, [*given, *(tuple(frozenset() for _ in axes or []) for axes in inputs)], dict(rules)
+    )
+
+
+def collections(variables: PyTree) -> list[tuple[str, str]]:
+    """`(path, collection)` of every leaf, in the order of `jax.tree.leaves`."""
+    if isinstance(variables, Mapping):
+        entries = set(variables)
+    else:
+        entries = set(getattr(variables, "_fields", ()))
+    found = list(trees.flatten(variables))
+    if "params" not in entries:
+        return [(path, "params") for path in found]
+    named = []
+    for path in found:
+        top, _, inner = path.partition("/")
+        named.append((inner or top, "params" if top == "params" else "rest"))
+    return named
+
+
+def describe(traced: Traced) -> Analysis:
+    """Groups and frozen axes of a function after both passes."""
+    slots: dict[Dim, list[Slot]] = {}
+    frozen: list[Frozen] = []
+    numbers: dict[Dim, int] = {}
+    made = _roles(traced)
+    here: dict[tuple[str, int], set[str]] = {}
+    for note in traced.notes:
+        for source in note.sources:
+            here.setdefault((source, id(note.axis)), set()).add(note.role)
+    used = {d for note in traced.notes for d in roots(note.axis)}
+    for leaf in traced.leaves:
+        for axis, e in enumerate(leaf.value.dims or []):
+            for place in places(e):
+                d = place.root
+                if d.size < 2 and leaf.value.shape[axis] < 2:
+                    continue
+                if d.size < 2:
+                    freeze(d, "it is split into single units")
+                if d not in used:
+                    freeze(d, "the function does not use it")
+                if d.why:
+                    if leaf.collection == "params":
+                        frozen.append(Frozen(leaf.path, axis, d.size, d.why, numbers.setdefault(d, len(numbers))))
+                    continue
+                source = f"{leaf.collection}:{leaf.path}"
+                # A square kernel may make and read the same units; where it is used as it is, each axis tells.
+                role = here.get((source, id(e))) or made.get(d, {}).get(source, set())
+                slots.setdefault(d, []).append(
+                    Slot(
+                        path=leaf.path,
+                        axis=axis,
+                        scored=leaf.collection == "params" and role != {"read"},
+                        collection="params" if leaf.collection == "params" else "rest",
+                        start=place.start,
+                        step=place.step,
+                        repeats=place.repeats,
+                        length=0 if leaf.value.shape[axis] == d.size else leaf.value.shape[axis],
+                    )
+                )
+    slots = {d: s for d, s in slots.items() if any(x.collection == "params" for x in s)}
+    named = _names(traced, list(slots))
+    result = []
+    for d, (name, kind) in named.items():
+        own = slots[d]
+        if not any(s.scored for s in own):
+            own = [dataclasses.replace(s, scored=s.collection == "params") for s in own]
+        result.append((d, Group(name=name, size=d.size, slots=tuple(own), kind=kind)))
+    return Analysis(tuple(g for _, g in result), tuple(frozen), traced, {g.name: d for d, g in result})
+
+
+def _roles(traced: Traced) -> dict[Dim, dict[str, set[str]]]:
+    """For each set of units, what each parameter does with it."""
+    found: dict[Dim, dict[str, set[str]]] = {}
+    for note in traced.notes:
+        for d in roots(note.axis):
+            for source in note.sources:
+                found.setdefault(d, {}).setdefault(source, set()).add(note.role)
+    return found
+
+
+_BY_ROLE = ("qk", "head", "value")
+
+
+def _names(traced: Traced, free: list[Dim]) -> dict[Dim, tuple[str, Any]]:
+    """A name and a kind for each group, in the order in which the function makes them."""
+    order: dict[Dim, int] = {}
+    layers: dict[Dim, list[str]] = {d: [] for d in free}
+    kinds: dict[Dim, list[str]] = {d: [] for d in free}
+    for i, note in enumerate(traced.notes):
+        for d in set(roots(note.axis)) & set(layers):
+            kinds[d].append(note.how if note.role == "make" else note.role)
+            if note.role == "make":
+                order.setdefault(d, i)
+                layers[d] += [s for s in sorted(map(_layer, note.sources)) if s not in layers[d]]
+    for leaf in traced.leaves:  # units that no product makes: a table of positions, a scale
+        for e in leaf.value.dims or []:
+            for d in roots(e):
+                if d in layers and not layers[d]:
+                    order.setdefault(d, len(traced.notes) + len(order))
+                    layers[d].append(_layer(leaf.path))
+    named: dict[Dim, tuple[str, str]] = {}
+    for d in sorted(free, key=lambda d: order[d]):
+        kind = _kind(set(kinds[d]), len(layers[d]))
+        named[d] = (_parent(layers[d]) if kind == "head" else layers[d][0], kind)
+    taken: dict[str, list[Dim]] = {}
+    for d, (name, _) in named.items():
+        taken.setdefault(name, []).append(d)
+    for name, several in taken.items():
+        if len(several) == 1:
+            continue
+        seen: dict[str, int] = {}
+        for d in several:
+            kind = named[d][1]
+            seen[kind] = seen.get(kind, 0) + 1
+            own = f"{name}:{kind}" + (f"{seen[kind]}" if seen[kind] > 1 else "")
+            named[d] = (own, kind)
+    return named
+
+
+def _layer(source: str) -> str:
+    path = source.partition(":")[2] or source
+    return path.rpartition("/")[0] or path
+
+
+def _parent(layers: Sequence[str]) -> str:
+    """The module that holds several layers; of one layer, the layer itself."""
+    if len(layers) == 1:
+        return layers[0]
+    parts = [layer.split("/") for layer in layers]
+    common = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return "/".join(common) or layers[0]
+
+
+def _kind(noted: set[str], makers: int) -> str:
+    for role in _BY_ROLE:
+        if role in noted:
+            return role
+    if "summed" in noted and makers > 1:
+        return "stage"
+    return "filter" if "filter" in noted else "neuron"
+
+
+def find(traced: Traced, group: Group) -> Dim:
+    """What a group of an earlier analysis is in this one.
+
+    Raises:
+        ValueError: if its units are not a set of their own here, or may not be cut.
+    """
+    by_place = {
+        (leaf.path, axis, p.start, p.step, p.repeats): p.root
+        for leaf in traced.leaves
+        for axis, e in enumerate(leaf.value.dims or [])
+        for p in places(e)
+    }
+    found = {by_place.get((s.path, s.axis, s.start, s.step, s.repeats)) for s in group.slots}
+    d = found.pop() if len(found) == 1 else None
+    if d is None or d.size != group.size:
+        raise ValueError(
+            f"group {group.name!r} is not a set of units of this function (its slots are {len(group.slots)} axes of "
+            f"{sorted({s.path for s in group.slots})[:3]}); find groups with graph.groups(apply, variables, *inputs)"
+        )
+    if d.why:
+        raise ValueError(f"group {group.name!r} cannot be cut in this function: {d.why}")
+    return d

@@ -1,0 +1,260 @@
+"""Rules for primitives in which entries along an axis meet: sums, products, convolutions, windows, look-ups."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax import lax
+
+from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, product, resolve, roots, unify
+from mvp_jax.graph.rules import Dims, Rule, Seen, Zeros, leak, moved, nothing, same, shape_of
+
+Shapes = list[tuple[int, ...]]
+
+
+# --- Reductions and orders -------------------------------------------------------------------------------------------
+
+
+def _axes_of(params: dict[str, Any], *names: str) -> set[int]:
+    found: set[int] = set()
+    for name in names:
+        value = params.get(name, ())
+        found |= set(value) if isinstance(value, tuple | list) else {value}
+    return found
+
+
+def _drop(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    gone = _axes_of(params, "axes")
+    return [[e for a, e in enumerate(ins[0]) if a not in gone] for _ in shapes]
+
+
+def _dropped_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    gone = _axes_of(seen.params, "axes")
+    return [None if zs[0] is None else tuple(z for a, z in enumerate(zs[0]) if a not in gone) for _ in seen.outs]
+
+
+def _sum_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    for a in _axes_of(seen.params, "axes"):
+        leak(
+            seen.ins[0][a], seen.zero(zs[0], 0, a), "reduce_sum over entries that are not zero where units are removed"
+        )
+    return _dropped_zeros(seen, zs)
+
+
+def _reduction(name: str) -> Dims:
+    """A reduction that sees removed entries even if they are zero."""
+
+    def dims(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+        for a in _axes_of(params, "axes"):
+            freeze(ins[0][a], f"{name} over it")
+        return _drop(params, ins, shapes)
+
+    return dims
+
+
+def _ordered(name: str, *where: str) -> Dims:
+    """Entries along some axes change place or accumulate; those axes stay whole, all others pass through."""
+
+    def dims(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+        out = same(params, ins, shapes[:1])[0]
+        for a in _axes_of(params, *where):
+            freeze(out[a], f"{name} along it")
+        return [out for _ in shapes]
+
+    return dims
+
+
+def _each(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    return list(zs)
+
+
+# --- Products --------------------------------------------------------------------------------------------------------
+
+
+def _dot(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    (lc, rc), (lb, rb) = params["dimension_numbers"]
+    left, right = ins
+    for a, b in (*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)):
+        unify(left[a], right[b])
+    free_left = [e for a, e in enumerate(left) if a not in (*lb, *lc)]
+    free_right = [e for a, e in enumerate(right) if a not in (*rb, *rc)]
+    return [[*(left[a] for a in lb), *free_left, *free_right]]
+
+
+def _dot_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    (lc, rc), (lb, rb) = seen.params["dimension_numbers"]
+    for a, b in zip(lc, rc, strict=True):
+        zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
+        leak(seen.ins[0][a], zero, "contracted where neither factor is zero at removed units")
+    if zs[0] is None or zs[1] is None:
+        return [None]
+    batch = [zs[0][a] | zs[1][b] for a, b in zip(lb, rb, strict=True)]
+    free_left = [z for a, z in enumerate(zs[0]) if a not in (*lb, *lc)]
+    free_right = [z for a, z in enumerate(zs[1]) if a not in (*rb, *rc)]
+    return [(*batch, *free_left, *free_right)]
+
+
+def _conv(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    spec, groups = params["dimension_numbers"], params["feature_group_count"]
+    (x, k), (xs, ks, os) = ins, (spec.lhs_spec, spec.rhs_spec, spec.out_spec)
+    out: Axes = [Dim(n, "a spatial axis of a convolution") for n in shapes[0]]
+    if params["batch_group_count"] > 1:
+        for e in (*x, *k, *out):
+            freeze(e, "conv_general_dilated with groups of the batch")
+        return [out]
+    out[os[0]], out[os[1]] = x[xs[0]], k[ks[0]]
+    if groups == 1:
+        unify(x[xs[1]], k[ks[1]])
+    else:
+        group = Dim(groups)
+        unify(x[xs[1]], product([group, k[ks[1]]]))
+        unify(k[ks[0]], product([group, Dim(resolve(k[ks[0]]).size // groups)]))
+    for a in xs[2:]:
+        freeze(x[a], "a spatial axis of a convolution")
+    for a in ks[2:]:
+        freeze(k[a], "a spatial axis of a convolution")
+    return [out]
+
+
+def _conv_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    spec = seen.params["dimension_numbers"]
+    batch, channel = spec.lhs_spec[:2]
+    made, read = spec.rhs_spec[:2]
+    from_input, from_kernel = seen.zero(zs[0], 0, channel), seen.zero(zs[1], 1, read)
+    leak(seen.ins[1][read], from_input | from_kernel, "contracted where neither factor is zero at removed units")
+    if zs[0] is None or zs[1] is None:
+        return [None]
+    out = [frozenset[Dim]() for _ in seen.outs[0]]
+    out[spec.out_spec[0]] = zs[0][batch]
+    # Only whole groups are common to the input's and the output's channels.
+    shared = frozenset(roots(seen.ins[1][made])) & from_input if seen.params["feature_group_count"] > 1 else frozenset()
+    out[spec.out_spec[1]] = zs[1][made] | (shared - frozenset(roots(seen.ins[1][read])))
+    return [tuple(out)]
+
+
+def _emit_conv(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+    spec, groups = params["dimension_numbers"], params["feature_group_count"]
+    if groups > 1:
+        groups = values[0].shape[spec.lhs_spec[1]] // values[1].shape[spec.rhs_spec[1]]
+    return lax.conv_general_dilated(
+        values[0],
+        values[1],
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        spec,
+        groups,
+        params["batch_group_count"],
+        params["precision"],
+        params["preferred_element_type"],
+    )
+
+
+# --- Windows and look-ups --------------------------------------------------------------------------------------------
+
+
+def _window(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    out: Axes = []
+    dilated = zip(params["base_dilation"], params["window_dilation"], params["window_strides"], strict=True)
+    for e, width, pads, steps, n in zip(
+        ins[0], params["window_dimensions"], params["padding"], dilated, shapes[0], strict=True
+    ):
+        if width == 1 and tuple(pads) == (0, 0) and set(steps) == {1}:
+            out.append(e)
+        else:
+            freeze(e, "a window slides along it")
+            out.append(Dim(n, "a window slides along it"))
+    return [out]
+
+
+def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    numbers = params["dimension_numbers"]
+    operand, indices = ins
+    for e in indices:
+        freeze(e, "gather picks entries by index")
+    batched = tuple(getattr(numbers, "operand_batching_dims", ()))
+    kept = [a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batched)]
+    out: Axes = [Dim(n, "gather picks entries by index") for n in shapes[0]]
+    for place, a in zip(numbers.offset_dims, kept, strict=True):
+        if params["slice_sizes"][a] == resolve(operand[a]).size:
+            out[place] = operand[a]
+        else:
+            freeze(operand[a], "gather picks entries by index")
+    for a in (*numbers.collapsed_slice_dims, *batched):
+        freeze(operand[a], "gather picks entries by index")
+    return [out]
+
+
+def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Whole axes of the operand keep their zeros; every other axis of the result is new."""
+    if zs[0] is None:
+        return [None]
+    found = []
+    for e in seen.outs[0]:
+        e = resolve(e)
+        at = [a for a, old in enumerate(seen.ins[0]) if resolve(old) is e]
+        found.append(zs[0][at[0]] if len(at) == 1 and e.size > 1 else frozenset())
+    return [tuple(found)]
+
+
+def _emit_gather(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+    sizes = [size(e) if n == resolve(e).size else n for n, e in zip(params["slice_sizes"], seen.ins[0], strict=True)]
+    return lax.gather(
+        values[0],
+        values[1],
+        params["dimension_numbers"],
+        sizes,
+        unique_indices=params["unique_indices"],
+        indices_are_sorted=params["indices_are_sorted"],
+        mode=params["mode"],
+        fill_value=params["fill_value"],
+    )
+
+
+def _dynamic_slice(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    out: Axes = []
+    for e, n in zip(ins[0], shapes[0], strict=True):
+        if resolve(e).size == n:
+            out.append(e)
+        else:
+            freeze(e, "dynamic_slice picks entries by index")
+            out.append(Dim(n, "dynamic_slice picks entries by index"))
+    return [out]
+
+
+def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+    return lax.dynamic_slice(values[0], values[1:], shape_of(seen.outs[0], size))
+
+
+def _dynamic_update(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    for e, new in zip(ins[0], ins[1], strict=True):
+        if resolve(e).size == resolve(new).size:
+            unify(e, new)
+        else:
+            freeze(e, "dynamic_update_slice writes entries by index")
+            freeze(new, "dynamic_update_slice writes entries by index")
+    return [list(ins[0])]
+
+
+def _updated_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    return [tuple(seen.zero(zs[0], 0, a) & seen.zero(zs[1], 1, a) for a in range(len(seen.outs[0])))]
+
+
+CONTRACTIONS: dict[str, Rule] = {
+    "reduce_sum": Rule(_drop, _sum_zeros),
+    **{
+        name: Rule(_reduction(name), _dropped_zeros)
+        for name in ("reduce_max", "reduce_min", "reduce_prod", "reduce_or")
+    },
+    **{name: Rule(_reduction(name), lambda seen, zs: nothing(seen)) for name in ("reduce_and", "argmax", "argmin")},
+    "rev": Rule(_ordered("rev", "dimensions"), moved),
+    "sort": Rule(_ordered("sort", "dimension"), _each),
+    **{name: Rule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
+    "cumlogsumexp": Rule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
+    "dot_general": Rule(_dot, _dot_zeros),
+    "conv_general_dilated": Rule(_conv, _conv_zeros, _emit_conv),
+    **{name: Rule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
+    "gather": Rule(_gather, _looked_up, _emit_gather),
+    "dynamic_slice": Rule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
+    "dynamic_update_slice": Rule(_dynamic_update, _updated_zeros),
+}

@@ -1,0 +1,41 @@
+"""Every primitive that is understood, in one table. What is not in it freezes every axis that touches it."""
+
+from mvp_jax.graph import rules
+from mvp_jax.graph.contractions import CONTRACTIONS
+from mvp_jax.graph.rules import Rule
+from mvp_jax.graph.shaping import SHAPING
+
+_ZERO_AT_ZERO = (
+    "abs neg sign sqrt cbrt square tanh tan sin asin atan sinh asinh atanh erf erf_inv expm1 log1p floor ceil round "
+    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint add sub max min add_any or xor"
+)
+_NEVER_ZERO = "exp exp2 cos cosh acos logistic erfc not eq ne lt le gt ge is_finite nextafter atan2"
+
+RULES: dict[str, Rule] = {
+    **{name: Rule(rules.same, rules.where_all) for name in _ZERO_AT_ZERO.split()},
+    **{name: Rule(rules.same, rules.never) for name in _NEVER_ZERO.split()},
+    **{name: Rule(rules.same, rules.where_any) for name in ("mul", "and")},
+    **{name: Rule(rules.same, rules.no_zero_divisor) for name in ("div", "rem")},
+    **{name: Rule(rules.same, rules.singular) for name in ("log", "rsqrt", "lgamma", "digamma", "acosh")},
+    **{name: Rule(rules.same, rules.power) for name in ("pow", "integer_pow")},
+    "select_n": Rule(rules.same, rules.select),
+    "clamp": Rule(rules.same, rules.clamp),
+    **SHAPING,
+    **CONTRACTIONS,
+}
+
+INLINED = frozenset(
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "remat",
+        "remat2",
+        "checkpoint",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+    ]
+)
+"""Primitives that call a program of their own; the analysis walks into it."""

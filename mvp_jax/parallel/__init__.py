@@ -1,0 +1,1 @@
+"""Members over devices (`mapping`, `auto`, `fanout`) and work over hosts (`processes`)."""

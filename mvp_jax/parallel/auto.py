@@ -1,0 +1,208 @@
+"""Which mapping suits a function: from the backend, its layers, its arithmetic, and the compiler's memory estimate."""
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mvp_jax.core.types import PyTree
+from mvp_jax.parallel import mapping as maps
+
+log = logging.getLogger(__name__)
+
+_SMALL = 5e7
+"""FLOPs of one member below which a CPU spends more on starting operations than on them (benchmarks/growth.py)."""
+
+_LIGHT = 5e2
+"""FLOPs for each number that a member returns (its new state), below which taking it out of all and putting it back
+costs a CPU more than computing with it (benchmarks/growth.py)."""
+
+_SHARE = 0.9
+"""Of a device's memory that may be planned with; the rest is for fragmentation."""
+
+
+class Memory(NamedTuple):
+    """What one device needs, in bytes, as the compiler estimates it.
+
+    Attributes:
+        arguments: what goes in.
+        fresh: what comes out and does not take the place of what went in.
+        temporary: what is needed in between.
+    """
+
+    arguments: int
+    fresh: int
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.fresh + self.temporary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How members will be mapped, and the reason, for people.
+
+    Attributes:
+        mapping: `vmap`, `map` or `loop`.
+        chunk: members at a time on each device; `None`: all under `vmap`, else one.
+        why: one sentence.
+    """
+
+    mapping: maps.Mapping
+    chunk: int | None
+    why: str
+
+
+def memory(
+    function: maps.Member,
+    carried: PyTree,
+    stacked: tuple[PyTree, ...],
+    shared: tuple[PyTree, ...],
+    *,
+    mapping: maps.Mapping,
+    chunk: int | None,
+    where: Mesh | None,
+) -> Memory:
+    """What a program of `mapping.run` will need on each device; compiles it, allocates nothing."""
+    chunk = maps.at_once(maps.count(carried, stacked) // maps.across(where), mapping, chunk)
+    carried, stacked = _abstract((carried, stacked), where, PartitionSpec(maps.MEMBER))
+    shared = _abstract(shared, where, PartitionSpec())
+    compiled = maps.compiled(carried, stacked, shared, function=function, chunk=chunk, where=where)
+    found = compiled.memory_analysis()
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        fresh=max(found.output_size_in_bytes - found.alias_size_in_bytes, 0),
+        temporary=found.temp_size_in_bytes,
+    )
+
+
+def _abstract(tree: PyTree, where: Mesh | None, spec: PartitionSpec) -> PyTree:
+    sharding = None if where is None else NamedSharding(where, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def available(where: Mesh | None = None) -> int:
+    """Bytes of one device's memory: what the device says, or for a CPU its share of the machine's."""
+    device = (jax.local_devices() if where is None else list(where.local_mesh.devices.flat))[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**33
+    return total // len(jax.local_devices())
+
+
+def primitives(jaxpr: Any) -> Iterator[str]:
+    """The names of all primitives of a jaxpr and what it calls."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from primitives(inner)
+
+
+def choose(
+    function: maps.Member,
+    carried: PyTree,
+    stacked: tuple[PyTree, ...],
+    shared: tuple[PyTree, ...],
+    *,
+    where: Mesh | None,
+    limit: int | None = None,
+) -> Plan:
+    """The mapping for a function that can be traced. See `population.plan`."""
+    k = maps.count(carried, stacked) // maps.across(where)
+    if k == 1:
+        return Plan(mapping="loop", chunk=1, why="one member on each device")
+    seen = jax.jit(function).trace(*maps.one_member((carried, *stacked)), *jax.tree.map(_shape, shared))
+    convolves = "conv_general_dilated" in set(primitives(seen.jaxpr.jaxpr))
+    backend = jax.default_backend() if where is None else where.devices.flat[0].platform
+    if backend == "cpu":
+        return _on_cpu(convolves, _flops(seen), sum(math.prod(x.shape) for x in jax.tree.leaves(seen.out_info)))
+    data = 1 if where is None else where.shape.get(maps.DATA, 1)
+    if data > 1:
+        return Plan(mapping="map", chunk=1, why=f"{k} members in turn: together they would gather the shared batch")
+    if convolves:
+        return Plan(mapping="map", chunk=1, why=f"{k} members in turn: together their convolutions become grouped ones")
+    limit = int(_SHARE * available(where)) if limit is None else limit
+    need = memory(function, carried, stacked, shared, mapping="vmap", chunk=None, where=where)
+    if need.total <= limit:
+        return Plan(mapping="vmap", chunk=None, why=f"{k} members at once: {_size(need.total)} of {_size(limit)}")
+    room = max(limit - need.arguments - need.fresh, 0)
+    chunk = max(min(k * room // max(need.temporary, 1), k - 1), 1)
+    return Plan(
+        mapping="map",
+        chunk=chunk,
+        why=f"{chunk} of {k} members at once: all need {_size(need.total)} of {_size(limit)}",
+    )
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _on_cpu(convolves: bool, flops: float, returns: int) -> Plan:
+    if convolves:
+        why = "XLA's CPU convolutions are slow inside compiled loops and under vmap; conv='im2col' can be mapped"
+        return Plan(mapping="loop", chunk=1, why=f"a dispatch for each member: {why}")
+    each = flops / max(returns, 1)
+    if flops < _SMALL:
+        return Plan(mapping="vmap", chunk=None, why=f"all at once: a member computes little, {flops / 1e6:.1f} MFLOP")
+    if each < _LIGHT:
+        return Plan(
+            mapping="vmap", chunk=None, why=f"all at once: only {each:.0f} FLOP for each number a member returns"
+        )
+    return Plan(mapping="map", chunk=1, why=f"in turn in one program: {flops / 1e9:.2f} GFLOP a member fill a CPU")
+
+
+def _flops(traced: Any) -> float:
+    found = traced.lower().cost_analysis()
+    return float((found or {}).get("flops", 0.0))
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**29 else f"{number / 2**20:.0f} MiB"
+
+
+def resolve(
+    function: Callable[..., Any],
+    carried: PyTree,
+    stacked: tuple[PyTree, ...],
+    shared: tuple[PyTree, ...],
+    *,
+    mapping: maps.Mapping,
+    chunk: int | None,
+    where: Mesh | None,
+    limit: int | None = None,
+) -> Plan:
+    """`auto` resolved; any other mapping as it is. A chunk given by the caller stays, if it can."""
+    if mapping != "auto":
+        return Plan(mapping=mapping, chunk=chunk, why="as asked for")
+    leaves, structure = jax.tree.flatten((carried, stacked, shared))
+    found = _chosen(function, structure, tuple(map(_shape, leaves)), where, limit)
+    if chunk is not None:
+        found = dataclasses.replace(found, chunk=chunk)
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _chosen(
+    function: maps.Member,
+    structure: Any,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    where: Mesh | None,
+    limit: int | None,
+) -> Plan:
+    """`choose`, once for each function and shapes."""
+    carried, stacked, shared = jax.tree.unflatten(structure, leaves)
+    found = choose(function, carried, stacked, shared, where=where, limit=limit)
+    log.info("%s: %s", found.mapping, found.why)
+    return found

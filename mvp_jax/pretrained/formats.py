@@ -1,0 +1,136 @@
+"""Checkpoints of other libraries: one file a family with its key tables, rules that work both ways, safe files."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mvp_jax import models
+from mvp_jax.pretrained import key_table
+from mvp_jax.pretrained.key_table import Format, Layout, Rule
+from mvp_jax.pretrained.keys import bert, clip, resnet, vit
+from mvp_jax.pretrained.tensor_files import Source
+
+FAMILIES: dict[str, tuple[Format, ...]] = {
+    "resnet": resnet.FORMATS,
+    "vit": vit.FORMATS,
+    "bert": bert.FORMATS,
+    "clip_vision": (clip.VISION,),
+    "clip_text": (clip.TEXT,),
+}
+"""By family, as `models.to_json` names it; of two formats that fit equally well, the first counts."""
+
+FORMATS: tuple[Format, ...] = tuple(form for forms in FAMILIES.values() for form in forms)
+"""All of them."""
+
+
+def bare(key: str) -> str:
+    """A name without the `module.` that `torch.nn.DataParallel` puts before it."""
+    return key.removeprefix("module.")
+
+
+def configure(form: Format, described: Mapping[str, Any]) -> Any:
+    """Our configuration of a `config.json`; `ValueError` for whatever is wrong with it."""
+    try:
+        return form.config(described)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"config.json is not one of {form.name}: {type(error).__name__}: {error}") from error
+
+
+def of(keys: Iterable[str], described: Mapping[str, Any] | None = None, paths: Iterable[str] | None = None) -> Format:
+    """The format of a checkpoint.
+
+    The one whose table holds the most of its names counts; among those that accept its `config.json`, if one of them
+    holds any.
+
+    Args:
+        keys: names of the tensors.
+        described: the `config.json`, if there is one.
+        paths: of the variables that are wanted; names of others count only where formats hold equally many of these.
+
+    Returns:
+        The format.
+
+    Raises:
+        ValueError: if no table holds any name.
+
+    >>> of(["cls_token", "blocks.0.norm1.weight"]).name
+    'vit (timm)'
+    """
+    names = [bare(key) for key in keys]
+    wanted = None if paths is None else set(paths)
+
+    def score(form: Format) -> tuple[int, int, int]:
+        """How many names hold what is wanted, how many are known, how many of the holding are first names."""
+        known = [found for found in (key_table.match(form, name) for name in names) if found]
+        held = [rule for rule, to in known if to and (wanted is None or wanted.intersection(to))]
+        return len(held), len(known), sum(not rule.tied for rule in held)
+
+    scores = {form.name: score(form) for form in FORMATS}
+    holding = [form for form in FORMATS if scores[form.name][0]]
+    if not holding:
+        kind = "" if described is None else f", whose model_type is {described.get('model_type')!r:.80},"
+        raise ValueError(
+            f"no key table fits these weights{kind}: {sorted(names)[:5]} ({len(names)} in all); there are "
+            f"{[form.name for form in FORMATS]}"
+        )
+    able = [form for form in holding if described is not None and _accepts(form, described)]
+    return max(able or holding, key=lambda form: scores[form.name])
+
+
+def _accepts(form: Format, described: Mapping[str, Any]) -> bool:
+    try:
+        configure(form, described)
+    except ValueError:
+        return False
+    return True
+
+
+def for_config(config: Any, origin: str = "Hugging Face") -> Format:
+    """The format in which a library keeps models of a configuration.
+
+    Args:
+        config: ours.
+        origin: the library, as formats name it in parentheses: `Hugging Face`, `timm`, `torchvision`, `CIFAR`.
+
+    Returns:
+        The format; its `describe` accepts the configuration.
+
+    Raises:
+        ValueError: if there is none, with the reason of each that comes near.
+
+    >>> from mvp_jax import models
+    >>> for_config(models.PRESETS["vit_tiny"](), "timm").name
+    'vit (timm)'
+    """
+    family = models.to_json(config)["family"]
+    near = [form for form in FAMILIES.get(family, ()) if origin in form.name.partition("(")[2].strip(")").split(", ")]
+    reasons = []
+    for form in near:
+        try:
+            form.describe(config)
+        except ValueError as error:
+            reasons.append(f"{form.name}: {error}")
+        else:
+            return form
+    there = [form.name for form in FAMILIES.get(family, ())]
+    raise ValueError(
+        f"{origin!r} has no format for this {family}, there are {there}" + "".join(f"\n  {r}" for r in reasons)
+    )
+
+
+__all__ = [
+    "FAMILIES",
+    "FORMATS",
+    "Format",
+    "Layout",
+    "Rule",
+    "Source",
+    "bare",
+    "bert",
+    "clip",
+    "configure",
+    "for_config",
+    "of",
+    "resnet",
+    "key_table",
+    "vit",
+]

@@ -1,0 +1,24 @@
+"""Results as tables with paired differences, and as pictures."""
+
+from mvp_jax.reports.plots import (
+    plot_accuracy_against_steps,
+    plot_cost,
+    plot_coupling,
+    plot_overlap_against_depth,
+    plot_sensitivity,
+)
+from mvp_jax.reports.tables import Paired, overlap_table, paired, summary, to_markdown, to_terminal
+
+__all__ = [
+    "Paired",
+    "overlap_table",
+    "paired",
+    "plot_accuracy_against_steps",
+    "plot_cost",
+    "plot_coupling",
+    "plot_overlap_against_depth",
+    "plot_sensitivity",
+    "summary",
+    "to_markdown",
+    "to_terminal",
+]

@@ -1,0 +1,276 @@
+"""Scores: how much each weight or unit matters, higher = keep.
+
+Weight-space scores have the structure of the parameters and go to a selector as they are, or through
+`units.reduce` to one number a unit. Unit-space scores are `{group: float[C]}`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mvp_jax.core import trees
+from mvp_jax.core.types import Array, Key, Params, PyTree, Scores, UnitScores, Variables
+from mvp_jax.core.units import Group
+
+
+@jax.jit
+def magnitude(params: Params) -> Scores:
+    """The absolute value of every weight.
+
+    `s = |θ|`. For units, reduce the parameters themselves: `units.reduce(params, groups, "l1")` or `"l2"`.
+
+    Args:
+        params: any tree of arrays.
+
+    Returns:
+        Scores of the same structure and shapes.
+
+    >>> magnitude({"kernel": jnp.array([-2.0, 1.0])})["kernel"].tolist()
+    [2.0, 1.0]
+
+    Reference: Han et al., "Learning both Weights and Connections", 2015, arXiv:1506.02626, section 3.
+    """
+    return jax.tree.map(jnp.abs, params)
+
+
+def random(key: Key, like: PyTree) -> Scores:
+    """Uniform noise in `[0, 1)`, independent for every entry.
+
+    Args:
+        key: consumed; each leaf draws from its own child of it.
+        like: a tree of arrays or of shapes; for units `{name: zeros[C]}`.
+
+    Returns:
+        float32 scores of the structure and shapes of `like`.
+
+    >>> scores = random(jax.random.key(0), {"fc": jnp.zeros(3)})["fc"]
+    >>> scores.shape, bool(jnp.all((scores >= 0) & (scores < 1)))
+    ((3,), True)
+    """
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, _noise(key, tuple(jnp.shape(leaf) for leaf in leaves)))
+
+
+@functools.partial(jax.jit, static_argnames="shapes")
+def _noise(key: Key, shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
+    return [jax.random.uniform(jax.random.fold_in(key, i), s, jnp.float32) for i, s in enumerate(shapes)]
+
+
+def taylor_terms(params: Params, grads: Params) -> PyTree:
+    """Each weight's first-order share of the change of the loss, signed.
+
+    `t = θ · ∂L/∂θ`. A unit's Taylor score is the square of the sum of its terms over its producing slots:
+    `units.reduce(taylor_terms(params, grads), groups, "sum_square")`. Take the gradients with batch
+    normalisation in eval mode: in train mode the sum is 0 for every filter in front of one, because the
+    normalisation undoes its scale.
+
+    Args:
+        params: the weights.
+        grads: the gradients of the loss, same structure and shapes.
+
+    Returns:
+        The terms, same structure and shapes.
+
+    Raises:
+        ValueError: if the structures differ.
+
+    >>> taylor_terms({"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([0.5, 3.0])})["w"].tolist()
+    [1.0, -3.0]
+
+    Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
+    """
+    trees.check_same_structure(params, grads, "params", "grads")
+    return _products(params, grads)
+
+
+def taylor(params: Params, grads: Params) -> Scores:
+    """The squared first-order change of the loss when a weight is set to zero.
+
+    `s = (θ · ∂L/∂θ)²`, weight by weight; for units see `taylor_terms`.
+
+    Args:
+        params: the weights.
+        grads: the gradients of the loss, same structure and shapes.
+
+    Returns:
+        Scores of the same structure and shapes.
+
+    Raises:
+        ValueError: if the structures differ.
+
+    >>> taylor({"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([0.5, 3.0])})["w"].tolist()
+    [1.0, 9.0]
+
+    Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
+    """
+    trees.check_same_structure(params, grads, "params", "grads")
+    return _squares(params, grads)
+
+
+@jax.jit
+def _products(params: Params, grads: Params) -> PyTree:
+    return jax.tree.map(jnp.multiply, params, grads)
+
+
+@jax.jit
+def _squares(params: Params, grads: Params) -> PyTree:
+    return jax.tree.map(lambda p, g: jnp.square(p * g), params, grads)
+
+
+@jax.jit
+def activation(activations: Mapping[str, Array], *, where: Array | None = None) -> UnitScores:
+    """How strongly each unit fires on average.
+
+    `s_c = 1/N Σ_n |a_nc|`. The mean over positions is already in `a` (`Model.inspect` gives it); means over
+    several batches of one size may be averaged.
+
+    Args:
+        activations: `{name: [N, C]}`.
+        where: bool[N], the examples that count (default all); at least one.
+
+    Returns:
+        `{name: float[C]}`.
+
+    >>> activation({"fc": jnp.array([[1.0, -2.0], [3.0, 0.0]])})["fc"].tolist()
+    [2.0, 1.0]
+    """
+    return {name: _mean(jnp.abs(a), where) for name, a in activations.items()}
+
+
+def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
+    """The absolute scale that normalisation gives each unit.
+
+    `s_c = |γ_c|`, the mean over the group's own norms: its producing slots named `scale`. A channel that
+    residual sums tie together has one norm in every block of its stage.
+
+    Args:
+        params: the weights.
+        groups: groups that have a norm, `C` units each.
+
+    Returns:
+        `{name: float[C]}`.
+
+    Raises:
+        ValueError: naming the groups without a norm, or a path that the parameters lack.
+
+    >>> from mvp_jax.units import Slot
+    >>> g = Group(name="conv", size=2, slots=(Slot(path="bn/scale", axis=0, scored=True),))
+    >>> batch_norm_scale({"bn": {"scale": jnp.array([-3.0, 0.5])}}, [g])["conv"].tolist()
+    [3.0, 0.5]
+
+    Reference: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017, arXiv:1708.06519.
+    """
+    norms = {
+        g.name: tuple(
+            s.path for s in g.slots if s.scored and s.collection == "params" and s.path.rsplit("/", 1)[-1] == "scale"
+        )
+        for g in groups
+    }
+    bare = [name for name, found in norms.items() if not found]
+    if bare:
+        raise ValueError(
+            f"groups without a norm of their own: {bare}; score them by another saliency, or leave them out of `groups`"
+        )
+    leaves = trees.flatten(params)
+    lost = sorted({path for found in norms.values() for path in found} - set(leaves))
+    if lost:
+        raise ValueError(f"the parameters lack {lost}, which the groups name; they have {sorted(leaves)[:8]}")
+    return _mean_magnitudes({name: [leaves[path] for path in found] for name, found in norms.items()})
+
+
+@jax.jit
+def _mean_magnitudes(scales: Mapping[str, list[Array]]) -> UnitScores:
+    return {name: jnp.mean(jnp.abs(jnp.stack(leaves)), axis=0) for name, leaves in scales.items()}
+
+
+def gate_gradients(
+    apply: Callable[..., tuple[Array, PyTree]],
+    variables: Variables,
+    x: PyTree,
+    y: Array,
+    loss: Callable[[Array, Array], Array],
+    groups: Sequence[Group],
+) -> dict[str, Array]:
+    """Every example's own gradient with respect to a gate on every unit, in one backward pass.
+
+    With gates `z[n, c] = 1` that multiply unit `c` of example `n` after its normalisation,
+    `d[n, c] = ∂ Σ_n' L_n' / ∂ z[n, c] = ∂ L_n / ∂ z[n, c]`: in eval mode no example sees another, so the gradient
+    of the sum holds each example's own, and nothing has to be vmapped over examples.
+
+    Args:
+        apply: `(variables, x, *, train, gates) -> (logits, rest)`, a `Model.apply`. Static, like `loss` and
+            `groups`: give the same function object again and nothing is compiled again.
+        variables: the model's parameters and batch statistics.
+        x: the inputs, leaves `[N, ...]`.
+        y: the labels, `[N]` (or `[N, ...]`).
+        loss: `(logits, y) -> [N]`, one number an example, not their mean.
+        groups: the groups to gate, `C` units each.
+
+    Returns:
+        `{name: float32[N, C]}`.
+
+    Raises:
+        ValueError: if no groups are given, or the loss is not one number an example.
+
+    >>> def apply(variables, x, *, train, gates):
+    ...     return x * gates["fc"] @ variables.params["w"], variables.rest
+    >>> g = Group(name="fc", size=2, slots=())
+    >>> v = Variables({"w": jnp.ones((2, 1))}, {})
+    >>> x, y = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.zeros(2)
+    >>> gate_gradients(apply, v, x, y, lambda logits, y: logits[:, 0] - y, [g])["fc"].tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+
+    Reference: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", 2022, arXiv:2204.09656, eq. 11.
+    """
+    if not groups:
+        raise ValueError("no groups to gate; give at least one")
+    return _gate_gradients(apply, variables, x, y, loss, tuple((g.name, g.size) for g in groups))
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "loss", "sizes"))
+def _gate_gradients(
+    apply: Callable[..., tuple[Array, PyTree]],
+    variables: Variables,
+    x: PyTree,
+    y: Array,
+    loss: Callable[[Array, Array], Array],
+    sizes: tuple[tuple[str, int], ...],
+) -> dict[str, Array]:
+    n = y.shape[0]
+
+    def total(gates: dict[str, Array]) -> Array:
+        logits, _ = apply(variables, x, train=False, gates=gates)
+        losses = loss(logits, y)
+        if losses.shape != (n,):
+            raise ValueError(f"the loss gave shape {losses.shape} for {n} examples; it must give one number each, [N]")
+        return jnp.sum(losses)
+
+    return jax.grad(total)({name: jnp.ones((n, size), jnp.float32) for name, size in sizes})
+
+
+@jax.jit
+def fisher(gate_gradients: Mapping[str, Array], *, where: Array | None = None) -> UnitScores:
+    """The diagonal of the empirical Fisher information of the gates.
+
+    `s_c = 1/N Σ_n d[n, c]²`: to second order, half of it is what the mean loss rises when unit `c` goes.
+    Scores of several batches of one size may be averaged or summed.
+
+    Args:
+        gate_gradients: `{name: [N, C]}` from `gate_gradients`.
+        where: bool[N], the examples that count (default all); at least one.
+
+    Returns:
+        `{name: float[C]}`.
+
+    >>> fisher({"fc": jnp.array([[1.0, 2.0], [3.0, 0.0]])})["fc"].tolist()
+    [5.0, 2.0]
+
+    Reference: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", 2022, arXiv:2204.09656, eq. 11.
+    """
+    return {name: _mean(jnp.square(d), where) for name, d in gate_gradients.items()}
+
+
+def _mean(values: Array, where: Array | None) -> Array:
+    return jnp.mean(values, axis=0, where=None if where is None else where[:, None])

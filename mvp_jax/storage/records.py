@@ -1,0 +1,304 @@
+"""What a run writes down as it goes: whole files, metrics line by line, rows of results, and progress.
+
+A reader never sees half a file (`storage`).
+"""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TextIO
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from mvp_jax.storage import event_files, files
+
+Row = Mapping[str, Any]
+"""One result: `target`, `seed`, `method`, `ratio`, `steps`, `split`, `accuracy` and, if known, its cost."""
+
+FIELDS = ("target", "seed", "method", "ratio", "steps", "split", "accuracy", "cost_examples", "params", "flops")
+"""The columns of a table of results, in order. The last three may be missing."""
+
+_WORDS = ("target", "method", "split")
+
+
+replacing = files.replacing
+"""See `storage.replacing`."""
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a whole text file at once."""
+    files.write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value of dicts, lists, numbers and arrays as strict JSON; what is not finite becomes `null`."""
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+class Metrics:
+    """An append-only file of one JSON object a line, which a resumed run continues.
+
+    A line that a kill cut short is dropped on opening. Values are read when written, so hand over
+    those of an earlier step if the device must not be waited for.
+
+    In a bucket, whose objects cannot be appended to, the file is written anew, so often that this takes a twentieth of
+    the time at most: see `flush`.
+
+    Args:
+        path: the file; continued if it exists.
+        after: on resuming from a checkpoint, its step: later lines, which will be written again, are dropped.
+        board: told of every line too.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Metrics(f"{folder}/metrics.jsonl") as metrics:
+    ...         metrics.write(step=1, loss=0.5)
+    ...         metrics.write(step=2, loss=float("nan"), rates=np.ones(2))
+    ...     with Metrics(f"{folder}/metrics.jsonl", after=1) as metrics:
+    ...         metrics.write(step=2, loss=0.25)
+    ...     read_metrics(f"{folder}/metrics.jsonl")
+    [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, after: int | None = None, board: event_files.Board | None = None
+    ) -> None:
+        self.path = files.path(path)
+        self._board = board
+        text = ""
+        if files.exists(self.path):
+            kept = [line for line in read_metrics(self.path) if after is None or line["step"] <= after]
+            text = "".join(_line(line) for line in kept)
+            if text != self.path.read_text(encoding="utf-8"):
+                write_text(self.path, text)
+        self._file: TextIO | None = None
+        self._text, self._late, self._again = [text], False, 0.0
+        if not files.is_remote(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, *, step: int, **values: Any) -> None:
+        """Adds a line: the step and any numbers, arrays, texts, lists and dicts."""
+        line = _line({"step": int(step), **values})
+        if self._board is not None:
+            self._board.write(step=step, **values)
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._text.append(line)
+        self._late = True
+        if time.monotonic() >= self._again:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when all lines are there; on this machine they always are. To be called before a state is saved."""
+        if self._board is not None:
+            self._board.flush()
+        if self._late:
+            start = time.monotonic()
+            self._text = ["".join(self._text)]
+            write_text(self.path, self._text[0])
+            self._late = False
+            self._again = time.monotonic() + 20 * (time.monotonic() - start)
+
+    def close(self) -> None:
+        """Closes the file; all lines are there then."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The complete lines of a file of metrics.
+
+    Raises:
+        ValueError: naming a broken line other than the last.
+    """
+    lines = files.path(path).read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} of {path} is no JSON: {error}; remove it, or start a new file") from error
+    return found
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(values), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return _plain(np.asarray(value).tolist())
+
+
+def write_csv(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Writes results as a table, the known columns first and any others after them.
+
+    Args:
+        rows: results; `cost_examples`, `params` and `flops` may be missing or `None`.
+        path: the file.
+
+    Raises:
+        ValueError: naming the first row that lacks a column.
+    """
+    for i, row in enumerate(rows):
+        lacking = [f for f in FIELDS[:-3] if row.get(f) is None]
+        if lacking:
+            raise ValueError(f"row {i} lacks {lacking}; a row needs {list(FIELDS[:-3])}, and it has {sorted(row)}")
+    extra = list(dict.fromkeys(k for row in rows for k in row if k not in FIELDS))
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*FIELDS, *extra])
+        writer.writerows([_plain(row.get(f)) for f in (*FIELDS, *extra)] for row in rows)
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a table of results, numbers as numbers and empty cells as `None`.
+
+    Raises:
+        ValueError: if the file lacks a column.
+    """
+    reader = csv.DictReader(io.StringIO(files.path(path).read_bytes().decode(), newline=""))
+    lacking = [f for f in FIELDS if f not in (reader.fieldnames or ())]
+    if lacking:
+        raise ValueError(f"{path} lacks the columns {lacking}; is it a table of results?")
+    return [{k: v if k in _WORDS else _number(v) for k, v in row.items()} for row in reader]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text or None
+
+
+@contextlib.contextmanager
+def progress(
+    total: int, description: str, *, stream: TextIO | None = None, interval: float = 10.0
+) -> Iterator[Callable[..., None]]:
+    """Shows how far a loop is and how long it still takes.
+
+    A live bar on a terminal; elsewhere a plain line whenever another tenth is done or `interval` seconds have
+    passed. It counts calls only, so it never waits for a device; call it where the host has waited already.
+
+    Args:
+        total: how many steps there are.
+        description: what is done.
+        stream: where to (default: standard error).
+        interval: seconds between plain lines.
+
+    Yields:
+        `advance(n=1, note="")`: `n` more steps are done; the note stands behind the numbers.
+
+    >>> with progress(20, "bank", stream=sys.stdout, interval=60) as advance:
+    ...     for _ in range(4):
+    ...         advance(5)
+    bank: 5/20 (25 %), 0:00 elapsed, 0:00 left
+    bank: 10/20 (50 %), 0:00 elapsed, 0:00 left
+    bank: 15/20 (75 %), 0:00 elapsed, 0:00 left
+    bank: 20/20 (100 %), 0:00 elapsed, 0:00 left
+    """
+    console = rich.console.Console(file=stream or sys.stderr, soft_wrap=True)
+    if console.is_terminal:
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[note]}"),
+        )
+        with rich.progress.Progress(*columns, console=console) as bar:
+            task = bar.add_task(description, total=total, note="")
+            yield lambda n=1, note="": bar.update(task, advance=n, note=note)
+        return
+
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        tenth, done = done * 10 // max(total, 1), done + n
+        now = time.monotonic()
+        if done * 10 // max(total, 1) == tenth and now - last < interval:
+            return
+        last = now
+        left = (now - start) * max(total - done, 0) / max(done, 1)
+        text = f"{description}: {done}/{total} ({100 * done // max(total, 1)} %), {_clock(now - start)} elapsed, "
+        console.file.write(f"{text}{_clock(left)} left{', ' + note if note else ''}\n")
+        console.file.flush()
+
+    yield advance
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def by_seed(rows: Sequence[Row], value: str = "accuracy") -> np.ndarray:
+    """One number a seed: the mean over its targets.
+
+    >>> row = {"method": "mvp", "ratio": 0.5, "steps": 0, "split": "test"}
+    >>> by_seed([{**row, "target": t, "seed": s, "accuracy": t + s} for t in (1, 3) for s in (0, 10)]).tolist()
+    [2.0, 12.0]
+    """
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["seed"], []).append(float(row[value]))
+    return np.array([np.mean(v) for _, v in sorted(found.items())])
+
+
+def say(text: str) -> None:
+    """Writes a line for people to standard error, beside the progress."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def show(table: Any) -> None:
+    """Prints a `rich` table to standard output."""
+    rich.console.Console().print(table)
+
+
+__all__ = [
+    "FIELDS",
+    "Metrics",
+    "Row",
+    "by_seed",
+    "progress",
+    "read_csv",
+    "read_metrics",
+    "replacing",
+    "say",
+    "show",
+    "write_csv",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,88 @@
+"""What a model gives for many examples: logits, features, accuracy; and batch statistics made anew.
+
+Everything is a pure function of its arguments and works under `jax.vmap` over members.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mvp_jax.core.types import Array, Batch, Variables
+from mvp_jax.models.api import Model
+from mvp_jax.train.fitting import loops_on_host
+from mvp_jax.train.stepping import Metrics, cross_entropy
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _infer(model: Model, variables: Variables, x: Array) -> tuple[Array, Array]:
+    seen = model.inspect(variables, x)
+    return seen.logits, seen.features
+
+
+@functools.partial(jax.jit, static_argnames=("model", "batch"))
+def _infer_many(model: Model, variables: Variables, x: Array, *, batch: int) -> tuple[Array, Array]:
+    n = x.shape[0]
+    chunks = -(-n // batch)
+    padded = jnp.concatenate([x, jnp.zeros((chunks * batch - n, *x.shape[1:]), x.dtype)])
+    out = jax.lax.map(lambda x: _infer(model, variables, x), padded.reshape(chunks, batch, *x.shape[1:]))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
+
+
+def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> tuple[Array, Array]:
+    """Logits and features of many examples, a batch at a time, in evaluation mode.
+
+    Args:
+        model: static.
+        variables: of one model (`vmap` for more).
+        x: `[N, ...]`.
+        batch: examples at a time.
+
+    Returns:
+        Logits `[N, Y]` and features `[N, F]`.
+    """
+    n = x.shape[0]
+    if n <= batch:
+        return _infer(model, variables, x)
+    if not loops_on_host(model, variables, x):
+        return _infer_many(model, variables, x, batch=batch)
+    # The last part overlaps the one before, so that all have one shape.
+    starts = [*range(0, n - batch, batch), n - batch]
+    parts = [_infer(model, variables, x[i : i + batch]) for i in starts]
+    fresh = n - batch - starts[-2]
+    parts[-1] = jax.tree.map(lambda a: a[batch - fresh :], parts[-1])
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+@jax.jit
+def _judge(logits: Array, labels: Array) -> Metrics:
+    return {
+        "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
+        "loss": jnp.mean(cross_entropy(logits, labels)),
+    }
+
+
+def evaluate(model: Model, variables: Variables, data: Batch, *, batch: int = 256) -> Metrics:
+    """Mean accuracy (0 to 1) and cross-entropy (nats) over all of `data`, as device values."""
+    logits, _ = infer(model, variables, data["x"], batch=batch)
+    return _judge(logits, data["y"])
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def reestimate(model: Model, variables: Variables, x: Array) -> Variables:
+    """Batch statistics replaced by those of one batch, layer after layer in a single forward pass.
+
+    A pruned network's activations have other means and variances than the dense one's; without this, a fresh
+    mask is judged on the wrong statistics. Models without batch norm come back unchanged.
+
+    Args:
+        model: static.
+        variables: their `rest` is replaced.
+        x: `[N, ...]`; 512 examples are plenty.
+    """
+    if not jax.tree.leaves(variables.rest):
+        return variables
+    # Any key will do: the means are wanted with dropout off, which a zero rate gives.
+    knobs = {"batch_norm_momentum": 0.0, "dropout": jnp.zeros(())}
+    _, rest = model.apply(variables, x, train=True, key=jax.random.key(0), knobs=knobs)
+    return Variables(variables.params, rest)

@@ -1,0 +1,344 @@
+"""Many runs at once: members are a leading axis of one pytree, and train in one program.
+
+`create` forks members from one state, each with a key and a protocol of its own; `fit` trains them on data that lies
+on the devices, `advance` takes one step on batches that are handed in; `over` does anything else once for each member.
+How members share a device is the `mapping`, how devices share the members is the `mesh`; neither changes the result.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mvp_jax.core.types import Array, Batch, Key, PyTree
+from mvp_jax.core.units import Group
+from mvp_jax.models.api import Model
+from mvp_jax.parallel import auto
+from mvp_jax.parallel import mapping as maps
+from mvp_jax.parallel.auto import Plan
+from mvp_jax.parallel.fanout import over, plan, pmap
+from mvp_jax.parallel.mapping import Mapping, mesh
+from mvp_jax.storage import checkpoint
+from mvp_jax.train import fitting, stepping
+from mvp_jax.train.stepping import Metrics, Protocol, Step, TrainState
+
+
+def protocols(count: int, **values: Any) -> Protocol:
+    """Protocols of `count` members; a number holds for all, a sequence gives each its own.
+
+    Args:
+        count: `K`.
+        **values: fields of `train.Protocol`.
+
+    Returns:
+        A `Protocol` whose fields are `[K]`, or `None` where nothing was given.
+
+    Raises:
+        ValueError: for an unknown field, a sequence of another length, or a value out of its range.
+
+    >>> protocols(3, learning_rate=[0.1, 0.2, 0.3], steps=100).learning_rate.tolist()
+    [0.10000000149011612, 0.20000000298023224, 0.30000001192092896]
+    """
+    ranges = {
+        "learning_rate": (0, np.inf), "weight_decay": (0, np.inf), "adaptive": (0, 1), "label_smoothing": (0, 1),
+        "dropout": (0, 1), "augment": (0, 1), "steps": (0, np.inf), "classes": (1, np.inf),
+    }  # fmt: skip
+    unknown = sorted(set(values) - set(ranges))
+    if unknown:
+        raise ValueError(f"a protocol has no {unknown}; its fields are {list(ranges)}")
+    fields = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        given = np.asarray(value)
+        if given.shape not in ((), (count,)):
+            raise ValueError(f"{name} has shape {given.shape}; give one number, or one for each of {count} members")
+        low, high = ranges[name]
+        open_end = name in ("label_smoothing", "dropout")
+        if not np.all((given >= low) & (given < high if open_end else given <= high)):
+            raise ValueError(f"{name} is {given.tolist()}; it must lie in [{low}, {high}{')' if open_end else ']'}")
+        dtype = jnp.int32 if name in ("steps", "classes") else jnp.float32
+        fields[name] = jnp.asarray(np.broadcast_to(given, (count,)), dtype)
+    return Protocol(**fields)
+
+
+def create(state: TrainState, keys: Key, protocol: Protocol | None = None, *, mesh: Mesh | None = None) -> TrainState:
+    """Forks members from one state.
+
+    Args:
+        state: from `train.create`; its key and protocol are replaced. Or already stacked, with `K` in front of every
+            leaf, where members start from weights of their own.
+        keys: `[K]`, one for each member.
+        protocol: `[K]` of each field, see `protocols`; default the state's own.
+        mesh: where the members are to live; see `mesh`.
+
+    Returns:
+        A state whose leaves lead with `K`. With a mesh, `K` is filled up to a multiple of its member axis by copies
+        that are not alive: they never change, and `voters` gives them no vote.
+
+    Raises:
+        ValueError: if keys, protocol or state are not of the same `K`.
+
+    >>> from mvp_jax import models
+    >>> model, tx = models.create("vit_micro", dim=8, layers=1, image_size=4, patch=2, channels=1), train.optimizer()
+    >>> one = train.create(model.init(jax.random.key(0)), tx, jax.random.key(0))
+    >>> four = create(one, jax.random.split(jax.random.key(1), 4), protocols(4, learning_rate=0.1))
+    >>> four.alive.tolist()
+    [True, True, True, True]
+    """
+    k = maps.count(keys)
+    if protocol is not None and any(jnp.shape(v) != (k,) for v in protocol if v is not None):
+        raise ValueError(f"the protocol is not one of {k} members; see population.protocols")
+    if state.alive.ndim == 0:
+        state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (k, *leaf.shape)), state)
+    elif maps.count(state) != k:
+        raise ValueError(f"the state has {maps.count(state)} members, but there are {k} keys")
+    state = state._replace(key=keys, protocol=state.protocol if protocol is None else protocol)
+    full = maps.padded(k, mesh)
+    if full > k:
+        state = maps.pad(state, full)
+        state = state._replace(alive=state.alive & (jnp.arange(full) < k))
+    # A copy: `advance` and `fit` reuse the memory, and the caller's own arrays must outlive that.
+    state = jax.tree.map(jnp.array, state)
+    return state if mesh is None else maps.place(state, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stepped:
+    """One step of one member, its batch shared out over the data axis."""
+
+    step: Step
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.step(state, maps.split_batch(batch))
+
+
+def advance(
+    step: Step,
+    states: TrainState,
+    batches: Batch,
+    *,
+    mapping: Mapping = "auto",
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step of every member on a batch of its own; nothing waits for the device.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)` of one member, as from `train.make_step`; give the same object every
+            time, or one that compares by value. Any pytree of arrays can be a state.
+        states: leaves lead with `K`. Their memory is used for the result, so they cannot be used again.
+        batches: leaves lead with `K`, then the batch; with a mesh, place them by `place_batches`.
+        mapping: see `over`.
+        chunk: see `over`.
+        mesh: as for `create`.
+
+    Returns:
+        States, and metrics `[K]`.
+
+    Raises:
+        ValueError: for members that differ in number, or another mapping.
+    """
+    maps.check(mapping, chunk, mesh)
+    function = _Stepped(step)
+    how = auto.resolve(function, states, (batches,), (), mapping=mapping, chunk=chunk, where=mesh)
+    return maps.run(function, states, (batches,), (), mapping=how.mapping, chunk=how.chunk, where=mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """Steps of one member: on data of its own, or on its share of data that all see; as one loop, or a single one."""
+
+    recipe: fitting.Recipe
+    own: bool
+    loop: bool
+
+    def __call__(self, both: tuple[TrainState, Metrics], mine: Any, *rest: Any) -> tuple[Any, tuple[()]]:
+        *data, count, total = rest
+        total = jnp.asarray(both[0].protocol.steps if total is None else total)
+        data, index = (mine, None) if self.own else (data[0], mine)
+        if self.loop:
+            return self.recipe.steps(*both, data, index, count, total), ()
+        return self.recipe.step(*both, data, index, total), ()
+
+
+def fit(
+    model: Model,
+    states: TrainState,
+    data: Batch,
+    steps: int | Array,
+    *,
+    tx: optax.GradientTransformation,
+    index: Array | None = None,
+    batch: int = 64,
+    loss: stepping.Loss = stepping.cross_entropy,
+    augment: stepping.Augment | None = None,
+    decay: Literal["constant", "cosine"] = "constant",
+    warmup: int = 0,
+    total: int | Array | None = None,
+    score: stepping.Score = None,
+    groups: tuple[Group, ...] = (),
+    mapping: Mapping = "auto",
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
+    """`steps` steps of every member, on data that lies on the devices: `train.fit` for a population.
+
+    A member that is done (its protocol's `steps`) or has diverged stays as it is; the others go on.
+
+    Args:
+        model: what to train; static.
+        states: from `create`. Their memory is used for the result, so they cannot be used again.
+        data: `{"x": [K, N, ...], "y": int32[K, N]}`, each member's own; with `index`, `[N, ...]` that all members see.
+        steps: how many; traced.
+        tx: as from `train.optimizer`; rates are the protocols'.
+        index: `int32[K, n]`, the examples of the shared data that each member may see.
+        batch: examples a step.
+        loss: see `train.fit`.
+        augment: see `train.fit`.
+        decay: see `train.fit`.
+        warmup: see `train.fit`.
+        total: see `train.fit`.
+        score: see `train.fit`.
+        groups: see `train.fit`.
+        mapping: see `over`.
+        chunk: see `over`.
+        mesh: as for `create`; `K` may be what it was before `create` filled it up.
+
+    Returns:
+        States, and means `[K]` over the steps taken as `train.fit` gives them.
+
+    Raises:
+        ValueError: as `train.fit` does, for members that differ in number, or another mapping.
+    """
+    maps.check(mapping, chunk, mesh)
+    fitting.check_trainable(states, data, index)
+    recipe = fitting.Recipe(
+        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, warmup=warmup, score=score,
+        groups=groups,
+    )  # fmt: skip
+    k = maps.count(states)
+    data = {"x": data["x"], "y": data["y"]}
+    mine = data if index is None else index
+    if mesh is not None and not maps.lies_on(mine, mesh):
+        mine = maps.place(maps.pad(mine, k), mesh)
+    if total is None and states.protocol.steps is None:
+        total = steps
+    last = (
+        np.int32(steps) if isinstance(steps, int) else steps,
+        None if total is None else jnp.asarray(total, jnp.int32),
+    )
+    shared = last if index is None else (maps.place_whole(data, mesh), *last)
+    sums = _zeros(recipe, k, mesh)
+    function = _Fit(recipe, own=index is None, loop=True)
+    how = auto.resolve(function, (states, sums), (mine,), shared, mapping=mapping, chunk=chunk, where=mesh)
+    go = functools.partial(maps.run, stacked=(mine,), shared=shared, mapping=how.mapping, chunk=how.chunk, where=mesh)
+    if how.mapping == "loop" and fitting.loops_on_host(model, states, mine, shared):
+        one = dataclasses.replace(function, loop=False)
+        if int(steps) > 0:
+            (states, sums), _ = go(one, (states, sums), times=int(steps))
+    else:
+        (states, sums), _ = go(function, (states, sums))
+    return states, _means(sums)
+
+
+_means = jax.jit(jax.vmap(fitting.means))
+
+
+def _zeros(recipe: fitting.Recipe, k: int, mesh: Mesh | None) -> Metrics:
+    sums = jax.tree.map(lambda leaf: jnp.zeros((k, *leaf.shape)), recipe.blank())
+    return sums if mesh is None else maps.place(sums, mesh)
+
+
+def place_batches(batches: Batch, *, mesh: Mesh) -> Batch:
+    """Batches `[K, B, ...]` for `advance`: members filled up and shared out, examples over the data axis."""
+    full = maps.padded(maps.count(batches), mesh)
+    even = all(leaf.shape[1] % mesh.shape[maps.DATA] == 0 for leaf in jax.tree.leaves(batches))
+    spec = PartitionSpec(maps.MEMBER, maps.DATA) if even else PartitionSpec(maps.MEMBER)
+    return maps.place(maps.pad(batches, full), mesh, spec)
+
+
+def voters(states: TrainState) -> Array:
+    """Weights `float32[K]` for `vote.elect` and `vote.soup`: 0 for who diverged and for what only fills up a mesh."""
+    return jnp.asarray(states.alive, jnp.float32)
+
+
+def diverged(states: TrainState, count: int | None = None) -> dict[int, int]:
+    """Members whose loss or weights ceased to be finite, and the step they were frozen at.
+
+    Args:
+        states: of a population.
+        count: how many are members; later ones fill up a mesh. Default all.
+
+    Returns:
+        `{member: steps taken}`.
+    """
+    alive, step = jax.device_get((states.alive, states.step))
+    return {i: int(step[i]) for i in range(len(alive) if count is None else count) if not alive[i]}
+
+
+def members(states: PyTree, count: int) -> PyTree:
+    """The first `count` members, without what fills up a mesh; on the default device if this process has them all."""
+    return maps.first(states, count)
+
+
+def restore(saved: checkpoint.Checkpoints, like: TrainState, *, count: int, step: int | None = None) -> TrainState:
+    """A population back from disk, on whatever devices there are now.
+
+    Args:
+        saved: where a population was saved, with any mesh.
+        like: a population of the same members on the present mesh, as `create` gives it.
+        count: how many are members.
+        step: which checkpoint; the last without it.
+
+    Returns:
+        The saved members where `like` has them.
+
+    Raises:
+        ValueError: as `Checkpoints.restore` does, or if fewer members were saved.
+    """
+    k = maps.count(like)
+    leading = saved.leading(step)
+    if leading < count:
+        raise ValueError(
+            f"{saved.directory} holds {leading} members, {count} are wanted; ask for as many as were saved"
+        )
+    if leading == k:
+        return saved.restore(like, step=step)
+    sharding = like.alive.sharding
+    where = sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
+
+    def other(leaf: Array) -> jax.ShapeDtypeStruct:
+        sharding = leaf.sharding
+        if where is not None and leading % maps.across(where):
+            sharding = NamedSharding(where, PartitionSpec())
+        return jax.ShapeDtypeStruct((leading, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+
+    found = members(saved.restore(jax.tree.map(other, like), step=step), count)
+    found = maps.pad(found, k)
+    found = found._replace(alive=found.alive & (jnp.arange(k) < count))
+    return found if where is None else maps.place(found, where)
+
+
+__all__ = [
+    "Mapping",
+    "Plan",
+    "advance",
+    "create",
+    "diverged",
+    "fit",
+    "members",
+    "mesh",
+    "over",
+    "place_batches",
+    "plan",
+    "pmap",
+    "protocols",
+    "restore",
+    "voters",
+]

@@ -1,0 +1,321 @@
+"""One training step of the masked model, the state it moves, and what a member of a population has of its own.
+
+Its names are `train`'s: `train.make_step`, `train.TrainState`, `train.Protocol`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mvp_jax.core import masks as masks_lib
+from mvp_jax.core.types import Array, Batch, Key, Masks, PyTree, Variables
+from mvp_jax.core.units import Group
+from mvp_jax.models.api import Model
+
+Loss: TypeAlias = Callable[..., Array]
+"""`(logits [N, Y], labels int32[N]) -> losses [N]`; called with `smoothing` and `classes` if the protocol sets them."""
+
+Augment: TypeAlias = Callable[[Key, Array], Array]
+"""`(key, x [N, ...]) -> x [N, ...]`."""
+
+Score: TypeAlias = Literal["fisher", "activation"] | None
+
+
+class Protocol(NamedTuple):
+    """How one run is trained, as traced values; a population has `[K]` of each.
+
+    `None` leaves a matter to the optimiser, the model and the loss, and costs nothing.
+
+    Attributes:
+        learning_rate: of the optimiser.
+        weight_decay: of the optimiser.
+        adaptive: of the optimiser `either`: 1 for AdamW, 0 for SGD.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        dropout: the rate, in [0, 1).
+        augment: share of the examples that are augmented, in [0, 1].
+        steps: after so many the state no longer changes.
+        classes: of the task; logits beyond them count for nothing, so that tasks of several sizes share a program.
+    """
+
+    learning_rate: Array | None = None
+    weight_decay: Array | None = None
+    adaptive: Array | None = None
+    label_smoothing: Array | None = None
+    dropout: Array | None = None
+    augment: Array | None = None
+    steps: Array | None = None
+    classes: Array | None = None
+
+
+class TrainState(NamedTuple):
+    """A run in progress; every leaf is an array, so it stacks, shards and saves as it is.
+
+    `alive` turns False for good when a loss or a new weight is not finite; the state stays as it was before that step.
+    """
+
+    step: Array
+    variables: Variables
+    opt_state: PyTree
+    masks: Masks
+    key: Key
+    alive: Array
+    protocol: Protocol = Protocol()
+
+
+Metrics: TypeAlias = dict[str, Any]
+Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+_NOT_A_CLASS = -1e9
+"""The logit of a class that a task does not have: its probability is 0 in every float format."""
+
+
+def cross_entropy(
+    logits: Array, labels: Array, *, smoothing: Array | float | None = None, classes: Array | int | None = None
+) -> Array:
+    r"""Softmax cross-entropy of each example, in nats.
+
+    With smoothing $s$ the target is $(1-s)$ at the label and $s/C$ besides at each of the $C$ classes.
+
+    Args:
+        logits: `[N, Y]`.
+        labels: `int32[N]`.
+        smoothing: `s`, may be traced.
+        classes: `C`, may be traced; logits beyond are disregarded. Default `Y`.
+
+    Returns:
+        `[N]`.
+
+    >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), smoothing=0.1, classes=2).round(4)
+    Array([0.6931], dtype=float32)
+
+    Reference: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
+    """
+    if classes is not None:
+        logits = restrict(logits, classes)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing is None:
+        return losses
+    count = logits.shape[-1] if classes is None else classes
+    own = jnp.arange(logits.shape[-1]) < count
+    uniform = -jnp.sum(jnp.where(own, jax.nn.log_softmax(logits), 0.0), -1) / count
+    return (1.0 - jnp.asarray(smoothing)) * losses + jnp.asarray(smoothing) * uniform
+
+
+def restrict(logits: Array, classes: Array | int) -> Array:
+    """Logits `[..., Y]` of a padded head with those beyond the first `classes` (may be traced) out of the running."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, _NOT_A_CLASS)
+
+
+def optimizer(
+    name: Literal["sgd", "adamw", "either"] = "sgd",
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    sgd_rate: float = 1.0,
+    decayed: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """An optimiser whose learning rate and weight decay are values of its state, and so traced.
+
+    Cached, so that equal arguments give the same object and compiled functions that close over it are reused.
+
+    Args:
+        name: `sgd` with Nesterov-free momentum, `adamw`, or `either`: both are computed, a protocol's `adaptive` says
+            which counts, so that members of one population can differ in it.
+        momentum: for SGD.
+        weight_decay: coupled for SGD, decoupled for AdamW; a protocol may set another.
+        clip: gradients are scaled down to this global norm.
+        sgd_rate: for `either`: SGD's rate as a multiple of the learning rate.
+        decayed: from the parameters to booleans of their structure: what weight decay is for. Default all.
+
+    Raises:
+        ValueError: for another name.
+
+    >>> optimizer("sgd") is optimizer("sgd", momentum=0.9)
+    True
+    """
+    return _optimizer(name, momentum, weight_decay, clip, sgd_rate, decayed)
+
+
+@functools.lru_cache
+def _optimizer(
+    name: str,
+    momentum: float,
+    weight_decay: float,
+    clip: float | None,
+    sgd_rate: float,
+    decayed: Callable[[PyTree], PyTree] | None,
+) -> optax.GradientTransformation:
+    first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
+
+    def sgd(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        return optax.chain(first, optax.add_decayed_weights(weight_decay, decayed), optax.sgd(learning_rate, momentum))
+
+    def adamw(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        return optax.chain(first, optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed))
+
+    def either(learning_rate: Any, weight_decay: Any, adaptive: Any) -> optax.GradientTransformation:
+        both = (sgd(learning_rate * sgd_rate, weight_decay), adamw(learning_rate, weight_decay))
+
+        def init(params: PyTree) -> PyTree:
+            return tuple(tx.init(params) for tx in both)
+
+        def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+            (slow, fast), after = zip(
+                *(tx.update(grads, s, params) for tx, s in zip(both, state, strict=True)), strict=True
+            )
+            return jax.tree.map(lambda a, b: jnp.where(adaptive > 0.5, b, a), slow, fast), after
+
+        return optax.GradientTransformation(init, update)
+
+    if name == "either":
+        return optax.inject_hyperparams(either)(learning_rate=0.0, weight_decay=weight_decay, adaptive=1.0)
+    if name not in ("sgd", "adamw"):
+        raise ValueError(
+            f"unknown optimizer {name!r}; choose 'sgd', 'adamw' or 'either', or pass an optax transformation"
+        )
+    return optax.inject_hyperparams(sgd if name == "sgd" else adamw)(learning_rate=0.0, weight_decay=weight_decay)
+
+
+def create(
+    variables: Variables,
+    tx: optax.GradientTransformation,
+    key: Key,
+    *,
+    masks: Masks | None = None,
+    protocol: Protocol | None = None,
+) -> TrainState:
+    """A state at step 0, its parameters already masked.
+
+    Args:
+        variables: where to start.
+        tx: the optimiser.
+        key: feeds batch order, dropout and augmentation.
+        masks: kept fixed while training; all kept if not given.
+        protocol: what is particular to this run.
+    """
+    masks = masks_lib.ones(variables.params, ()) if masks is None else masks
+    params = masks_lib.apply(variables.params, masks)
+    protocol = Protocol() if protocol is None else jax.tree.map(jnp.asarray, protocol)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=Variables(params, variables.rest),
+        opt_state=tx.init(params),
+        masks=masks,
+        key=key,
+        alive=jnp.ones((), bool),
+        protocol=protocol,
+    )
+
+
+def _prescribed(opt_state: PyTree, protocol: Protocol) -> PyTree:
+    """The optimiser's state with the protocol's rate and decay in it."""
+    wanted = {n: v for n in ("learning_rate", "weight_decay", "adaptive") if (v := getattr(protocol, n)) is not None}
+    if not wanted:
+        return opt_state
+    there = getattr(opt_state, "hyperparams", {})
+    missing = sorted(set(wanted) - set(there))
+    if missing:
+        raise ValueError(
+            f"the protocol sets {missing}, but the optimiser's state holds {sorted(there)} as values; use "
+            "train.optimizer(...), or wrap yours in optax.inject_hyperparams"
+        )
+    values = {n: jnp.asarray(v, jnp.asarray(there[n]).dtype) for n, v in wanted.items()}
+    return opt_state._replace(hyperparams=there | values)
+
+
+def _finite(*trees: PyTree) -> Array:
+    floats = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in floats])
+
+
+def make_step(
+    model: Model,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    augment: Augment | None = None,
+    score: Score = None,
+    groups: tuple[Group, ...] = (),
+) -> Step:
+    """Builds one training step of the masked model.
+
+    The gradient is taken at the masked parameters; the update is masked after the optimiser, so that momentum and
+    weight decay cannot revive what is pruned. A state that is done or no longer alive comes back as it was.
+
+    Args:
+        model: what to train.
+        loss: per-example loss; its mean is minimised.
+        tx: any optax transformation.
+        augment: applied to the inputs first.
+        score: also return unit scores of the batch, from the same backward pass: `fisher` (mean over examples
+            of squared gradients of per-example gates) or `activation` (mean absolute activation). In training
+            mode batch normalisation couples the examples of a batch, so that `fisher` is the per-example one
+            only up to that coupling.
+        groups: whose units are scored.
+
+    Returns:
+        `step(state, batch) -> (state, metrics)` with `loss`, `accuracy`, `taken` (whether the state moved) and, if
+        asked for, `scores` as device values.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key_augment, key_model = jax.random.split(jax.random.fold_in(state.key, state.step))
+        protocol, x, y = state.protocol, batch["x"], batch["y"]
+        if augment is not None:
+            changed = augment(key_augment, x)
+            if protocol.augment is not None:
+                # A stream of its own: augmentations fold small numbers into their key.
+                lot = jax.random.uniform(jax.random.fold_in(key_augment, 2**31 - 1), x.shape[:1])
+                changed = jnp.where(jnp.reshape(lot < protocol.augment, (-1,) + (1,) * (x.ndim - 1)), changed, x)
+            x = changed
+        gates = {g.name: jnp.ones((x.shape[0], g.size), jnp.float32) for g in groups} if score == "fisher" else {}
+        knobs = None if protocol.dropout is None else {"dropout": protocol.dropout}
+        particular = {
+            name: value
+            for name, value in (("smoothing", protocol.label_smoothing), ("classes", protocol.classes))
+            if value is not None
+        }
+
+        def objective(params: PyTree, gates: Mapping[str, Array]) -> tuple[Array, tuple[Array, PyTree, PyTree]]:
+            variables = Variables(params, state.variables.rest)
+            if score == "activation":
+                seen = model.inspect(variables, x, train=True, key=key_model, knobs=knobs)
+                logits, rest, active = seen.logits, seen.rest, {g.name: seen.activations[g.name] for g in groups}
+            else:
+                logits, rest = model.apply(variables, x, train=True, key=key_model, gates=gates or None, knobs=knobs)
+                active = {}
+            return jnp.mean(loss(logits, y, **particular)), (logits, rest, active)
+
+        masked = masks_lib.apply(state.variables.params, state.masks)
+        (value, (logits, rest, active)), (grads, gate_grads) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
+            masked, gates
+        )
+        updates, opt_state = tx.update(grads, _prescribed(state.opt_state, protocol), masked)
+        params = masks_lib.apply(optax.apply_updates(masked, updates), state.masks)
+        finite = _finite(value, params, rest)
+        going = state.alive if protocol.steps is None else state.alive & (state.step < protocol.steps)
+        taken = going & finite
+        if protocol.classes is not None:
+            logits = restrict(logits, protocol.classes)
+        metrics: Metrics = {"loss": value, "accuracy": jnp.mean(jnp.argmax(logits, -1) == y), "taken": taken}
+        if score == "fisher":
+            # The loss is a mean, so an example's own gradient is N times what came back.
+            metrics["scores"] = {n: jnp.mean(jnp.square(g * x.shape[0]), 0) for n, g in gate_grads.items()}
+        elif score == "activation":
+            metrics["scores"] = {n: jnp.mean(a, 0) for n, a in active.items()}
+        variables, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            (Variables(params, rest), opt_state),
+            (state.variables, state.opt_state),
+        )
+        after = state._replace(
+            step=state.step + taken, variables=variables, opt_state=opt_state, alive=state.alive & (finite | ~going)
+        )
+        return after, metrics
+
+    return step

@@ -1,0 +1,360 @@
+"""Optax wrappers for a training loop of one's own: keep a mask, or prune on a schedule inside the optimiser.
+
+Both go around the whole optimiser, so that nothing changes the updates after them, and give the loop updates that leave
+an exact 0 in every pruned place. Masks live in the state, which holds arrays only: it stacks, saves and shards as any
+optimiser's does.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from mvp_jax.core import masks as masks_lib
+from mvp_jax.core import patterns, schedules, trees
+from mvp_jax.core.types import Array, Masks, Params, PyTree
+
+Importance: TypeAlias = Callable[[Params, Params], PyTree]
+"""`(params, grads) -> values` in the parameters' shapes, higher = keep: the parameters after the update, the gradients
+as they were given."""
+
+
+class KeepMaskState(NamedTuple):
+    """What `keep_mask` carries.
+
+    Attributes:
+        masks: of the parameters.
+        inner: the wrapped optimiser's state.
+    """
+
+    masks: Masks
+    inner: optax.OptState
+
+
+class PruneOnScheduleState(NamedTuple):
+    """What `prune_on_schedule` carries.
+
+    Attributes:
+        count: int32[], updates done.
+        keep: how many entries stay after each pruning: int32[events], or a tree of them (see `Pattern.counts`).
+        kept: the entries that are left.
+        masks: of the parameters.
+        inner: the wrapped optimiser's state.
+    """
+
+    count: Array  # type: ignore[assignment]
+    keep: PyTree
+    kept: Masks
+    masks: Masks
+    inner: optax.OptState
+
+
+def _copies(tree: PyTree) -> PyTree:
+    """Arrays of their own: a state whose memory is donated must share it with nothing."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def _checked(params: Params | None, grads: Params, masks: Masks) -> Params:
+    if params is None:
+        raise ValueError(
+            "params is None, but pruned places get the update -params; call tx.update(grads, state, params)"
+        )
+    trees.check_same_structure(params, grads, "params", "the gradients")
+    trees.check_same_structure(params, masks, "params", "the masks in the optimiser state")
+    return params
+
+
+@jax.jit
+def _hold(updates: Params, params: Params, masks: Masks) -> Params:
+    """`-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0."""
+    return jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, masks)
+
+
+def keep_mask(tx: optax.GradientTransformation, masks: Masks) -> optax.GradientTransformationExtraArgs:
+    """Training that keeps a mask: what is pruned becomes 0 with the first update and stays exactly 0.
+
+    `tx` sees masked gradients and parameters, so moments of pruned weights stay 0 too; its updates are replaced by
+    `-params` where pruned, which neither momentum nor weight decay can undo.
+
+    Args:
+        tx: the whole optimiser, with clipping and schedules.
+        masks: of the parameters, leaves broadcast to theirs. They are copied into the state, and `update` reads them
+            there: members of a stack may have masks of their own, and others can be put in by `state._replace`.
+
+    Returns:
+        An optimiser for `params`; its `update` needs them, and passes further arguments on.
+
+    Raises:
+        ValueError: by `init` for masks that do not fit, by `update` without parameters.
+
+    >>> params, masks = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])}
+    >>> tx = keep_mask(optax.sgd(0.5, momentum=0.9), masks)
+    >>> updates, state = tx.update({"w": jnp.array([1.0, 1.0])}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["w"].tolist()
+    [0.5, 0.0]
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: Params) -> KeepMaskState:
+        return KeepMaskState(_copies(masks), tx.init(masks_lib.apply(params, masks)))
+
+    def update(
+        grads: Params, state: KeepMaskState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, KeepMaskState]:
+        params = _checked(params, grads, state.masks)
+        masked = masks_lib.apply(params, state.masks)
+        updates, inner = tx.update(masks_lib.apply(grads, state.masks), state.inner, masked, **extra)
+        return _hold(updates, params, state.masks), state._replace(inner=inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _when(
+    due: Array, change: Callable[[list, list], list], old: Sequence[Array], inputs: Sequence[Array]
+) -> list[Array]:
+    """`change(old, inputs)` where `due`, else `old`; under `vmap` nothing is computed while no member is due.
+
+    A plain `cond` with a batched predicate becomes a select, which computes both sides at every step. Here its batched
+    form is the same again, for all members and with one predicate, so that it nests.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def one(due: Array, old: list[Array], inputs: list[Array]) -> list[Array]:
+        return lax.cond(due, change, lambda old, _: old, old, inputs)
+
+    @one.def_vmap
+    def many(size: int, batched: Any, due: Array, old: list[Array], inputs: list[Array]) -> tuple[list, list]:
+        old = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(old, batched[1], strict=True)]
+        axes = [0 if b else None for b in batched[2]]
+
+        def all_of(old: list[Array], inputs: list[Array]) -> list[Array]:
+            return jax.vmap(change, in_axes=(0, axes), axis_size=size)(old, inputs)
+
+        def those_due(old: list[Array], inputs: list[Array]) -> list[Array]:
+            mine, *inputs = inputs
+            pairs = zip(all_of(old, inputs), old, strict=True)
+            return [jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), new, x) for new, x in pairs]
+
+        if batched[0]:
+            out = _when(jnp.any(due), those_due, old, [due, *inputs])
+        else:
+            out = _when(due, all_of, old, inputs)
+        return out, [True] * len(out)
+
+    return one(due, list(old), list(inputs))
+
+
+@functools.partial(jax.jit, static_argnames=("pattern", "scores", "chosen"))
+def _prune(
+    due: Array,
+    event: Array,
+    old: tuple[Masks, Masks],
+    keep: PyTree,
+    params: Params,
+    updates: Params,
+    grads: Params | None,
+    *,
+    pattern: patterns.Pattern,
+    scores: Importance | None,
+    chosen: tuple[bool, ...],
+) -> tuple[Masks, Masks]:
+    """Kept entries and masks after the event; the old ones where none is due."""
+    prunable = jax.tree.unflatten(jax.tree.structure(params), chosen)
+    leaves, structure = jax.tree.flatten((event, keep, params, updates, grads))
+    parts = jax.tree.structure(old)
+
+    def change(old: list[Array], inputs: list[Array]) -> list[Array]:
+        event, keep, params, updates, grads = jax.tree.unflatten(structure, inputs)
+        within, masks = jax.tree.unflatten(parts, old)
+        # Zeroes first: a weight that one unit took along must not count for the other that it belongs to.
+        new = masks_lib.apply(optax.apply_updates(params, updates), masks)
+        if scores is None:
+            entries = pattern.entries(new, prunable)
+        else:
+            values = scores(new, grads)
+            trees.check_same_structure(params, values, "params", "what `scores` returned")
+            entries = pattern.entries(values, prunable, "sum")
+        kept = pattern.select(entries, jax.tree.map(lambda k: k[event], keep), within)
+        return jax.tree.leaves((kept, pattern.masks(kept, params, prunable)))
+
+    # The choice has no derivative; stopped here, a loop may be differentiated through, as custom_vmap alone may not.
+    leaves = [lax.stop_gradient(x) for x in leaves]
+    return jax.tree.unflatten(parts, _when(due, change, jax.tree.leaves(old), leaves))
+
+
+def _counts(pattern: patterns.Pattern, params: Params, prunable: PyTree, sparsities: Sequence[float]) -> PyTree:
+    """int32[events], or a tree of them; nowhere rising, since entries that are gone cannot come back.
+
+    Rounding may give a leaf one entry more at a higher sparsity (largest remainders do); then it is not taken before.
+    """
+    counts = [pattern.counts(params, prunable, s) for s in sparsities]
+    if not any(jax.tree.leaves(counts[-1])):
+        raise ValueError(
+            f"nothing would stay of what is prunable at sparsity {sparsities[-1]} with {pattern}; name leaves to prune "
+            "(`prunable`), or a sparsity that leaves some entries"
+        )
+
+    def falling(*k: int) -> np.ndarray:
+        return np.maximum.accumulate(np.array(k[::-1], np.int32))[::-1]
+
+    return jax.tree.map(falling, *counts)
+
+
+def _chosen(params: Params, prunable: PyTree | trees.Rules) -> PyTree:
+    """Which leaves are pruned, from rules over paths or from a tree of booleans."""
+    if isinstance(prunable, (list, tuple)):
+        # A tree may be a tuple of tuples too, but a rule begins with its pattern.
+        first = [r[0] if isinstance(r, tuple) and r else r for r in prunable]
+        if all(isinstance(r, str) for r in first):
+            return trees.select(params, prunable)
+    if not all(isinstance(p, (bool, np.bool_)) for p in jax.tree.leaves(prunable)):
+        raise ValueError(
+            f"prunable is {prunable!r}; give rules over paths, or a tree of Python booleans like the params"
+        )
+    trees.check_same_structure(params, prunable, "params", "prunable")
+    return prunable
+
+
+def prune_on_schedule(
+    tx: optax.GradientTransformation,
+    *,
+    sparsity: float,
+    steps: int,
+    prunable: PyTree | trees.Rules,
+    begin: int = 0,
+    every: int | None = None,
+    schedule: str | schedules.Schedule = "cubic",
+    pattern: patterns.Pattern | None = None,
+    scores: Importance | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradual pruning inside the optimiser: train, and remove the least entries every few updates.
+
+    Update number `begin` + $t$, for $t$ up to $T$ = `steps` a multiple of `every`, and for the last in any case, prunes
+    to $s_t = s_T (1 - (1 - t/T)^3)$ (`cubic`): of the entries left, exactly as many stay as `pattern.counts` says,
+    those with the largest parameters after the update. From then on the mask is held as `keep_mask` holds it. The
+    first update is number 1, so a loop of `begin` + `steps` updates ends at $s_T$.
+
+    Updates that do not prune select nothing; under `jax.vmap` those in which no member prunes. How many entries stay
+    is in the state: a step that was compiled with one of these optimisers serves the states of others that differ in
+    `sparsity` or `schedule`, also stacked.
+
+    Args:
+        tx: the whole optimiser, with clipping and schedules.
+        sparsity: the share of entries that is gone in the end, in [0, 1).
+        steps: how many updates the schedule takes, $T$.
+        prunable: rules over paths, as `Model.prunable`, or a tree of Python booleans; `[]` for a pattern of units,
+            which names its weights itself.
+        begin: updates before it starts.
+        every: updates from one pruning to the next; by default a hundredth of `steps`.
+        schedule: a name in `schedules.SCHEDULES`, or a function like those; at 0 nothing is pruned.
+        pattern: what goes together, and how the sparsity is shared out; by default `patterns.Weights()`: single
+            weights, one threshold for all leaves.
+        scores: `(params, grads) -> values` in the parameters' shapes in place of magnitude, higher = keep; values of
+            one entry are summed. It is called when pruning is due.
+
+    Returns:
+        An optimiser; its `update` needs the parameters, and passes further arguments on. `masks_of(state)` has the
+        masks. An optimiser that averages parameters inside (schedule-free) does not mask its averages: apply the masks
+        to what is read from there.
+
+    Raises:
+        ValueError: for settings out of range, by `init` for rules or shapes that do not fit, by `update` without
+            parameters.
+
+    >>> params = {"kernel": jnp.array([1.0, -4.0, 2.0, 3.0]), "bias": jnp.array([0.1])}
+    >>> tx = prune_on_schedule(optax.sgd(0.1), sparsity=0.75, steps=2, prunable=["kernel"], schedule="linear")
+    >>> state = tx.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    ...     params = optax.apply_updates(params, updates)
+    ...     print(params["kernel"].tolist())
+    [0.0, -4.0, 0.0, 3.0]
+    [0.0, -4.0, 0.0, 0.0]
+
+    Reference: Zhu & Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878), equation 1.
+    """
+    every = max(1, steps // 100) if every is None else every
+    if steps < 1 or begin < 0 or not 1 <= every <= steps:
+        raise ValueError(
+            f"steps is {steps}, begin {begin}, every {every}; pruning takes at least one step, begins at 0 or later, "
+            "and happens every 1 to `steps` updates"
+        )
+    if isinstance(schedule, str) and schedule not in schedules.SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; choose one of {sorted(schedules.SCHEDULES)}")
+    share = schedules.SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+    events = -(-steps // every)
+    sparsities = [float(share(min(i * every, steps), steps, sparsity)) for i in range(1, events + 1)]
+    pattern = patterns.Weights() if pattern is None else pattern
+    pattern.check(sparsity)
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: Params) -> PruneOnScheduleState:
+        chosen = _chosen(params, prunable)
+        kept = pattern.whole(params, chosen)
+        return PruneOnScheduleState(
+            count=jnp.zeros((), jnp.int32),
+            keep=_copies(_counts(pattern, params, chosen, sparsities)),
+            kept=_copies(kept),
+            masks=_copies(pattern.masks(kept, params, chosen)),
+            inner=tx.init(params),
+        )
+
+    def update(
+        grads: Params, state: PruneOnScheduleState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, PruneOnScheduleState]:
+        params = _checked(params, grads, state.masks)
+        masked = masks_lib.apply(params, state.masks)
+        updates, inner = tx.update(masks_lib.apply(grads, state.masks), state.inner, masked, **extra)
+        count = optax.safe_increment(state.count)
+        done = count - begin
+        due = (done > 0) & (done <= steps) & ((done % every == 0) | (done == steps))
+        event = jnp.clip((done + every - 1) // every - 1, 0, events - 1)
+        kept, masks = _prune(
+            due, event, (state.kept, state.masks), state.keep, params, updates, None if scores is None else grads,
+            pattern=pattern, scores=scores, chosen=tuple(map(bool, jax.tree.leaves(_chosen(params, prunable)))),
+        )  # fmt: skip
+        return _hold(updates, params, masks), PruneOnScheduleState(count, state.keep, kept, masks, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def masks_of(opt_state: optax.OptState) -> Masks:
+    """The masks that an optimiser holds.
+
+    Args:
+        opt_state: a state of `keep_mask` or `prune_on_schedule`, or one that has it somewhere inside (`optax.chain`,
+            `optax.inject_hyperparams`, `optax.MultiSteps`).
+
+    Returns:
+        Masks of the parameters; if several are found, what all of them keep.
+
+    Raises:
+        ValueError: if there are none, or of different trees.
+
+    >>> params, masks = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])}
+    >>> tx = optax.MultiSteps(keep_mask(optax.adam(1e-3), masks), 4)
+    >>> masks_of(tx.init(params))["w"].tolist()
+    [True, False]
+    """
+    found: list[Masks] = []
+
+    def look(tree: PyTree) -> None:
+        for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, (KeepMaskState, PruneOnScheduleState))):
+            if isinstance(leaf, (KeepMaskState, PruneOnScheduleState)):
+                found.append(leaf.masks)
+                look(leaf.inner)
+
+    look(opt_state)
+    if not found:
+        raise ValueError(
+            "no masks in this optimiser state; make the optimiser with transforms.keep_mask or prune_on_schedule"
+        )
+    return found[0] if len(found) == 1 else masks_lib.intersect(*found)
+
+
+__all__ = ["Importance", "KeepMaskState", "PruneOnScheduleState", "keep_mask", "masks_of", "prune_on_schedule"]

@@ -1,0 +1,276 @@
+"""Methods at given sparsities as one job: every file it promises, budgets by hand, and that it can be continued."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from configs import compare
+from configs import isp as isp_config
+from mvp_jax.core import patterns, trees
+from mvp_jax.experiments import presets, run, sparsity_job, sparsity_variants
+from mvp_jax.methods import TO_A_SPARSITY
+from mvp_jax.reports import curves, plots
+from mvp_jax.storage import records
+from tests import mlp
+from tests.methods.sparse import contract_test as contract
+
+METHODS = ("unpruned", "magnitude", "gradual_main", "imp", "isp_one")
+
+
+def config(arg="runlocal", file=compare, **fields):
+    c = file.get_config(arg)
+    if "data" not in arg:
+        c.model.options.update({"dim": 16, "heads": 2, "layers": 1})
+        c.pretrain.steps, c.pretrain.save_every, c.pretrain.learning_rate = 400, 400, 3e-3
+    c.methods, c.ours = METHODS, "isp_one"
+    c.targets.seeds = 2
+    c.update_from_flattened_dict(fields)
+    return c
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    work = tmp_path_factory.mktemp("trials")
+    return work, run.run(config(), work)
+
+
+def test_the_rows_are_those_of_every_method_sparsity_and_seed(job):
+    work, rows = job
+    got = {(r["method"], r["ratio"], r["seed"], r["view"], r["split"]) for r in rows}
+    pruned = itertools.product(METHODS[1:], (0.5, 0.75), (0, 1), ("whole",), ("valid", "test"))
+    alone = itertools.product(METHODS[2:], (0.5, 0.75), (0, 1), ("mask",), ("valid", "test"))
+    level = itertools.product(("unpruned",), (0.0,), (0, 1), ("whole",), ("valid", "test"))
+    assert got == {*pruned, *alone, *level}
+    assert len(rows) == len(got)
+    assert len({r["accuracy"] for r in rows}) > 3
+    assert np.mean([r["accuracy"] for r in rows if r["method"] == "unpruned"]) > 0.5  # chance is a fifth
+    read = records.read_csv(work / "results.csv")
+    assert [r["accuracy"] for r in read] == pytest.approx([r["accuracy"] for r in rows])
+    assert {r["cost_steps"] for r in rows if r["method"] == "magnitude"} == {2}
+    # 50 %: one round of 2 and 1 steps for `isp_one` and as much after it (40 examples, batches of 32).
+    assert {r["cost_steps"] for r in rows if r["method"] == "isp_one" and r["ratio"] == 0.5} == {1 + 1 + 2}
+    assert all(r["cost_flops"] == pytest.approx(3 * r["flops"] * r["cost_examples"]) for r in rows)
+    text = (work / "results.md").read_text()
+    assert "masks alone" in text
+    assert all(f"| {m} |" in text for m in METHODS)
+    for name in ("accuracy.png", "cost.png"):
+        assert matplotlib.image.imread(work / name).std() > 0.01
+
+
+def test_masks_on_file_have_the_sparsity_and_their_likeness_is_numpys(job):
+    work, _ = job
+    config_ = config()
+    plan = run.check_trials(config_)
+    bits = {}
+    for method, ratio, seed in itertools.product(METHODS[1:], (0.5, 0.75), (0, 1)):
+        with np.load(work / "masks" / f"{method}-{ratio:g}-target-0000-{seed}.npz") as file:
+            leaves = {n: np.unpackbits(file[n]) for n in file.files}
+        assert sum(v.sum() for v in leaves.values()) == round(sum(v.size for v in leaves.values()) * (1 - ratio))
+        assert set(leaves) == {p for p, yes in prunable(plan.task_model).items() if yes}
+        bits[method, ratio, seed] = leaves
+    table = json.loads((work / "similarity.json").read_text())
+    assert {r["method"] for r in table} == set(METHODS) - {"unpruned", "imp"}
+    for row in table:
+        a = [bits[row["method"], row["ratio"], s] for s in (0, 1)]
+        b = [bits["imp", row["ratio"], s] for s in (0, 1)]
+        names = list(a[0]) if row["leaf"] == "total" else [row["leaf"]]
+        cosines = []
+        for x, y in zip(a, b, strict=True):
+            p = np.concatenate([x[n] for n in names]).astype(float)
+            q = np.concatenate([y[n] for n in names]).astype(float)
+            cosines.append(p @ q / np.linalg.norm(p) / np.linalg.norm(q))
+        assert row["cosine"] == pytest.approx(np.mean(cosines))
+        assert 0 < row["iou"] <= row["cosine"] <= 1
+    assert len({round(r["cosine"], 6) for r in table}) > 5
+    dense = json.loads((work / "density.json").read_text())
+    one = next(r for r in dense if r["method"] == "imp" and r["ratio"] == 0.5 and r["kind"] == "fc1")
+    fc1 = [v[n].mean() for (m, s, _), v in bits.items() if (m, s) == ("imp", 0.5) for n in v if "fc1" in n]
+    assert one["kept"] == pytest.approx(np.mean(fc1))
+
+
+def prunable(model):
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    return trees.flatten(trees.select(params, model.prunable))
+
+
+def test_what_is_done_is_not_done_again(job, monkeypatch):
+    work, rows = job
+    lost = work / "rows" / "magnitude-0.75-target-0000-1.json"
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    ran = []
+    one = sparsity_job._one
+    monkeypatch.setattr(
+        sparsity_job, "_one", lambda plan, made, case, *rest: (ran.append(case), one(plan, made, case, *rest))
+    )
+    again = run.run(config(), work)
+    assert ran == [("magnitude", 0.75, "target-0000", 1)]
+    assert [{**r, "seconds": 0} for r in again] == [{**r, "seconds": 0} for r in rows]
+    assert json.loads(lost.read_text())["kept"] == before["kept"]
+
+
+def test_texts_run_too_and_rounds_are_kept(tmp_path):
+    c = config("data=docstrings,runlocal", isp_config)
+    c.model.options.update({"dim": 16, "heads": 2, "layers": 1})
+    c.targets.seeds, c.sparsities, c.masks_alone, c.keep_rounds = 1, (0.5,), False, True
+    c.methods, c.ours, c.reference = ("magnitude",), "magnitude", "magnitude"
+    rows = run.run(c, tmp_path / "run")
+    assert {r["method"] for r in rows} == {"magnitude"}
+    assert (tmp_path / "run" / "running" / "magnitude-0.5-target-0000-0").is_dir()
+
+
+def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
+    c = config(**{"tasks.classes_per_task": 2, "targets.unseen_at_least": 1, "sparsities": (0.5,)})
+    c.methods, c.ours, c.targets.seeds, c.masks_alone = ("magnitude",), "magnitude", 1, False
+    c.train.steps, c.train.learning_rate = 60, 1e-2
+    plan = dataclasses.replace(run.check_trials(c), metrics=("accuracy", "f1", "matthews"))
+    seen, infer = [], sparsity_job.evaluation.infer
+    monkeypatch.setattr(
+        sparsity_job.evaluation,
+        "infer",
+        lambda *a, **kw: (seen.append(np.asarray(infer(*a, **kw)[0])), infer(*a, **kw))[1],
+    )
+    (tmp_path / "run").mkdir()
+    body = plan.model.init(jax.random.key(0))
+    rows = sparsity_job.run(plan, body, tmp_path / "run")
+    judged = seen[-len(rows) :]
+    ((problem, data),) = sparsity_job.problems(plan, body).values()
+    assert [r["split"] for r in rows] == ["valid", "test"]
+    for row, logits, part in zip(rows, judged, (data.valid, data.test), strict=True):
+        guess = logits.argmax(-1)
+        tp, fp, fn = (((guess == g) & (part.y == y)).sum() for g, y in ((1, 1), (1, 0), (0, 1)))
+        assert row["accuracy"] == pytest.approx(np.mean(guess == part.y))
+        assert row["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+        assert row["matthews"] == pytest.approx(np.corrcoef(guess, part.y)[0, 1])
+        assert 0 < row["accuracy"] < 1
+        assert row["f1"] != row["accuracy"]
+    sparsity_job.report(plan, rows, tmp_path / "run")
+    assert [r["f1"] for r in records.read_csv(tmp_path / "run" / "results.csv")] == [r["f1"] for r in rows]
+    assert (
+        f"| {100 * rows[1]['matthews']:.1f} |" in (tmp_path / "run" / "results.md").read_text().split("matthews\n")[1]
+    )
+    assert problem.model.num_classes == 2
+    for wrong, message in ((("f2",), "no metrics"), (("pearson",), "predicted numbers")):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(plan, metrics=wrong)
+    with pytest.raises(ValueError, match="f1 is of two classes, and here are 5"):
+        dataclasses.replace(run.check_trials(config()), metrics=("f1",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"methods": ("isp", "best")}, r"methods names \['best'\]"),
+        ({"ours": "best"}, "ours names"),
+        ({"sparsities": (0.9, 0.5)}, "sparsities must rise"),
+        ({"sparsities": (0.5, 1.0)}, "sparsities must rise"),
+        ({"pattern.name": "letters"}, "unknown pattern"),
+        ({"pattern.allocation": "fair"}, "unknown allocation"),
+        ({"isp.vote": "loud"}, "unknown vote"),
+        ({"isp.diversity.subset": 0.0}, "subset"),
+        ({"train.decay": "steps"}, "decay"),
+        ({"job": "nothing"}, "unknown job"),
+        ({"model.name": "bert_micro"}, "does not read"),
+        ({"data.name": "letters"}, "unknown data"),
+        ({"targets.seeds": 0}, "targets.seeds"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_is_written(fields, message, tmp_path):
+    c = config()
+    with c.unlocked():
+        c.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message):
+        run.run(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_configs():
+    assert presets.arguments(None) == {}
+    for wrong in ("size=3", "runlocal=yes", "data"):
+        with pytest.raises(ValueError, match="allowed are"):
+            presets.arguments(wrong)
+    assert compare.get_config("data=npz,model=resnet20").keep_rounds
+    assert compare.get_config("data=docstrings").model.name == "bert_micro"
+    assert isp_config.get_config().methods == presets.ISP_LINES
+
+
+def test_every_line_is_a_method_with_the_budget_of_the_soup():
+    problem = contract.problem(0.9)
+    base = dataclasses.replace(contract.ISP, share=0.2, members=4, epochs=1.0, weak_epochs=1 / 3)
+    spent = sparsity_variants.cost(problem, base)
+    # 0.8 ** 11 is the first below a tenth; an epoch of 24 examples has 3 steps.
+    assert spent == (11, 33, 11 * (3 + 4))
+    assert sparsity_variants.cost(contract.problem(0.2), base).rounds == 1
+    table = sparsity_variants.lineup(problem, base, round_steps=5)
+    assert {e.method for e in table.values()} <= set(TO_A_SPARSITY)
+    assert set(TO_A_SPARSITY) - {e.method for e in table.values()} == set()
+    assert table["gradual"].settings.steps == table["rigl"].settings.steps == spent.total
+    assert table["gradual_main"].settings.steps == spent.main
+    assert table["imp"].settings.rounds == 11
+    assert table["isp_one"].settings == dataclasses.replace(base, members=1)
+    assert set(presets.ISP_LINES) <= set(table)
+    assert "synflow" in table
+
+
+def test_likeness_by_hand():
+    a = {"x": np.array([1, 1, 0, 0], bool), "y": np.array([0, 0], bool)}
+    b = {"x": np.array([1, 0, 1, 0], bool), "y": np.array([0, 0], bool)}
+    x, y, total = sparsity_job.alike(a, b)
+    assert (x["cosine"], x["iou"]) == (0.5, pytest.approx(1 / 3))
+    assert (y["cosine"], y["iou"]) == (1.0, 1.0)
+    assert (total["leaf"], total["iou"]) == ("total", pytest.approx(1 / 3))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    kept = []
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    return kept
+
+
+def results(methods, ratios=(0.5, 0.9)):
+    for (k, m), t, s, r in itertools.product(enumerate(methods), range(2), range(2), ratios):
+        yield {
+            "target": t, "seed": s, "method": m, "ratio": r, "steps": 10, "split": "test",
+            "accuracy": 0.9 - 0.02 * k - 0.2 * r + 0.01 * s, "cost_flops": 1e9 * (1 + (k - 2) ** 2),
+        }  # fmt: skip
+
+
+def test_curves_hold_the_numbers(drawn, tmp_path):
+    methods = ["isp", *(f"method_{k}" for k in range(8))]
+    rows = [*results(methods), *({**r, "ratio": 0.0} for r in results(["unpruned"], (0.5,)))]
+    curves.plot_accuracy_against_sparsity(rows, tmp_path / "a.png", chance=0.1)
+    curves.plot_accuracy_against_cost(rows, tmp_path / "c.svg")
+    (axes,) = drawn[0].axes
+    ours = max(axes.lines[: len(methods)], key=lambda line: line.get_linewidth())
+    np.testing.assert_allclose(ours.get_ydata(), [100 * (0.9 - 0.2 * r + 0.005) for r in (0.5, 0.9)])
+    assert {t.get_text() for t in axes.texts} == {*methods, "unpruned"}
+    panels = drawn[1].axes
+    assert [p.get_title() for p in panels] == ["50 % pruned", "90 % pruned"]
+    front = panels[0].lines[0].get_xydata()
+    # Methods 2, 1, 0 are ever better and ever dearer; the others are both worse and dearer.
+    np.testing.assert_allclose(front[:, 0], [1e9, 2e9, 5e9])
+    assert np.all(np.diff(front[:, 1]) > 0)
+    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01
+    with pytest.raises(ValueError, match="no rows of split"):
+        curves.plot_accuracy_against_sparsity(rows, tmp_path / "b.png", split="valid")
+    with pytest.raises(ValueError, match="highlight"):
+        curves.plot_accuracy_against_sparsity(rows, tmp_path / "b.png", highlight=["none"])
+    with pytest.raises(ValueError, match="cost"):
+        curves.plot_accuracy_against_cost([{**r, "cost_flops": None} for r in rows], tmp_path / "b.png")
+
+
+def test_patterns_of_the_config():
+    c = config()
+    model = mlp.mlp()
+    assert run.pattern(c, model) == patterns.Weights()
+    c.pattern.name = "channels"
+    assert run.pattern(c, model) == patterns.Channels(allocation="global")
+    c.pattern.name, c.pattern.kinds = "units", ("filter",)
+    assert run.pattern(c, model) == patterns.Units(model.groups)
