@@ -104,10 +104,10 @@ def network(name: str, **options: Any) -> tuple[Callable[..., Any], train.TrainS
     """The same for a model of the library, with the library's step."""
     model, tx = models.create(name, classes=10, **options), train.optimizer("sgd", momentum=0.9)
     state = train.create(model.init(jax.random.key(0)), tx, jax.random.key(0))
-    protocol = train.Protocol(learning_rate=jnp.float32(1e-3))
+    settings = train.RunSettings(learning_rate=jnp.float32(1e-3))
     step = train.make_step(model, train.cross_entropy, tx)
 
-    return step, state._replace(protocol=protocol)
+    return step, state._replace(settings=settings)
 
 
 def stacked(tree: Any, k: int) -> Any:

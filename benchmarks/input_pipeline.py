@@ -75,8 +75,8 @@ def waiting(args: argparse.Namespace) -> dict[str, Any]:
 
     tx = train.optimizer("sgd", momentum=0.9)
     step = jax.jit(train.make_step(model, train.cross_entropy, tx, augment=augment), donate_argnums=0)
-    protocol = train.Protocol(learning_rate=0.01)
-    state = train.create(model.init(jax.random.key(0)), tx, jax.random.key(1), protocol=protocol)
+    settings = train.RunSettings(learning_rate=0.01)
+    state = train.create(model.init(jax.random.key(0)), tx, jax.random.key(1), settings=settings)
     times: dict[str, list[float]] = {"resident": [], "streamed": [], "waited": []}
     with streams.to_device(streams.stream(data, batch=args.batch, seed=0)) as batches:
         resident = next(batches)

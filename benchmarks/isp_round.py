@@ -147,8 +147,8 @@ def training(args: argparse.Namespace) -> sparse.Training:
     return sparse.Training(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, batch=args.batch)
 
 
-def drawn(args: argparse.Namespace) -> tuple[train.Protocol, Array, Array]:
-    """Protocols, examples and keys of the members."""
+def drawn(args: argparse.Namespace) -> tuple[train.RunSettings, Array, Array]:
+    """Settings, examples and keys of the members."""
     key_draw, key_members = jax.random.split(jax.random.key(1))
     rate = jnp.float32(training(args).learning_rate)
     chosen = weak_members.draw(
@@ -178,19 +178,18 @@ def elected(
 def with_jax(problem: sparse.Problem, args: argparse.Namespace) -> Callable[..., Round]:
     tx, pattern = training(args).tx, problem.pattern
     run = sparse.begin(problem, training(args), jax.random.key(0))
-    protocol, index, keys = drawn(args)
+    own, index, keys = drawn(args)
+    recipe = train.Recipe(model=problem.model, tx=tx, batch=args.batch)
     keep, floor = np.int32(prune.keep_count(problem.keep(0.0), SHARE)), np.int32(problem.keep())
-    jax.block_until_ready((run, protocol, index, problem.train))
+    jax.block_until_ready((run, own, index, problem.train))
 
     def call(steps: int, verify: bool = False) -> Round:
         clock = Clock()
         one = run.state._replace(opt_state=tx.init(run.state.variables.params))
-        states = jax.block_until_ready(population.create(one, keys, protocol))
+        states = jax.block_until_ready(population.create(one, keys, own))
         clock.end("copying")
         states, means = jax.block_until_ready(
-            population.fit(
-                problem.model, states, problem.train, steps, tx=tx, index=index, batch=args.batch, mapping=args.mapping
-            )
+            population.fit(recipe, states, problem.train, steps, index=index, mapping=args.mapping)
         )
         clock.end("training")
         who = weak_members.weights(states)
@@ -221,10 +220,10 @@ def with_torch(problem: sparse.Problem, args: argparse.Namespace) -> Callable[..
     load(given, problem.variables.params)
     x = torch.from_numpy(np.array(problem.train["x"]).transpose(0, 3, 1, 2).copy())
     y = torch.from_numpy(np.array(problem.train["y"], np.int64))
-    protocol, index, keys = drawn(args)
+    own, index, keys = drawn(args)
     state = sparse.begin(problem, training(args), jax.random.key(0)).state
     batches = torch.from_numpy(batches_of(state, index, keys, args).astype(np.int64))
-    rates = np.asarray(protocol.learning_rate).tolist()
+    rates = np.asarray(own.learning_rate).tolist()
     paths = [path for path, flag in trees.flatten(problem.prunable).items() if flag]
     shapes = {path: leaf.shape for path, leaf in trees.flatten(problem.variables.params).items()}
 

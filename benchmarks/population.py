@@ -189,14 +189,17 @@ def ours(
 ) -> Callable[..., Any]:
     tx = train.optimizer("sgd", momentum=MOMENTUM)
     one = train.create(model.init(jax.random.key(0)), tx, jax.random.key(0))
-    states = population.create(one, jax.random.split(jax.random.key(1), k), population.protocols(k, learning_rate=RATE))
+    states = population.create(
+        one, jax.random.split(jax.random.key(1), k), population.run_settings(k, learning_rate=RATE)
+    )
     data = jax.tree.map(jnp.asarray, data)
     index = jnp.tile(jnp.arange(EXAMPLES, dtype=jnp.int32), (k, 1))
+    recipe = train.Recipe(model=model, tx=tx, batch=batch)
 
     def call(given: np.ndarray | None) -> np.ndarray:
         nonlocal states
         n = steps if given is None else given.shape[1]
-        states, means = population.fit(model, states, data, n, tx=tx, index=index, batch=batch, mapping=way)
+        states, means = population.fit(recipe, states, data, n, index=index, mapping=way)
         return np.asarray(jax.block_until_ready((states, means))[1]["loss"])
 
     return call

@@ -50,7 +50,7 @@ def made_up(folder: pathlib.Path) -> pathlib.Path:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def step(model: Model, tx: object, state: train.TrainState, batch: dict, rate: jax.Array) -> tuple:
-    state = state._replace(protocol=state.protocol._replace(learning_rate=rate))
+    state = state._replace(settings=state.settings._replace(learning_rate=rate))
     return train.make_step(model, train.cross_entropy, tx)(state, batch)
 
 
@@ -58,7 +58,7 @@ def learn(model: Model, data: dict, valid: tuple, args: argparse.Namespace, seed
     """The variables of the epoch that is best on the held-out part."""
     tx = train.optimizer("adamw", weight_decay=0.01, clip=1.0)
     init, key = jax.random.split(jax.random.key(seed))
-    state = train.create(model.init(init), tx, key, protocol=train.Protocol(learning_rate=jnp.zeros(())))
+    state = train.create(model.init(init), tx, key, settings=train.RunSettings(learning_rate=jnp.zeros(())))
     per_epoch = len(data["y"]) // args.batch
     total, best = per_epoch * args.epochs, (None, -1.0, 0)
     steps = buckets.batches(data["x"], data["y"], args.lengths, batch=args.batch, seed=seed)
@@ -78,7 +78,7 @@ def seconds(model: Model, data: dict, args: argparse.Namespace, lengths: tuple[i
     """Of processors, for a training step on average, everything compiled; other work beside it does not count."""
     tx = train.optimizer("adamw", weight_decay=0.01, clip=1.0)
     state = train.create(
-        model.init(jax.random.key(0)), tx, jax.random.key(1), protocol=train.Protocol(learning_rate=jnp.zeros(()))
+        model.init(jax.random.key(0)), tx, jax.random.key(1), settings=train.RunSettings(learning_rate=jnp.zeros(()))
     )
     for part in ("compile", "measure"):
         steps = buckets.batches(data["x"], data["y"], lengths, batch=args.batch, seed=0)

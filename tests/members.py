@@ -43,10 +43,10 @@ def augment(key, x):
     return x + jax.random.normal(key, x.shape)
 
 
-def protocol(kind, k):
+def settings(kind, k):
     """Rate, decay, smoothing, augmentation, steps and classes of their own; dropout where there is some."""
     turn = np.arange(k)
-    return population.protocols(
+    return population.run_settings(
         k,
         learning_rate=0.05 + 0.05 * turn,
         weight_decay=0.01 * turn,
@@ -60,7 +60,7 @@ def protocol(kind, k):
 
 @functools.cache
 def problem(kind, k, conv="im2col"):
-    """Model, optimiser, one state to fork, keys, protocol, and each member's data."""
+    """Model, optimiser, one state to fork, keys, settings, and each member's data."""
     model, tx = model_of(kind, conv), train.optimizer("sgd")
     variables = model.init(jax.random.key(0))
     sparse = masks.ones(variables.params, ())
@@ -74,11 +74,11 @@ def problem(kind, k, conv="im2col"):
     else:
         x = jax.random.normal(key_x, (k, EXAMPLES, *model.input_shape))
     data = {"x": x, "y": jax.random.randint(key_y, (k, EXAMPLES), 0, 2)}
-    return model, tx, one, jax.random.split(key, k), protocol(kind, k), data
+    return model, tx, one, jax.random.split(key, k), settings(kind, k), data
 
 
-def options(tx):
-    return {"tx": tx, "batch": BATCH, "augment": augment, "decay": "cosine"}
+def recipe(model, tx, decay="cosine"):
+    return train.Recipe(model=model, tx=tx, batch=BATCH, augment=augment, decay=decay)
 
 
 @functools.cache
@@ -88,8 +88,8 @@ def apart(kind, k, conv="im2col", steps=STEPS):
     found = []
     for i in range(k):
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], (own, data))
-        state = one._replace(key=keys[i], protocol=mine[0])
-        found.append(train.fit(model, state, mine[1], steps, **options(tx)))
+        state = one._replace(key=keys[i], settings=mine[0])
+        found.append(train.fit(recipe(model, tx), state, mine[1], steps))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
@@ -97,7 +97,7 @@ def together(kind, k, conv="im2col", mesh=None, steps=STEPS, **how):
     """The same by `population.fit`, without what fills up the mesh."""
     model, tx, one, keys, own, data = problem(kind, k, conv)
     states = population.create(one, keys, own, mesh=mesh)
-    return population.members(population.fit(model, states, data, steps, mesh=mesh, **options(tx), **how), k)
+    return population.members(population.fit(recipe(model, tx), states, data, steps, mesh=mesh, **how), k)
 
 
 def distance(a, b):

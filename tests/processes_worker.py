@@ -20,7 +20,7 @@ from tests import mlp
 
 K, HALF, STEPS, TX = 3, 4, 8, train.optimizer("sgd")
 MODEL = mlp.mlp()
-FIT = {"tx": TX, "batch": 8, "decay": "cosine", "total": STEPS}
+RECIPE = train.Recipe(model=MODEL, tx=TX, batch=8, decay="cosine")
 
 
 @functools.cache
@@ -33,21 +33,23 @@ def forked(mesh=None, count=K, seed=1):
     one = train.create(mlp.variables(), TX, jax.random.key(0))
     keys = jax.random.split(jax.random.key(seed), count)
     return population.create(
-        one, keys, population.protocols(count, learning_rate=0.1 * np.arange(1, count + 1)), mesh=mesh
+        one, keys, population.run_settings(count, learning_rate=0.1 * np.arange(1, count + 1)), mesh=mesh
     )
 
 
 def trained(states, steps, mesh=None):
     index = np.tile(np.arange(24), (len(states.alive), 1))
     shared = data() if mesh is None else mapping.place(data(), mesh, PartitionSpec())
-    return population.fit(MODEL, states, shared, steps, index=index, mesh=mesh, **FIT)[0]
+    return population.fit(RECIPE, states, shared, steps, index=index, mesh=mesh, total=STEPS)[0]
 
 
 def apart(steps):
     """Each member by itself, in this process: parameters, stacked."""
     states = forked()
     each = [
-        train.fit(MODEL, jax.tree.map(lambda leaf, i=i: leaf[i], states), data(), steps, **FIT)[0].variables.params
+        train.fit(RECIPE, jax.tree.map(lambda leaf, i=i: leaf[i], states), data(), steps, total=STEPS)[
+            0
+        ].variables.params
         for i in range(K)
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *each)

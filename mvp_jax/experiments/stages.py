@@ -197,7 +197,8 @@ def _learn(
     plan: Start, state: train.TrainState, data: Batch, tx: optax.GradientTransformation, work: Path
 ) -> train.TrainState:
     """The state after pre-training; continues what is there."""
-    model, settings = plan.model, plan.pretraining
+    settings = plan.pretraining
+    recipe = train.Recipe(model=plan.model, tx=tx, batch=settings.batch, augment=settings.augment, decay="cosine")
     with checkpoint.Checkpoints(work / "pretrain", alone=True) as saved:
         if saved.latest() is not None:
             state = saved.restore(state)
@@ -211,16 +212,7 @@ def _learn(
             while done < settings.steps:
                 count = min(settings.save_every, settings.steps - done)
                 state, metrics = train.fit(
-                    model,
-                    state,
-                    data,
-                    count,
-                    tx=tx,
-                    learning_rate=settings.learning_rate,
-                    batch=settings.batch,
-                    augment=settings.augment,
-                    decay="cosine",
-                    total=settings.steps,
+                    recipe, state, data, count, learning_rate=settings.learning_rate, total=settings.steps
                 )
                 done += count
                 # Before the state: on resuming, lines after its step are dropped, but none that is missing is made up.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mvp_jax.core.types import Array, Batch, Variables
 from mvp_jax.models.api import Model
 from mvp_jax.train.fitting import loops_on_host
-from mvp_jax.train.stepping import Metrics, cross_entropy
+from mvp_jax.train.stepping import Loss, Metrics, accuracy, cross_entropy
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -54,18 +54,29 @@ def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> 
     return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
-@jax.jit
-def _judge(logits: Array, labels: Array) -> Metrics:
-    return {
-        "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels),
-        "loss": jnp.mean(cross_entropy(logits, labels)),
-    }
+@functools.partial(jax.jit, static_argnames=("loss",))
+def _judge(outputs: Array, labels: Array, *, loss: Loss) -> Metrics:
+    return {"accuracy": accuracy(outputs, labels), "loss": jnp.mean(loss(outputs, labels))}
 
 
-def evaluate(model: Model, variables: Variables, data: Batch, *, batch: int = 256) -> Metrics:
-    """Mean accuracy (0 to 1) and cross-entropy (nats) over all of `data`, as device values."""
-    logits, _ = infer(model, variables, data["x"], batch=batch)
-    return _judge(logits, data["y"])
+def evaluate(
+    model: Model, variables: Variables, data: Batch, *, batch: int = 256, loss: Loss = cross_entropy
+) -> Metrics:
+    """Returns how good a model's outputs are on all of `data`, as device values.
+
+    Args:
+        model: static.
+        variables: of one model (`vmap` for more).
+        data: `{"x": [N, ...], "y": [N, ...]}`; labels as the loss takes them, `int32[N]` by default.
+        batch: examples at a time.
+        loss: see `train.Loss`; static, so give the same function every time.
+
+    Returns:
+        `loss`: the mean of the loss, by default of the cross-entropy in nats; `accuracy`: in [0, 1], or `nan` where
+        labels are not classes (see `train.accuracy`).
+    """
+    outputs, _ = infer(model, variables, data["x"], batch=batch)
+    return _judge(outputs, data["y"], loss=loss)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -2,7 +2,7 @@
 
 Everything is a pure function of its arguments. The number of steps, the learning rate, masks and keys are traced:
 one compilation serves every budget, rate, sparsity and seed. All functions work under `jax.vmap` over members; what a
-member has of its own beside data and key is its `Protocol`.
+member has of its own beside data and key is its `RunSettings`.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from mvp_jax.train.stepping import (
     Augment,
     Loss,
     Metrics,
-    Score,
+    StepScore,
     TrainState,
     cross_entropy,
+    injected,
     make_step,
 )
 
@@ -67,7 +68,21 @@ def loops_on_host(model: Model, *trees: PyTree) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is static about training; equal recipes share compiled programs. See `fit` for the fields."""
+    """How a model is trained: everything that is static. Equal recipes share compiled programs.
+
+    Attributes:
+        model: what to train.
+        tx: any optax transformation. If its learning rate is a value of its state, as in those of `train.optimizer` and
+            `optax.inject_hyperparams`, that rate is set in every step; any other transformation keeps its own rate or
+            schedule.
+        batch: examples in a step; all examples if there are fewer.
+        loss: see `Loss`; its mean is minimised.
+        augment: applied to each batch of inputs.
+        decay: `cosine` lets the learning rate fall to 0 over `total` steps (see `fit`).
+        warmup: number of steps over which the learning rate rises linearly, counted from step 0 of the state.
+        score: unit scores to compute besides, see `make_step`.
+        groups: the groups whose units are scored.
+    """
 
     model: Model
     tx: optax.GradientTransformation
@@ -76,11 +91,11 @@ class Recipe:
     augment: Augment | None = None
     decay: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
-    score: Score = None
+    score: StepScore = None
     groups: tuple[Group, ...] = ()
 
     def blank(self) -> Metrics:
-        """Sums over no steps."""
+        """Returns the sums of the metrics over no steps: zeros."""
         sums: Metrics = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(()), "taken": jnp.zeros(())}
         if self.score:
             sums["scores"] = {g.name: jnp.zeros(g.size) for g in self.groups}
@@ -89,32 +104,36 @@ class Recipe:
     def step(
         self, state: TrainState, sums: Metrics, data: Batch, index: Array | None, total: Array
     ) -> tuple[TrainState, Metrics]:
-        """One step on data that lies on the device: rate, batch, step, sums of the metrics."""
-        protocol = state.protocol
-        rate = jnp.asarray(protocol.learning_rate)
+        """Takes one step on data that lies on the device; returns the state and the sums of the metrics."""
+        settings = state.settings
+        state = state._replace(settings=settings._replace(learning_rate=self.rate(state, total)))
+        own = data["y"].shape[0] if index is None else index.shape[0]
+        chosen = next_batch(state, own, self.batch)
+        chosen = chosen if index is None else index[chosen]
+        one = make_step(self.model, self.loss, self.tx, augment=self.augment, score=self.score, groups=self.groups)
+        state, metrics = one(state, mapping.split_batch({"x": data["x"][chosen], "y": data["y"][chosen]}))
+        sums = jax.tree.map(lambda s, m: s + jnp.where(metrics["taken"], m, 0.0), sums, metrics)
+        return state._replace(settings=settings), sums
+
+    def rate(self, state: TrainState, total: Array) -> Array | None:
+        """Returns the learning rate of the state's next step, or `None` if the optimiser's own counts."""
+        if state.settings.learning_rate is None:
+            return None
+        rate = jnp.asarray(state.settings.learning_rate)
         if self.decay == "cosine":
             done = state.step.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
             rate = rate * (0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(done, 1.0))))
         if self.warmup:
             rate = rate * jnp.minimum((state.step + 1) / self.warmup, 1.0)
-        state = state._replace(protocol=protocol._replace(learning_rate=rate))
-        own = data["y"].shape[0] if index is None else index.shape[0]
-        chosen = next_batch(state, own, self.batch)
-        chosen = chosen if index is None else index[chosen]
-        one = make_step(
-            self.model, self.loss, self.tx, augment=self.augment, score=self.score, groups=self.groups
-        )  # fmt: skip
-        state, metrics = one(state, mapping.split_batch({"x": data["x"][chosen], "y": data["y"][chosen]}))
-        sums = jax.tree.map(lambda s, m: s + jnp.where(metrics["taken"], m, 0.0), sums, metrics)
-        return state._replace(protocol=protocol), sums
+        return rate
 
     def steps(
         self, state: TrainState, sums: Metrics, data: Batch, index: Array | None, count: Array, total: Array
     ) -> tuple[TrainState, Metrics]:
-        """`count` steps, or what the protocol leaves of them, as one loop."""
-        if state.protocol.steps is not None:
+        """Takes `count` steps, or as many as the run's settings leave, as one loop."""
+        if state.settings.steps is not None:
             # Under a mapping that takes members in turn, one that is done costs nothing more.
-            count = jnp.clip(state.protocol.steps - state.step, 0, count)
+            count = jnp.clip(state.settings.steps - state.step, 0, count)
 
         def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             return self.step(*carry, data, index, total)
@@ -128,81 +147,83 @@ _many_steps = jax.jit(Recipe.steps, static_argnums=0)
 
 @jax.jit
 def means(sums: Metrics) -> Metrics:
-    """Means over the steps taken, and their number as `taken`."""
+    """Returns the means of the metrics over the steps taken, and the number of these steps as `taken`."""
     return jax.tree.map(lambda s: s / jnp.maximum(sums["taken"], 1), sums) | {"taken": sums["taken"]}
 
 
 def fit(
-    model: Model,
+    recipe: Recipe,
     state: TrainState,
     data: Batch,
     steps: int | Array,
     *,
-    tx: optax.GradientTransformation,
     learning_rate: float | Array | None = None,
-    batch: int = 64,
-    loss: Loss = cross_entropy,
-    augment: Augment | None = None,
-    decay: Literal["constant", "cosine"] = "constant",
-    warmup: int = 0,
     total: int | Array | None = None,
-    score: Score = None,
-    groups: tuple[Group, ...] = (),
     index: Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """`steps` training steps on data that lies on the device, as one compiled loop.
+    """Trains for `steps` steps on data that lies on the device, as one compiled loop.
 
     Args:
-        model: what to train; static.
+        recipe: what is trained and how; static.
         state: from `create`, or from a former call.
-        data: `{"x": [N, ...], "y": int32[N]}`.
-        steps: how many; traced. The state's protocol may allow fewer.
-        tx: an optimiser with an injected `learning_rate`, as from `optimizer`.
-        learning_rate: traced; default the protocol's.
-        batch: examples a step, at most `N`.
-        loss: per-example loss.
-        augment: applied to each batch.
-        decay: of the rate over `total` steps, counted from step 0 of the state.
-        warmup: steps over which the rate rises linearly, counted likewise; static.
-        total: default the protocol's steps, else `steps`.
-        score: see `make_step`.
-        groups: see `make_step`.
-        index: `int32[n]`, the examples that this run may see; all by default.
+        data: `{"x": [N, ...], "y": [N, ...]}`; labels as the recipe's loss takes them, `int32[N]` by default.
+        steps: number of steps; traced. The run's settings may allow fewer.
+        learning_rate: traced; `None`: the rate of the run's settings, or if they have none the optimiser's own.
+        total: number of steps over which the rate decays, counted from step 0 of the state; `None`: the steps of the
+            run's settings, or if they have none `steps`.
+        index: `int32[n]`, the examples that this run may see; `None`: all.
 
     Returns:
-        The state after the steps, and means over the steps taken of `loss`, `accuracy` and `scores`, and their number
-        `taken`; nothing waits for the device.
+        The state after the steps, and means over the steps taken: `loss`, `accuracy` (`nan` where labels are not
+        classes, see `accuracy`) and `scores` if the recipe asks for them; `taken` is the number of these steps. Nothing
+        waits for the device.
 
     Raises:
-        ValueError: for an optimiser without a traced rate, no rate, or no data.
+        ValueError: for a learning rate that the optimiser's state does not take, none where it needs one, or no data.
+
+    >>> from mvp_jax import models
+    >>> model = models.create("vit_micro", dim=8, layers=1, image_size=4, patch=2, channels=1, classes=3)
+    >>> recipe = Recipe(model=model, tx=optax.adam(1e-3), batch=8)
+    >>> state = stepping.create(model.init(jax.random.key(0)), recipe.tx, jax.random.key(1))
+    >>> data = {"x": jnp.ones((16, 4, 4, 1)), "y": jnp.arange(16) % 3}
+    >>> state, metrics = fit(recipe, state, data, 5)
+    >>> int(state.step), sorted(metrics)
+    (5, ['accuracy', 'loss', 'taken'])
     """
-    recipe = Recipe(
-        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, warmup=warmup, score=score,
-        groups=groups,
-    )  # fmt: skip
-    own = state.protocol
+    own = state.settings
     if learning_rate is not None:
-        state = state._replace(protocol=own._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
-    check_trainable(state, data, index)
+        state = state._replace(settings=own._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+    check_trainable(recipe, state, data, index)
     if total is None:
         total = steps if own.steps is None else own.steps
     data = {"x": data["x"], "y": data["y"]}
     total = jnp.asarray(total, jnp.int32)
     sums = recipe.blank()
-    if loops_on_host(model, state, data, index, total, steps):
+    if loops_on_host(recipe.model, state, data, index, total, steps):
         for _ in range(int(steps)):
             state, sums = _one_step(recipe, state, sums, data, index, total)
     else:
         state, sums = _many_steps(recipe, state, sums, data, index, jnp.asarray(steps, jnp.int32), total)
-    return state._replace(protocol=own), means(sums)
+    return state._replace(settings=own), means(sums)
 
 
-def check_trainable(state: TrainState, data: Batch, index: Array | None = None) -> None:
-    """Raises `ValueError` unless `fit` can train this state on these data."""
-    if "learning_rate" not in getattr(state.opt_state, "hyperparams", {}):
-        raise ValueError("fit sets the learning rate in the optimiser's state; use train.optimizer(...) or wrap yours "
-                         "in optax.inject_hyperparams")  # fmt: skip
-    if state.protocol.learning_rate is None:
-        raise ValueError("fit needs a learning rate: pass learning_rate=... or a protocol that has one")
+def check_trainable(recipe: Recipe, state: TrainState, data: Batch, index: Array | None = None) -> None:
+    """Raises `ValueError` unless `fit` can train this state by this recipe on these data."""
+    settable = "learning_rate" in injected(state.opt_state)
+    if state.settings.learning_rate is not None:
+        if not settable:
+            raise ValueError(
+                "a learning rate is given, but the optimiser's state holds none that can be set; use "
+                "train.optimizer(...), wrap yours in optax.inject_hyperparams, or give no learning rate and let the "
+                "optimiser's own count"
+            )
+    elif settable:
+        raise ValueError("fit needs a learning rate: pass learning_rate=... or settings of the run that have one")
+    elif recipe.decay != "constant" or recipe.warmup:
+        raise ValueError(
+            f"decay is {recipe.decay!r} and warmup {recipe.warmup}, but no learning rate is given that they could "
+            "change, and the optimiser keeps its own; take decay='constant' and warmup=0 with a schedule in the "
+            "optimiser, or use train.optimizer(...) with a learning rate"
+        )
     if 0 in data["y"].shape or (index is not None and 0 in index.shape):
         raise ValueError("no examples to train on; the task's training split is empty")

@@ -1,47 +1,45 @@
 """Many runs at once: members are a leading axis of one pytree, and train in one program.
 
-`create` forks members from one state, each with a key and a protocol of its own; `fit` trains them on data that lies
+`create` forks members from one state, each with a key and settings of its own; `fit` trains them on data that lies
 on the devices, `advance` takes one step on batches that are handed in; `over` does anything else once for each member.
 How members share a device is the `mapping`, how devices share the members is the `mesh`; neither changes the result.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mvp_jax.core.types import Array, Batch, Key, PyTree
-from mvp_jax.core.units import Group
-from mvp_jax.models.api import Model
 from mvp_jax.parallel import auto
 from mvp_jax.parallel import mapping as maps
 from mvp_jax.parallel.auto import Plan
 from mvp_jax.parallel.fanout import over, plan, pmap
 from mvp_jax.parallel.mapping import Mapping, mesh
 from mvp_jax.storage import checkpoint
-from mvp_jax.train import fitting, stepping
-from mvp_jax.train.stepping import Metrics, Protocol, Step, TrainState
+from mvp_jax.train import fitting
+from mvp_jax.train.fitting import Recipe
+from mvp_jax.train.stepping import Metrics, RunSettings, Step, TrainState
 
 
-def protocols(count: int, **values: Any) -> Protocol:
-    """Protocols of `count` members; a number holds for all, a sequence gives each its own.
+def run_settings(count: int, **values: Any) -> RunSettings:
+    """Returns the settings of `count` members: a number holds for all, a sequence has one value for each member.
 
     Args:
         count: `K`.
-        **values: fields of `train.Protocol`.
+        **values: fields of `train.RunSettings`.
 
     Returns:
-        A `Protocol` whose fields are `[K]`, or `None` where nothing was given.
+        `RunSettings` whose fields are `[K]`, or `None` where nothing was given.
 
     Raises:
         ValueError: for an unknown field, a sequence of another length, or a value out of its range.
 
-    >>> protocols(3, learning_rate=[0.1, 0.2, 0.3], steps=100).learning_rate.tolist()
+    >>> run_settings(3, learning_rate=[0.1, 0.2, 0.3], steps=100).learning_rate.tolist()
     [0.10000000149011612, 0.20000000298023224, 0.30000001192092896]
     """
     ranges = {
@@ -50,7 +48,7 @@ def protocols(count: int, **values: Any) -> Protocol:
     }  # fmt: skip
     unknown = sorted(set(values) - set(ranges))
     if unknown:
-        raise ValueError(f"a protocol has no {unknown}; its fields are {list(ranges)}")
+        raise ValueError(f"the settings of a run have no {unknown}; their fields are {list(ranges)}")
     fields = {}
     for name, value in values.items():
         if value is None:
@@ -64,17 +62,19 @@ def protocols(count: int, **values: Any) -> Protocol:
             raise ValueError(f"{name} is {given.tolist()}; it must lie in [{low}, {high}{')' if open_end else ']'}")
         dtype = jnp.int32 if name in ("steps", "classes") else jnp.float32
         fields[name] = jnp.asarray(np.broadcast_to(given, (count,)), dtype)
-    return Protocol(**fields)
+    return RunSettings(**fields)
 
 
-def create(state: TrainState, keys: Key, protocol: Protocol | None = None, *, mesh: Mesh | None = None) -> TrainState:
-    """Forks members from one state.
+def create(
+    state: TrainState, keys: Key, settings: RunSettings | None = None, *, mesh: Mesh | None = None
+) -> TrainState:
+    """Returns a population: members forked from one state.
 
     Args:
-        state: from `train.create`; its key and protocol are replaced. Or already stacked, with `K` in front of every
+        state: from `train.create`; its key and settings are replaced. Or already stacked, with `K` in front of every
             leaf, where members start from weights of their own.
         keys: `[K]`, one for each member.
-        protocol: `[K]` of each field, see `protocols`; default the state's own.
+        settings: with `[K]` in each field that is set, see `run_settings`; `None`: the state's own.
         mesh: where the members are to live; see `mesh`.
 
     Returns:
@@ -82,23 +82,23 @@ def create(state: TrainState, keys: Key, protocol: Protocol | None = None, *, me
         that are not alive: they never change, and `voters` gives them no vote.
 
     Raises:
-        ValueError: if keys, protocol or state are not of the same `K`.
+        ValueError: if keys, settings or state are not of the same `K`.
 
-    >>> from mvp_jax import models
+    >>> from mvp_jax import models, train
     >>> model, tx = models.create("vit_micro", dim=8, layers=1, image_size=4, patch=2, channels=1), train.optimizer()
     >>> one = train.create(model.init(jax.random.key(0)), tx, jax.random.key(0))
-    >>> four = create(one, jax.random.split(jax.random.key(1), 4), protocols(4, learning_rate=0.1))
+    >>> four = create(one, jax.random.split(jax.random.key(1), 4), run_settings(4, learning_rate=0.1))
     >>> four.alive.tolist()
     [True, True, True, True]
     """
     k = maps.count(keys)
-    if protocol is not None and any(jnp.shape(v) != (k,) for v in protocol if v is not None):
-        raise ValueError(f"the protocol is not one of {k} members; see population.protocols")
+    if settings is not None and any(jnp.shape(v) != (k,) for v in settings if v is not None):
+        raise ValueError(f"the settings are not those of {k} members; see population.run_settings")
     if state.alive.ndim == 0:
         state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (k, *leaf.shape)), state)
     elif maps.count(state) != k:
         raise ValueError(f"the state has {maps.count(state)} members, but there are {k} keys")
-    state = state._replace(key=keys, protocol=state.protocol if protocol is None else protocol)
+    state = state._replace(key=keys, settings=state.settings if settings is None else settings)
     full = maps.padded(k, mesh)
     if full > k:
         state = maps.pad(state, full)
@@ -154,13 +154,13 @@ def advance(
 class _Fit:
     """Steps of one member: on data of its own, or on its share of data that all see; as one loop, or a single one."""
 
-    recipe: fitting.Recipe
+    recipe: Recipe
     own: bool
     loop: bool
 
     def __call__(self, both: tuple[TrainState, Metrics], mine: Any, *rest: Any) -> tuple[Any, tuple[()]]:
         *data, count, total = rest
-        total = jnp.asarray(both[0].protocol.steps if total is None else total)
+        total = jnp.asarray(both[0].settings.steps if total is None else total)
         data, index = (mine, None) if self.own else (data[0], mine)
         if self.loop:
             return self.recipe.steps(*both, data, index, count, total), ()
@@ -168,66 +168,48 @@ class _Fit:
 
 
 def fit(
-    model: Model,
+    recipe: Recipe,
     states: TrainState,
     data: Batch,
     steps: int | Array,
     *,
-    tx: optax.GradientTransformation,
     index: Array | None = None,
-    batch: int = 64,
-    loss: stepping.Loss = stepping.cross_entropy,
-    augment: stepping.Augment | None = None,
-    decay: Literal["constant", "cosine"] = "constant",
-    warmup: int = 0,
     total: int | Array | None = None,
-    score: stepping.Score = None,
-    groups: tuple[Group, ...] = (),
     mapping: Mapping = "auto",
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """`steps` steps of every member, on data that lies on the devices: `train.fit` for a population.
+    """Trains every member for `steps` steps on data that lies on the devices: `train.fit` for a population.
 
-    A member that is done (its protocol's `steps`) or has diverged stays as it is; the others go on.
+    A member that has taken the steps of its settings, or has diverged, stays as it is; the others go on.
 
     Args:
-        model: what to train; static.
+        recipe: what is trained and how, the same for all members; static. Learning rates are those of the members'
+            settings, or the optimiser's own if they have none.
         states: from `create`. Their memory is used for the result, so they cannot be used again.
-        data: `{"x": [K, N, ...], "y": int32[K, N]}`, each member's own; with `index`, `[N, ...]` that all members see.
-        steps: how many; traced.
-        tx: as from `train.optimizer`; rates are the protocols'.
+        data: `{"x": [K, N, ...], "y": [K, N, ...]}`, each member's own; with `index`, `[N, ...]` that all members see.
+        steps: number of steps; traced.
         index: `int32[K, n]`, the examples of the shared data that each member may see.
-        batch: examples a step.
-        loss: see `train.fit`.
-        augment: see `train.fit`.
-        decay: see `train.fit`.
-        warmup: see `train.fit`.
-        total: see `train.fit`.
-        score: see `train.fit`.
-        groups: see `train.fit`.
-        mapping: see `over`.
-        chunk: see `over`.
+        total: number of steps over which rates decay, counted from step 0 of the states; `None`: the steps of each
+            member's settings, or if they have none `steps`.
+        mapping: how the members of one device are run, see `over`.
+        chunk: members at a time on each device, see `over`.
         mesh: as for `create`; `K` may be what it was before `create` filled it up.
 
     Returns:
-        States, and means `[K]` over the steps taken as `train.fit` gives them.
+        States, and means `[K]` over the steps taken, as `train.fit` gives them for one run.
 
     Raises:
         ValueError: as `train.fit` does, for members that differ in number, or another mapping.
     """
     maps.check(mapping, chunk, mesh)
-    fitting.check_trainable(states, data, index)
-    recipe = fitting.Recipe(
-        model=model, tx=tx, batch=batch, loss=loss, augment=augment, decay=decay, warmup=warmup, score=score,
-        groups=groups,
-    )  # fmt: skip
+    fitting.check_trainable(recipe, states, data, index)
     k = maps.count(states)
     data = {"x": data["x"], "y": data["y"]}
     mine = data if index is None else index
     if mesh is not None and not maps.lies_on(mine, mesh):
         mine = maps.place(maps.pad(mine, k), mesh)
-    if total is None and states.protocol.steps is None:
+    if total is None and states.settings.steps is None:
         total = steps
     last = (
         np.int32(steps) if isinstance(steps, int) else steps,
@@ -238,7 +220,7 @@ def fit(
     function = _Fit(recipe, own=index is None, loop=True)
     how = auto.resolve(function, (states, sums), (mine,), shared, mapping=mapping, chunk=chunk, where=mesh)
     go = functools.partial(maps.run, stacked=(mine,), shared=shared, mapping=how.mapping, chunk=how.chunk, where=mesh)
-    if how.mapping == "loop" and fitting.loops_on_host(model, states, mine, shared):
+    if how.mapping == "loop" and fitting.loops_on_host(recipe.model, states, mine, shared):
         one = dataclasses.replace(function, loop=False)
         if int(steps) > 0:
             (states, sums), _ = go(one, (states, sums), times=int(steps))
@@ -250,7 +232,7 @@ def fit(
 _means = jax.jit(jax.vmap(fitting.means))
 
 
-def _zeros(recipe: fitting.Recipe, k: int, mesh: Mesh | None) -> Metrics:
+def _zeros(recipe: Recipe, k: int, mesh: Mesh | None) -> Metrics:
     sums = jax.tree.map(lambda leaf: jnp.zeros((k, *leaf.shape)), recipe.blank())
     return sums if mesh is None else maps.place(sums, mesh)
 
@@ -338,7 +320,7 @@ __all__ = [
     "place_batches",
     "plan",
     "pmap",
-    "protocols",
     "restore",
+    "run_settings",
     "voters",
 ]

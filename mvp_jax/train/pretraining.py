@@ -160,7 +160,7 @@ class Work:
         self, state: stepping.TrainState, sums: stepping.Metrics, batch: Batch, given: dict[str, Array]
     ) -> tuple[stepping.TrainState, stepping.Metrics]:
         """One step on a batch: rate, augmentation, mixing, gradient."""
-        own = state.protocol
+        own = state.settings
         assert own.learning_rate is not None
         now = rate(state.step, own.learning_rate, steps=given["steps"], warmup=given["warmup"])
         x, y = batch["x"], batch["y"]
@@ -175,9 +175,9 @@ class Work:
             x, targets = self.mixed(second, x, jax.nn.one_hot(y, self.model.num_classes), given)
             loss, changing = lambda logits, _, **how: augment.soft_cross_entropy(logits, targets, **how), None
         one = stepping.make_step(self.model, loss, self.tx, augment=changing)
-        state, metrics = one(state._replace(protocol=own._replace(learning_rate=now)), {"x": x, "y": y})
+        state, metrics = one(state._replace(settings=own._replace(learning_rate=now)), {"x": x, "y": y})
         sums = jax.tree.map(lambda s, m: s + jnp.where(metrics["taken"], m, 0.0), sums, metrics)
-        return state._replace(protocol=own), sums
+        return state._replace(settings=own), sums
 
     def mixed(self, key: Array, x: Array, targets: Array, given: dict[str, Array]) -> tuple[Array, Array]:
         """Images and targets of a batch, mixed in one of the ways asked for."""
@@ -236,12 +236,12 @@ def begin(
         )
     tx = optimizer(settings.optimizer, decayed=settings.decayed, clip=settings.clip)
     key_init, key_fit = jax.random.split(key)
-    protocol = stepping.Protocol(
+    own = stepping.RunSettings(
         learning_rate=jnp.asarray(settings.learning_rate, jnp.float32),
         weight_decay=jnp.asarray(settings.weight_decay, jnp.float32),
         label_smoothing=jnp.asarray(settings.label_smoothing, jnp.float32) if settings.label_smoothing else None,
     )
-    state = stepping.create(model.init(key_init), tx, key_fit, protocol=protocol)
+    state = stepping.create(model.init(key_init), tx, key_fit, settings=own)
     if mesh is not None:
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     static = Work(

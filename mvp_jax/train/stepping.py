@@ -1,6 +1,6 @@
 """One training step of the masked model, the state it moves, and what a member of a population has of its own.
 
-Its names are `train`'s: `train.make_step`, `train.TrainState`, `train.Protocol`.
+Its names are `train`'s: `train.make_step`, `train.TrainState`, `train.RunSettings`.
 """
 
 import functools
@@ -17,28 +17,31 @@ from mvp_jax.core.units import Group
 from mvp_jax.models.api import Model
 
 Loss: TypeAlias = Callable[..., Array]
-"""`(logits [N, Y], labels int32[N]) -> losses [N]`; called with `smoothing` and `classes` if the protocol sets them."""
+"""`(outputs [N, ...], labels [N, ...]) -> losses [N]`, or losses `[N, ...]` of parts of an example, such as the tokens
+of a text: their mean is minimised. Called with `smoothing` and `classes` too if the run's settings have them."""
 
 Augment: TypeAlias = Callable[[Key, Array], Array]
 """`(key, x [N, ...]) -> x [N, ...]`."""
 
-Score: TypeAlias = Literal["fisher", "activation"] | None
+StepScore: TypeAlias = Literal["fisher", "activation"] | None
+"""Which unit scores a training step computes besides; `None` for none."""
 
 
-class Protocol(NamedTuple):
-    """How one run is trained, as traced values; a population has `[K]` of each.
+class RunSettings(NamedTuple):
+    """What one run has of its own, as traced values; a population has an array `[K]` in each field that is set.
 
-    `None` leaves a matter to the optimiser, the model and the loss, and costs nothing.
+    A field that is `None` is left to the optimiser, the model or the loss.
 
     Attributes:
-        learning_rate: of the optimiser.
-        weight_decay: of the optimiser.
-        adaptive: of the optimiser `either`: 1 for AdamW, 0 for SGD.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        dropout: the rate, in [0, 1).
-        augment: share of the examples that are augmented, in [0, 1].
-        steps: after so many the state no longer changes.
-        classes: of the task; logits beyond them count for nothing, so that tasks of several sizes share a program.
+        learning_rate: the optimiser's learning rate.
+        weight_decay: the optimiser's weight decay.
+        adaptive: for the optimiser `either`: 1 uses AdamW's update, 0 SGD's.
+        label_smoothing: part of the target that is spread evenly over all classes, in [0, 1).
+        dropout: the dropout rate, in [0, 1).
+        augment: fraction of the examples that are augmented, in [0, 1].
+        steps: the state no longer changes after so many steps.
+        classes: number of classes of the task; logits beyond them are disregarded, so that tasks with different numbers
+            of classes share one program.
     """
 
     learning_rate: Array | None = None
@@ -63,7 +66,7 @@ class TrainState(NamedTuple):
     masks: Masks
     key: Key
     alive: Array
-    protocol: Protocol = Protocol()
+    settings: RunSettings = RunSettings()
 
 
 Metrics: TypeAlias = dict[str, Any]
@@ -110,6 +113,23 @@ def restrict(logits: Array, classes: Array | int) -> Array:
     return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, _NOT_A_CLASS)
 
 
+def accuracy(outputs: Array, labels: Array) -> Array:
+    """Fraction of the labels that have the largest output, in [0, 1], as a scalar.
+
+    It is `nan`, so that metrics have one structure for all losses, unless the labels are classes: integers in the shape
+    of the outputs without their last axis, which has at least two entries.
+
+    >>> float(accuracy(jnp.array([[0.0, 1.0], [2.0, 1.0]]), jnp.array([1, 1])))
+    0.5
+    >>> float(accuracy(jnp.ones((2, 1)), jnp.ones(2)))
+    nan
+    """
+    classes = jnp.issubdtype(labels.dtype, jnp.integer) and outputs.shape[:-1] == labels.shape and outputs.ndim
+    if not classes or outputs.shape[-1] < 2:
+        return jnp.full((), jnp.nan)
+    return jnp.mean(jnp.argmax(outputs, -1) == labels)
+
+
 def optimizer(
     name: Literal["sgd", "adamw", "either"] = "sgd",
     *,
@@ -124,10 +144,10 @@ def optimizer(
     Cached, so that equal arguments give the same object and compiled functions that close over it are reused.
 
     Args:
-        name: `sgd` with Nesterov-free momentum, `adamw`, or `either`: both are computed, a protocol's `adaptive` says
-            which counts, so that members of one population can differ in it.
+        name: `sgd` with Nesterov-free momentum, `adamw`, or `either`: both are computed, and `adaptive` of the
+            run's settings says which counts, so that members of one population can differ in it.
         momentum: for SGD.
-        weight_decay: coupled for SGD, decoupled for AdamW; a protocol may set another.
+        weight_decay: coupled for SGD, decoupled for AdamW; the run's settings may have another.
         clip: gradients are scaled down to this global norm.
         sgd_rate: for `either`: SGD's rate as a multiple of the learning rate.
         decayed: from the parameters to booleans of their structure: what weight decay is for. Default all.
@@ -187,7 +207,7 @@ def create(
     key: Key,
     *,
     masks: Masks | None = None,
-    protocol: Protocol | None = None,
+    settings: RunSettings | None = None,
 ) -> TrainState:
     """A state at step 0, its parameters already masked.
 
@@ -196,11 +216,11 @@ def create(
         tx: the optimiser.
         key: feeds batch order, dropout and augmentation.
         masks: kept fixed while training; all kept if not given.
-        protocol: what is particular to this run.
+        settings: what this run has of its own.
     """
     masks = masks_lib.ones(variables.params, ()) if masks is None else masks
     params = masks_lib.apply(variables.params, masks)
-    protocol = Protocol() if protocol is None else jax.tree.map(jnp.asarray, protocol)
+    settings = RunSettings() if settings is None else jax.tree.map(jnp.asarray, settings)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=Variables(params, variables.rest),
@@ -208,24 +228,30 @@ def create(
         masks=masks,
         key=key,
         alive=jnp.ones((), bool),
-        protocol=protocol,
+        settings=settings,
     )
 
 
-def _prescribed(opt_state: PyTree, protocol: Protocol) -> PyTree:
-    """The optimiser's state with the protocol's rate and decay in it."""
-    wanted = {n: v for n in ("learning_rate", "weight_decay", "adaptive") if (v := getattr(protocol, n)) is not None}
+def injected(opt_state: PyTree) -> dict[str, Any]:
+    """The hyperparameters that can be set in an optimiser's state: those injected as numbers, not as schedules."""
+    scheduled = getattr(opt_state, "hyperparams_states", {})
+    return {name: value for name, value in getattr(opt_state, "hyperparams", {}).items() if name not in scheduled}
+
+
+def _prescribed(opt_state: PyTree, settings: RunSettings) -> PyTree:
+    """The optimiser's state with the learning rate and weight decay of the settings in it."""
+    wanted = {n: v for n in ("learning_rate", "weight_decay", "adaptive") if (v := getattr(settings, n)) is not None}
     if not wanted:
         return opt_state
-    there = getattr(opt_state, "hyperparams", {})
+    there = injected(opt_state)
     missing = sorted(set(wanted) - set(there))
     if missing:
         raise ValueError(
-            f"the protocol sets {missing}, but the optimiser's state holds {sorted(there)} as values; use "
+            f"the run's settings have {missing}, but the optimiser's state holds {sorted(there)} as values; use "
             "train.optimizer(...), or wrap yours in optax.inject_hyperparams"
         )
     values = {n: jnp.asarray(v, jnp.asarray(there[n]).dtype) for n, v in wanted.items()}
-    return opt_state._replace(hyperparams=there | values)
+    return opt_state._replace(hyperparams=opt_state.hyperparams | values)
 
 
 def _finite(*trees: PyTree) -> Array:
@@ -239,7 +265,7 @@ def make_step(
     tx: optax.GradientTransformation,
     *,
     augment: Augment | None = None,
-    score: Score = None,
+    score: StepScore = None,
     groups: tuple[Group, ...] = (),
 ) -> Step:
     """Builds one training step of the masked model.
@@ -249,7 +275,7 @@ def make_step(
 
     Args:
         model: what to train.
-        loss: per-example loss; its mean is minimised.
+        loss: of each example, or of each part of an example; its mean is minimised.
         tx: any optax transformation.
         augment: applied to the inputs first.
         score: also return unit scores of the batch, from the same backward pass: `fisher` (mean over examples
@@ -259,25 +285,25 @@ def make_step(
         groups: whose units are scored.
 
     Returns:
-        `step(state, batch) -> (state, metrics)` with `loss`, `accuracy`, `taken` (whether the state moved) and, if
-        asked for, `scores` as device values.
+        `step(state, batch) -> (state, metrics)`; the metrics are device values: `loss`, `accuracy` (`nan` where labels
+        are not classes, see `accuracy`), `taken` (whether the state moved) and, if asked for, `scores`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key_augment, key_model = jax.random.split(jax.random.fold_in(state.key, state.step))
-        protocol, x, y = state.protocol, batch["x"], batch["y"]
+        settings, x, y = state.settings, batch["x"], batch["y"]
         if augment is not None:
             changed = augment(key_augment, x)
-            if protocol.augment is not None:
+            if settings.augment is not None:
                 # A stream of its own: augmentations fold small numbers into their key.
                 lot = jax.random.uniform(jax.random.fold_in(key_augment, 2**31 - 1), x.shape[:1])
-                changed = jnp.where(jnp.reshape(lot < protocol.augment, (-1,) + (1,) * (x.ndim - 1)), changed, x)
+                changed = jnp.where(jnp.reshape(lot < settings.augment, (-1,) + (1,) * (x.ndim - 1)), changed, x)
             x = changed
         gates = {g.name: jnp.ones((x.shape[0], g.size), jnp.float32) for g in groups} if score == "fisher" else {}
-        knobs = None if protocol.dropout is None else {"dropout": protocol.dropout}
+        knobs = None if settings.dropout is None else {"dropout": settings.dropout}
         particular = {
             name: value
-            for name, value in (("smoothing", protocol.label_smoothing), ("classes", protocol.classes))
+            for name, value in (("smoothing", settings.label_smoothing), ("classes", settings.classes))
             if value is not None
         }
 
@@ -295,14 +321,14 @@ def make_step(
         (value, (logits, rest, active)), (grads, gate_grads) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
             masked, gates
         )
-        updates, opt_state = tx.update(grads, _prescribed(state.opt_state, protocol), masked)
+        updates, opt_state = tx.update(grads, _prescribed(state.opt_state, settings), masked)
         params = masks_lib.apply(optax.apply_updates(masked, updates), state.masks)
         finite = _finite(value, params, rest)
-        going = state.alive if protocol.steps is None else state.alive & (state.step < protocol.steps)
+        going = state.alive if settings.steps is None else state.alive & (state.step < settings.steps)
         taken = going & finite
-        if protocol.classes is not None:
-            logits = restrict(logits, protocol.classes)
-        metrics: Metrics = {"loss": value, "accuracy": jnp.mean(jnp.argmax(logits, -1) == y), "taken": taken}
+        if settings.classes is not None:
+            logits = restrict(logits, settings.classes)
+        metrics: Metrics = {"loss": value, "accuracy": accuracy(logits, y), "taken": taken}
         if score == "fisher":
             # The loss is a mean, so an example's own gradient is N times what came back.
             metrics["scores"] = {n: jnp.mean(jnp.square(g * x.shape[0]), 0) for n, g in gate_grads.items()}

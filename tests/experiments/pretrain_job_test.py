@@ -205,7 +205,7 @@ def test_mixing_without_effect_is_plain_training():
     static, state, given = pretraining.begin(model, settings, jax.random.key(0))
     assert static.mixing == (True, False)
     mixed, _ = pretraining.advance(static, state, given | {"mixup": jnp.zeros(())}, 4, data)
-    plain, _ = train.fit(model, state, data, 4, tx=static.tx, batch=32, decay="cosine")
+    plain, _ = train.fit(train.Recipe(model=model, tx=static.tx, batch=32, decay="cosine"), state, data, 4)
     other, _ = pretraining.advance(static, state, given, 4, data)
 
     def apart(a, b):

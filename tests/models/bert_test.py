@@ -277,7 +277,7 @@ def test_dropout_also_thins_out_attention():
 def test_a_training_step_takes_ids(score):
     model, variables = made("bert")
     tx = train.optimizer("adamw")
-    state = train.create(variables, tx, jax.random.key(1), protocol=train.Protocol(learning_rate=0.1, dropout=0.1))
+    state = train.create(variables, tx, jax.random.key(1), settings=train.RunSettings(learning_rate=0.1, dropout=0.1))
     step = train.make_step(model, train.cross_entropy, tx, score=score, groups=model.groups if score else ())
     after, metrics = jax.eval_shape(step, state, {"x": batch(model), "y": jnp.zeros(4, jnp.int32)})
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -67,7 +67,7 @@ def test_a_training_step_leaves_what_is_frozen():
 
     def after(decayed):
         tx = train.optimizer("adamw", weight_decay=0.5, decayed=decayed)
-        state = train.create(variables, tx, jax.random.key(0), protocol=train.Protocol(learning_rate=0.01))
+        state = train.create(variables, tx, jax.random.key(0), settings=train.RunSettings(learning_rate=0.01))
         step = train.make_step(frozen, train.cross_entropy, tx)
         for _ in range(2):
             state, _ = step(state, examples)

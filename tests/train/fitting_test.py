@@ -1,5 +1,6 @@
 """Training against NumPy, and slim training against masked training."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from mvp_jax import compact, train
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
-from mvp_jax.train import evaluation, fitting
+from mvp_jax.train import evaluation, fitting, population
 from tests import members, mlp
 from tests.model_kinds import batch, made, random_units
 
@@ -65,7 +66,9 @@ def test_masked_momentum_descent_is_the_one_written_in_numpy(decay):
     tx = train.optimizer("sgd", momentum=0.9, weight_decay=0.1)
     state = train.create(variables, tx, jax.random.key(0), masks=keep)
     # All examples in one batch: their order does not matter, so NumPy needs no key.
-    state, metrics = train.fit(model, state, data, 6, tx=tx, learning_rate=0.3, batch=999, decay=decay)
+    state, metrics = train.fit(
+        train.Recipe(model=model, tx=tx, batch=999, decay=decay), state, data, 6, learning_rate=0.3
+    )
     expected, loss = by_hand(variables.params, keep, data, 6, 0.3, decay=0.1, cosine=decay == "cosine")
     assert distance(state.variables.params, expected) < 1e-4
     assert abs(float(metrics["loss"]) - loss) < 1e-5
@@ -90,7 +93,7 @@ def test_adamw_is_the_one_written_in_numpy():
     keep = scattered(variables.params)
     tx = train.optimizer("adamw", weight_decay=0.2)
     state = train.create(variables, tx, jax.random.key(0), masks=keep)
-    state, _ = train.fit(model, state, data, 4, tx=tx, learning_rate=0.05, batch=24)
+    state, _ = train.fit(train.Recipe(model=model, tx=tx, batch=24), state, data, 4, learning_rate=0.05)
     p = jax.tree.map(lambda p, m: np.where(m, p, 0.0), in_float64(variables.params), keep)
     start, m1 = p, jax.tree.map(np.zeros_like, p)
     m2 = m1
@@ -142,9 +145,8 @@ def test_a_step_returns_loss_accuracy_and_scores_of_its_batch():
 def test_scores_of_a_run_are_means_over_its_steps():
     model, variables, keep, data = problem()
     tx = train.optimizer("sgd")
-    run = functools.partial(
-        train.fit, model, data=data, tx=tx, learning_rate=0.2, batch=24, score="fisher", groups=model.groups
-    )
+    recipe = train.Recipe(model=model, tx=tx, batch=24, score="fisher", groups=model.groups)
+    run = functools.partial(train.fit, recipe, data=data, learning_rate=0.2)
     state = train.create(variables, tx, jax.random.key(0), masks=keep)
     _, whole = run(state, steps=3)
     assert float(whole.pop("taken")) == 3
@@ -169,7 +171,11 @@ def training(kind, seed=0):
     tx = train.optimizer("sgd", momentum=0.9, weight_decay=0.01)
     state = train.create(variables, tx, jax.random.key(seed), masks=keep)
     data = {"x": batch(model, 12), "y": jnp.arange(12) % 3}
-    return model, state, kept, functools.partial(train.fit, data=data, tx=tx, learning_rate=0.02, batch=6)
+
+    def fit(model, state, steps, learning_rate=0.02):
+        return train.fit(train.Recipe(model=model, tx=tx, batch=6), state, data, steps, learning_rate=learning_rate)
+
+    return model, state, kept, fit, data
 
 
 def compilations():
@@ -185,9 +191,9 @@ def test_loops_on_the_host_compute_what_compiled_loops_do():
     tx = train.optimizer("sgd")
     data = {"x": batch(host, 11), "y": jnp.arange(11) % 3}
     state = train.create(variables, tx, jax.random.key(1))
+    recipe = train.Recipe(model=host, tx=tx, batch=4, score="fisher", groups=host.groups)
     (a, seen_a), (b, seen_b) = (
-        train.fit(m, state, data, 3, tx=tx, learning_rate=0.05, batch=4, score="fisher", groups=host.groups)
-        for m in (host, compiled)
+        train.fit(dataclasses.replace(recipe, model=m), state, data, 3, learning_rate=0.05) for m in (host, compiled)
     )
     assert distance(a.variables.params, in_float64(b.variables.params)) < 1e-3
     assert distance(a.variables.params, in_float64(variables.params)) > 1e-2
@@ -201,7 +207,7 @@ def test_loops_on_the_host_compute_what_compiled_loops_do():
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_and_nothing_recompiles():
-    model, state, _, fit = training(RESNET)
+    model, state, _, fit, _ = training(RESNET)
     whole, _ = fit(model, state, steps=5)
     compiled = compilations()
     part, _ = fit(model, state, steps=3)
@@ -220,10 +226,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_nothing_recompiles():
 def test_a_resumed_cosine_decay_goes_on_where_it_was():
     model, variables, keep, data = problem()
     tx = train.optimizer("sgd")
-    fit = functools.partial(train.fit, model, data=data, tx=tx, learning_rate=0.3, batch=7, decay="cosine", total=6)
+    recipe = train.Recipe(model=model, tx=tx, batch=7, decay="cosine")
+    fit = functools.partial(train.fit, recipe, data=data, learning_rate=0.3)
     state = train.create(variables, tx, jax.random.key(0), masks=keep)
-    whole, _ = fit(state, steps=6)
-    part, _ = fit(fit(state, steps=2)[0], steps=4)
+    whole, _ = fit(state, steps=6, total=6)
+    part, _ = fit(fit(state, steps=2, total=6)[0], steps=4, total=6)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, whole.variables, part.variables)))
     shorter, _ = fit(state, steps=6, total=3)
     assert distance(shorter.variables.params, in_float64(whole.variables.params)) > 1e-3
@@ -236,7 +243,7 @@ def test_members_trained_at_once_are_members_trained_one_by_one():
     states = [train.create(variables, tx, jax.random.key(s), masks=keep) for s in seeds]
 
     def run(state, data):
-        return train.fit(model, state, data, 3, tx=tx, learning_rate=0.1, batch=8)[0].variables
+        return train.fit(train.Recipe(model=model, tx=tx, batch=8), state, data, 3, learning_rate=0.1)[0].variables
 
     each = [run(s, data) for s in states]
     assert distance(each[0].params, in_float64(each[1].params)) > 1e-3
@@ -266,7 +273,7 @@ def test_a_step_sees_its_batch_and_nothing_else():
     model, variables, _, data = problem()
     tx = train.optimizer("sgd")
     state = train.create(variables, tx, jax.random.key(5))
-    got, _ = train.fit(model, state, data, 1, tx=tx, learning_rate=0.1, batch=6)
+    got, _ = train.fit(train.Recipe(model=model, tx=tx, batch=6), state, data, 1, learning_rate=0.1)
     index = train.batch_indices(jax.random.fold_in(state.key, 2**31 - 1), 0, 24, 6)
     only = {n: v[index] for n, v in data.items()}
     want, _ = by_hand(variables.params, jax.tree.map(lambda _: True, variables.params), only, 1, 0.1)
@@ -282,7 +289,8 @@ def test_augmentation_draws_anew_at_every_step():
     def noisy(key, x):
         return x + jax.random.normal(key, x.shape)
 
-    fit = functools.partial(train.fit, model, data=data, steps=1, tx=tx, learning_rate=0.0, batch=24, augment=noisy)
+    recipe = train.Recipe(model=model, tx=tx, batch=24, augment=noisy)
+    fit = functools.partial(train.fit, recipe, data=data, steps=1, learning_rate=0.0)
     state, first = fit(state)
     _, second = fit(state)
     assert float(first["loss"]) != float(second["loss"])
@@ -292,7 +300,7 @@ def test_augmentation_draws_anew_at_every_step():
 @pytest.mark.parametrize("kind", [RESNET, *(pytest.param(k, marks=pytest.mark.slow) for k in ("vit_cls", "option_a"))])
 def test_slim_training_is_masked_training(kind):
     """The claim that everything rests on: cutting first and training after is training under the mask."""
-    model, start, kept, fit = training(kind)
+    model, start, kept, fit, data = training(kind)
     masked, masked_metrics = fit(model, start, steps=10)
     slim_model = model.resize(compact.sizes(kept))
     slim, slim_metrics = fit(slim_model, compact.cut(start, model.groups, kept), steps=10)
@@ -307,7 +315,7 @@ def test_slim_training_is_masked_training(kind):
     assert distance(slim.variables.params, began.params) > 0.02
     small, large = (sum(a.size for a in jax.tree.leaves(v.variables.params)) for v in (slim, masked))
     assert small < 0.8 * large
-    x = fit.keywords["data"]["x"]
+    x = data["x"]
     before, after = (np.asarray(slim_model.apply(v, x)[0]) for v in (Variables(*map(_float32, began)), slim.variables))
     in_full = np.asarray(model.apply(masked.variables, x)[0])
     np.testing.assert_allclose(after, in_full, rtol=1e-3, atol=1e-3 * np.abs(in_full).max())
@@ -356,17 +364,110 @@ def test_evaluation_in_batches_is_evaluation_at_once(n):
     assert np.ptp(z) > 0.1
 
 
+OPTIMISERS = {
+    "adam": optax.adam(1e-2),
+    "schedule": optax.chain(optax.clip(0.5), optax.sgd(optax.schedules.exponential_decay(0.3, 2, 0.5), 0.9)),
+    "injected_schedule": optax.inject_hyperparams(optax.sgd)(optax.schedules.linear_schedule(0.3, 0.0, 5)),
+    "contrib": optax.contrib.ademamix(1e-2),
+    "by_parameter": optax.partition(
+        {"small": optax.sgd(0.01), "large": optax.adamw(0.02)},
+        lambda params: {name: "small" if name == "two" else "large" for name in params},
+    ),
+}
+
+
+def descended(model, tx, state, data, batch, steps):
+    """The parameters after steps of a loop as one would write it with optax, on the batches that a run sees."""
+    params, opt_state = state.variables.params, tx.init(state.variables.params)
+    for t in range(steps):
+        index = train.batch_indices(jax.random.fold_in(state.key, 2**31 - 1), t, len(data["y"]), batch)
+
+        def objective(params, index=index):
+            logits, _ = model.apply(Variables(params, {}), data["x"][index], train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, data["y"][index]).mean()
+
+        updates, opt_state = tx.update(jax.grad(objective)(params), opt_state, params)
+        params = masks.apply(optax.apply_updates(params, updates), state.masks)
+    return params
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_any_optax_transformation_is_taken_with_its_own_rate(name):
+    model, variables, _, data = problem()
+    tx, keep = OPTIMISERS[name], scattered(variables.params)
+    recipe = train.Recipe(model=model, tx=tx, batch=8)
+    state = train.create(variables, tx, jax.random.key(3), masks=keep)
+    got, metrics = train.fit(recipe, state, data, 4)
+    assert int(metrics["taken"]) == 4
+    want = descended(model, tx, state, data, 8, 4)
+    assert distance(got.variables.params, in_float64(want)) < 1e-4
+    assert distance(want, in_float64(state.variables.params)) > 1e-3
+    part, _ = train.fit(recipe, train.fit(recipe, state, data, 1)[0], data, 3)
+    assert distance(part.variables.params, in_float64(want)) < 1e-4
+    # So does a population, whose members differ in their batches here.
+    keys = jax.random.split(jax.random.key(4), 2)
+    many, _ = population.fit(recipe, population.create(state, keys), jax.tree.map(lambda v: jnp.stack([v, v]), data), 4)
+    for i in range(2):
+        alone = descended(model, tx, state._replace(key=keys[i]), data, 8, 4)
+        assert distance(jax.tree.map(lambda p, i=i: p[i], many.variables.params), in_float64(alone)) < 1e-4
+    given = population.create(state, keys, population.run_settings(2, learning_rate=0.1))
+    with pytest.raises(ValueError, match="holds none that can be set"):
+        population.fit(recipe, given, jax.tree.map(lambda v: jnp.stack([v, v]), data), 1)
+    with pytest.raises(ValueError, match="holds none that can be set"):
+        train.fit(recipe, state, data, 1, learning_rate=0.1)
+    for shaped in ({"decay": "cosine"}, {"warmup": 2}):
+        with pytest.raises(ValueError, match="the optimiser keeps its own"):
+            train.fit(dataclasses.replace(recipe, **shaped), state, data, 1)
+
+
+def test_accuracy_is_of_classes_and_any_loss_is_minimised():
+    model, variables, _, data = problem()
+    tx = train.optimizer("sgd", momentum=0.0)
+    logits = model.apply(variables, data["x"])[0]
+
+    def after(loss, y):
+        state = train.create(variables, tx, jax.random.key(0))
+        recipe = train.Recipe(model=model, tx=tx, batch=24, loss=loss)
+        return train.fit(recipe, state, {"x": data["x"], "y": y}, 1, learning_rate=0.1)
+
+    def squared(outputs, y):
+        return jnp.square(outputs - y)  # [N, Y]: one for each part of an example
+
+    wanted = jnp.zeros_like(logits).at[:, 0].set(1.0)
+    state, metrics = after(squared, wanted)
+    assert float(metrics["loss"]) == pytest.approx(float(jnp.mean((logits - wanted) ** 2)), rel=1e-5)
+    assert np.isnan(metrics["accuracy"])
+    assert int(metrics["taken"]) == 1
+    grads = jax.grad(lambda p: jnp.mean((model.apply(Variables(p, {}), data["x"])[0] - wanted) ** 2))(variables.params)
+    want = jax.tree.map(lambda p, g: p - 0.1 * g, variables.params, grads)
+    assert distance(state.variables.params, in_float64(want)) < 1e-5
+    _, classes = after(train.cross_entropy, data["y"])
+    assert float(classes["accuracy"]) == pytest.approx(float(jnp.mean(logits.argmax(-1) == data["y"])))
+    found = evaluation.evaluate(model, variables, {"x": data["x"], "y": wanted}, batch=7, loss=squared)
+    assert float(found["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    assert np.isnan(found["accuracy"])
+
+
+def test_tokens_of_texts_are_classes_too():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    best = jnp.argmax(logits, -1)
+    assert float(train.accuracy(logits, best)) == 1.0
+    assert float(train.accuracy(logits, best.at[0, 1].add(1) % 5)) == pytest.approx(5 / 6)
+    losses = train.cross_entropy(logits, best, classes=4, smoothing=0.1)
+    assert losses.shape == (2, 3)
+    for outputs, labels in ((logits, best[:, 0]), (logits, best.astype(jnp.float32)), (logits[..., :1], best)):
+        assert np.isnan(train.accuracy(outputs, labels))
+
+
 def test_what_cannot_be_trained_is_refused():
     model, variables, _, data = problem()
     state = train.create(variables, optax.sgd(0.1), jax.random.key(0))
     with pytest.raises(ValueError, match="inject_hyperparams"):
-        train.fit(model, state, data, 1, tx=optax.sgd(0.1), learning_rate=0.1)
+        train.fit(train.Recipe(model=model, tx=optax.sgd(0.1)), state, data, 1, learning_rate=0.1)
     tx = train.optimizer()
+    recipe, state = train.Recipe(model=model, tx=tx), train.create(variables, tx, jax.random.key(0))
     with pytest.raises(ValueError, match="no examples"):
-        train.fit(
-            model, train.create(variables, tx, jax.random.key(0)), {n: v[:0] for n, v in data.items()}, 1,
-            tx=tx, learning_rate=0.1,
-        )  # fmt: skip
+        train.fit(recipe, state, {n: v[:0] for n, v in data.items()}, 1, learning_rate=0.1)
     with pytest.raises(ValueError, match="unknown optimizer 'adam'"):
         train.optimizer("adam")
     assert train.optimizer("sgd", momentum=0.5) is not train.optimizer("sgd")

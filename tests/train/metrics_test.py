@@ -122,9 +122,9 @@ def test_a_regression_is_learned():
     tx = train.optimizer("adamw")
     state = train.create(model.init(jax.random.key(1)), tx, jax.random.key(2))
     before = metrics.score(("pearson",), model.apply(state.variables, x)[0], y)["pearson"]
-    state, _ = train.fit(
-        model, state, {"x": x, "y": y}, 200, tx=tx, learning_rate=1e-2, batch=32, loss=metrics.squared_error
-    )
+    recipe = train.Recipe(model=model, tx=tx, batch=32, loss=metrics.squared_error)
+    state, seen = train.fit(recipe, state, {"x": x, "y": y}, 200, learning_rate=1e-2)
+    assert np.isnan(float(seen["accuracy"]))
     outputs = model.apply(state.variables, x)[0]
     assert metrics.score(("pearson",), outputs, y)["pearson"] > max(0.9, before)
     assert float(jnp.mean(metrics.squared_error(outputs, y))) == pytest.approx(

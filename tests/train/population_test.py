@@ -90,9 +90,8 @@ def test_advance_takes_the_steps_of_fit():
     alone = []
     for i in range(3):
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], (own, data))
-        state = one._replace(key=keys[i], protocol=mine[0])
-        options = members.options(tx) | {"decay": "constant"}
-        alone.append(train.fit(model, state, mine[1], members.STEPS, **options)[0])
+        state = one._replace(key=keys[i], settings=mine[0])
+        alone.append(train.fit(members.recipe(model, tx, "constant"), state, mine[1], members.STEPS)[0])
     alone = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
     for states in found.values():
         assert distance(states.variables, alone.variables) < 2e-5
@@ -104,16 +103,13 @@ def test_members_may_share_data_and_see_their_own_part_of_it():
     common = jax.tree.map(lambda leaf: jnp.concatenate(list(leaf)), data)
     index = jnp.arange(3 * members.EXAMPLES).reshape(3, -1)
     (expected, _), results = members.apart("text", 3), []
+    recipe = members.recipe(model, tx)
     for where in (None, TWO((2, 1))):
         states = population.create(one, keys, own, mesh=where)
-        states, _ = population.fit(
-            model, states, common, members.STEPS, index=index, mesh=where, **members.options(tx)
-        )  # fmt: skip
+        states, _ = population.fit(recipe, states, common, members.STEPS, index=index, mesh=where)
         results.append(population.members(states, 3).variables)
         assert distance(results[-1], expected.variables) < 2e-5
-    states, _ = population.fit(
-        model, population.create(one, keys, own), common, members.STEPS, index=index[::-1], **members.options(tx)
-    )
+    states, _ = population.fit(recipe, population.create(one, keys, own), common, members.STEPS, index=index[::-1])
     assert distance(states.variables, expected.variables) > 1e-3
 
 
@@ -121,7 +117,7 @@ def test_a_member_that_diverges_is_frozen_reported_and_has_no_vote():
     model, tx, one, keys, own, data = members.problem("text", 3)
     wild = own._replace(learning_rate=own.learning_rate.at[1].set(1e38), steps=None)
     calm = own._replace(steps=None)
-    fit = functools.partial(population.fit, model, data=data, steps=6, **members.options(tx) | {"decay": "constant"})
+    fit = functools.partial(population.fit, members.recipe(model, tx, "constant"), data=data, steps=6)
     for how in ({"mapping": "vmap"}, {"mapping": "map", "mesh": TWO((2, 1))}):
         make = functools.partial(population.create, one, keys, mesh=how.get("mesh"))
         states, metrics = fit(states=make(wild), **how)
@@ -146,8 +142,8 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was():
     model, tx, one, keys, own, data = members.problem("resnet", 3)
     bad = {**data, "x": data["x"].at[2].set(jnp.nan)}
     states, metrics = population.fit(
-        model, population.create(one, keys, own), bad, 3, mapping="map", **members.options(tx)
-    )  # fmt: skip
+        members.recipe(model, tx), population.create(one, keys, own), bad, 3, mapping="map"
+    )
     assert population.diverged(states) == {2: 0}
     begun = jax.tree.map(lambda leaf: leaf[None], (one.variables, one.opt_state.inner_state))
     mine = jax.tree.map(lambda leaf: leaf[2:], (states.variables, states.opt_state.inner_state))
@@ -163,7 +159,7 @@ def compilations():
 @pytest.mark.parametrize("mapping_", ["vmap", "map", "loop"])
 def test_one_compilation_serves_all_seeds_rates_steps_and_rounds(mapping_):
     model, tx, one, keys, own, data = members.problem("text", 3)
-    fit = functools.partial(population.fit, model, mapping=mapping_, **members.options(tx))
+    fit = functools.partial(population.fit, members.recipe(model, tx), mapping=mapping_)
     states, _ = fit(population.create(one, keys, own), data, 3)
     before = compilations()
     for seed, steps, rate in ((1, 4, 0.3), (2, 1, 0.01)):
@@ -182,7 +178,7 @@ def test_the_population_is_updated_in_place(mapping_):
     model, tx, one, keys, own, data = members.problem("text", 3)
     states = population.create(one, keys, own)
     leaf, begun = jax.tree.leaves(states.variables)[0], jax.tree.leaves(one.variables)[0]
-    population.fit(model, states, data, 2, mapping=mapping_, **members.options(tx))
+    population.fit(members.recipe(model, tx), states, data, 2, mapping=mapping_)
     assert leaf.is_deleted()
     assert not begun.is_deleted()
     # The compiler's word: what comes out takes the place of what went in.
@@ -192,7 +188,7 @@ def test_the_population_is_updated_in_place(mapping_):
     found = mapping.compiled(states, (batches,), (), function=step, chunk=chunk, where=None).memory_analysis()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
     assert size > 5_000
-    assert found.alias_size_in_bytes >= 0.98 * size  # masks and protocols that pass through count too
+    assert found.alias_size_in_bytes >= 0.98 * size  # masks and settings that pass through count too
     if chunk == 1:  # nor is there a copy of all members on the way
         text = mapping.compiled(states, (batches,), (), function=step, chunk=chunk, where=None).as_text()
         assert not re.findall(r"f32\[3,[\d,]+\]\S* copy\(", text)
@@ -237,7 +233,7 @@ def test_a_vote_across_devices_takes_one_collective():
 
 def test_a_population_continues_on_another_number_of_devices(tmp_path):
     model, tx, one, keys, own, data = members.problem("text", 3)
-    fit = functools.partial(population.fit, model, data=data, steps=1, **members.options(tx))
+    fit = functools.partial(population.fit, members.recipe(model, tx), data=data, steps=1)
     whole, _ = fit(states=population.create(one, keys, own), total=own.steps[0])
     whole = fit(states=whole, total=own.steps[0])[0].variables
     for here, there in ((None, TWO((2, 1))), (TWO((2, 1)), None), (TWO((2, 1)), TWO((1, 2)))):
@@ -309,32 +305,32 @@ def test_map_needs_the_memory_of_one_member():
 
 def test_what_is_no_population_is_refused():
     model, tx, one, keys, own, data = members.problem("text", 3)
-    with pytest.raises(ValueError, match=r"no \['rate'\]; its fields are \['learning_rate'"):
-        population.protocols(3, rate=0.1)
+    with pytest.raises(ValueError, match=r"no \['rate'\]; their fields are \['learning_rate'"):
+        population.run_settings(3, rate=0.1)
     with pytest.raises(ValueError, match="one for each of 3 members"):
-        population.protocols(3, learning_rate=[0.1, 0.2])
+        population.run_settings(3, learning_rate=[0.1, 0.2])
     for name, value in (("dropout", 1.0), ("label_smoothing", -0.1), ("augment", 1.5), ("classes", 0),
                         ("learning_rate", float("nan"))):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} is"):
-            population.protocols(3, **{name: value})
-    with pytest.raises(ValueError, match="protocol is not one of 2 members"):
+            population.run_settings(3, **{name: value})
+    with pytest.raises(ValueError, match="settings are not those of 2 members"):
         population.create(one, keys[:2], own)
     with pytest.raises(ValueError, match="state has 3 members, but there are 2 keys"):
         population.create(population.create(one, keys, own), keys[:2])
-    states = population.create(one, keys, own)
+    states, recipe = population.create(one, keys, own), train.Recipe(model=model, tx=tx)
     with pytest.raises(ValueError, match="unknown mapping 'pmap'"):
-        population.fit(model, states, data, 1, tx=tx, mapping="pmap")
+        population.fit(recipe, states, data, 1, mapping="pmap")
     with pytest.raises(ValueError, match="needs a learning rate"):
-        population.fit(model, population.create(one, keys), data, 1, tx=tx)
+        population.fit(recipe, population.create(one, keys), data, 1)
     with pytest.raises(ValueError, match="lead with one member axis"):
-        population.fit(model, states, jax.tree.map(lambda leaf: leaf[:2], data), 1, tx=tx)
+        population.fit(recipe, states, jax.tree.map(lambda leaf: leaf[:2], data), 1)
     step = train.make_step(model, train.cross_entropy, optax.sgd(0.1))
     plain = population.create(train.create(one.variables, optax.sgd(0.1), keys[0]), keys, own)
-    with pytest.raises(ValueError, match=r"sets \['learning_rate', 'weight_decay'\].*inject_hyperparams"):
+    with pytest.raises(ValueError, match=r"have \['learning_rate', 'weight_decay'\].*inject_hyperparams"):
         population.advance(step, plain, data)
 
 
-def test_what_a_protocol_says_is_done():
+def test_what_the_settings_say_is_done():
     """Each matter against NumPy or against leaving it out."""
     logits = np.random.default_rng(0).normal(size=(5, 4))
     labels = np.array([0, 1, 2, 1, 0])
@@ -347,7 +343,7 @@ def test_what_a_protocol_says_is_done():
         got = train.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing, classes=classes)
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     model, tx, one, keys, _, data = members.problem("text", 3)
-    # The neutral values are what a protocol without the field does (augmenting all, if there is an augmentation).
+    # The neutral values are what settings without the field do (augmenting all, if there is an augmentation).
     neutral = {"weight_decay": 0.0, "label_smoothing": 0.0, "dropout": 0.0, "augment": 1.0, "classes": 3, "steps": 3}
     changed = [("weight_decay", 0.2), ("label_smoothing", 0.4), ("dropout", 0.5), ("augment", 0.0), ("augment", 0.5),
                ("classes", 2), ("steps", 2)]  # fmt: skip
@@ -355,13 +351,13 @@ def test_what_a_protocol_says_is_done():
     fields = {name: [value] * 2 + [new if name == n else value for n, new in changed]
               for name, value in neutral.items()}  # fmt: skip
 
-    def run(protocol):
-        states = population.create(one, jnp.stack([keys[0]] * k), protocol)
+    def run(settings):
+        states = population.create(one, jnp.stack([keys[0]] * k), settings)
         same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * k), data)
-        return population.fit(model, states, same, 3, **members.options(tx))[0].variables.params
+        return population.fit(members.recipe(model, tx), states, same, 3)[0].variables.params
 
-    with_all = run(population.protocols(k, learning_rate=0.1, **fields))
-    without = run(population.protocols(k, learning_rate=0.1))
+    with_all = run(population.run_settings(k, learning_rate=0.1, **fields))
+    without = run(population.run_settings(k, learning_rate=0.1))
     first, second, *others = (jax.tree.map(lambda leaf, i=i: leaf[i], with_all) for i in range(k))
     assert distance(first, second) == 0.0
     assert distance(first, jax.tree.map(lambda leaf: leaf[0], without)) < 1e-6
@@ -373,7 +369,7 @@ def test_what_a_protocol_says_is_done():
 def test_the_chosen_mapping_is_said(caplog):
     model, tx, one, keys, own, data = members.problem("text", 3)
     with caplog.at_level("INFO", logger="mvp_jax.parallel.auto"):
-        population.fit(model, population.create(one, keys, own), data, 1, tx=tx, batch=3)
+        population.fit(train.Recipe(model=model, tx=tx, batch=3), population.create(one, keys, own), data, 1)
     assert re.search(r"^vmap: all at once: a member computes little, \d", caplog.messages[-1])
 
 

@@ -1,7 +1,5 @@
 """SimSiam against NumPy written as loops, and on digits: it does not collapse, and what it learns is of use."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,8 +173,8 @@ def test_digits_do_not_collapse_and_a_linear_probe_gains():
     @jax.vmap
     def learn(variables, key):
         state = train.create(variables, tx, key)
-        fit = functools.partial(train.fit, tx=tx, learning_rate=0.1, batch=64, loss=simsiam.loss, decay="cosine")
-        state, metrics = fit(model, state, pool, 120)
+        recipe = train.Recipe(model=model, tx=tx, batch=64, loss=simsiam.loss, decay="cosine")
+        state, metrics = train.fit(recipe, state, pool, 120, learning_rate=0.1)
         return state.variables, metrics["loss"]
 
     start = jax.vmap(model.init)(keys)

@@ -231,7 +231,7 @@ def source(
     if known.regression:
         raise ValueError(
             f"{known.name} asks for scores from 0 to 5, and classes are wanted here; choose another task, or train on "
-            "glue.arrays(...) with train.fit(..., loss=metrics.squared_error)"
+            "glue.arrays(...) with train.Recipe(..., loss=metrics.squared_error)"
         )
     found = arrays(name, path, tokenizer, length=length, vocabulary=vocabulary, cache=cache)
     return sources.Source(

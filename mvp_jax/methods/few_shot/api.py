@@ -239,17 +239,8 @@ def advance(
     model: Model, data: Batch, state: train.TrainState, tuning: Tuning, steps: int | Array, **scoring: Any
 ) -> tuple[train.TrainState, train.Metrics]:
     """`steps` more steps of a run as the settings say."""
-    return train.fit(
-        model,
-        state,
-        data,
-        steps,
-        tx=tuning.tx,
-        learning_rate=tuning.learning_rate,
-        batch=tuning.batch,
-        augment=tuning.augment,
-        **scoring,
-    )
+    recipe = train.Recipe(model=model, tx=tuning.tx, batch=tuning.batch, augment=tuning.augment, **scoring)
+    return train.fit(recipe, state, data, steps, learning_rate=tuning.learning_rate)
 
 
 def settle(problem: Problem, state: train.TrainState, tuning: Tuning, model: Model | None = None) -> Variables:

@@ -71,16 +71,21 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
     )
     own = settings.own(examples)
     low, high = settings.learning_rate
+    recipe = train.Recipe(
+        model=problem.model,
+        tx=tuning.tx,
+        batch=tuning.batch,
+        augment=tuning.augment,
+        score="fisher",
+        groups=problem.groups,
+    )
 
     def one(key: Key) -> tuple[Variables, dict[str, Array]]:
         key_data, key_rate, key_fit = jax.random.split(key, 3)
         index = jax.random.permutation(key_data, examples)[:own]
         rate = tuning.learning_rate * low * (high / low) ** jax.random.uniform(key_rate)
-        state, metrics = train.fit(
-            problem.model, train.create(head, tuning.tx, key_fit), problem.train, settings.steps, tx=tuning.tx,
-            learning_rate=rate, batch=tuning.batch, augment=tuning.augment, index=index, score="fisher",
-            groups=problem.groups,
-        )  # fmt: skip
+        begun = train.create(head, tuning.tx, key_fit)
+        state, metrics = train.fit(recipe, begun, problem.train, settings.steps, learning_rate=rate, index=index)
         return state.variables, metrics["scores"]
 
     mapping: population.Mapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"

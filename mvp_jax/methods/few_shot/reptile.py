@@ -79,10 +79,9 @@ class _Inner:
         # Every task starts under a head of its own: classes are not the same.
         fresh = jax.tree.map(jnp.zeros_like, variables.params[head])
         begun = Variables({**variables.params, head: fresh}, variables.rest)
-        state, _ = train.fit(
-            self.model, train.create(begun, tuning.tx, key), data, self.settings.inner_steps, tx=tuning.tx,
-            learning_rate=tuning.learning_rate, batch=tuning.batch, augment=tuning.augment,
-        )  # fmt: skip
+        recipe = train.Recipe(model=self.model, tx=tuning.tx, batch=tuning.batch, augment=tuning.augment)
+        state = train.create(begun, tuning.tx, key)
+        state, _ = train.fit(recipe, state, data, self.settings.inner_steps, learning_rate=tuning.learning_rate)
         return state.variables
 
 

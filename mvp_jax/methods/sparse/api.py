@@ -154,19 +154,15 @@ def advance(
     """`steps` of masked training; with `last` the rate decays as set, over `total` (default: these) steps."""
     if not steps:
         return run
-    state, _ = train.fit(
-        problem.model,
-        run.state,
-        problem.train,
-        steps,
+    recipe = train.Recipe(
+        model=problem.model,
         tx=training.tx,
-        learning_rate=training.learning_rate,
         batch=training.batch,
         augment=training.augment,
         decay=training.decay if last else "constant",
-        total=total,
         warmup=training.warmup,
     )
+    state, _ = train.fit(recipe, run.state, problem.train, steps, learning_rate=training.learning_rate, total=total)
     return spend(run._replace(state=state), steps, steps * min(training.batch, problem.examples))
 
 

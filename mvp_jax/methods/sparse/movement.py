@@ -132,6 +132,7 @@ def movement(
     keys = jax.random.split(key)
     flags = tuple(jax.tree.leaves(problem.prunable))
     model = scored(problem.model, flags, settings.kind, settings.scale, settings.threshold)
+    recipe = train.Recipe(model=model, tx=tx, batch=training.batch, augment=training.augment, warmup=training.warmup)
     counts = problem.counts(schedules.cubic, settings.events)
     steps = gradual.intervals(settings.steps, settings.events)
 
@@ -151,10 +152,7 @@ def movement(
             chosen = _spread(run.more[0], run.kept)
             run = api.cut(problem, run, api.host(counts[-1]), chosen, "sum")
             return api.finish(problem, training, api.anew(training, run, keys[1], moments=True), keys[1])
-        state, _ = train.fit(
-            model, both(run), problem.train, steps[r], tx=tx, learning_rate=training.learning_rate,
-            batch=training.batch, augment=training.augment, warmup=training.warmup,
-        )  # fmt: skip
+        state, _ = train.fit(recipe, both(run), problem.train, steps[r], learning_rate=training.learning_rate)
         run = api.spend(run, steps[r], steps[r] * min(training.batch, problem.examples))
         weights, scores = state.variables.params["weights"], state.variables.params["scores"]
         keep = jnp.int32(counts[r])

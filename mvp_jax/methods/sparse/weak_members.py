@@ -1,4 +1,4 @@
-"""Weak members: forks of a run, each trained for a moment by a protocol of its own, all at once.
+"""Weak members: forks of a run, each trained for a moment by settings of its own, all at once.
 
 What Instant Soup Pruning, the instant model soup and the meta-soup have in common.
 """
@@ -70,8 +70,8 @@ NONE = Diversity(subset=1.0, learning_rate=None)
 @functools.partial(jax.jit, static_argnames=("diversity", "count", "examples"))
 def draw(
     key: Key, learning_rate: Array, *, diversity: Diversity, count: int, examples: int
-) -> tuple[train.Protocol, Array]:
-    """Protocols `[K]` and the examples `int32[K, n]` of each member."""
+) -> tuple[train.RunSettings, Array]:
+    """Settings `[K]` and the examples `int32[K, n]` of each member."""
     keys = jax.random.split(key, 8)
 
     def within(i: int, given: Range, law: str = "uniform") -> Array | None:
@@ -85,7 +85,7 @@ def draw(
 
     factor = within(0, diversity.learning_rate, diversity.law)
     rate = jnp.broadcast_to(jnp.asarray(learning_rate, jnp.float32), (count,))
-    protocol = train.Protocol(
+    settings = train.RunSettings(
         learning_rate=rate if factor is None else rate * factor,
         weight_decay=within(1, diversity.weight_decay),
         adaptive=(jax.random.uniform(keys[2], (count,)) >= diversity.sgd).astype(jnp.float32)
@@ -97,7 +97,7 @@ def draw(
     )
     own = max(1, round(diversity.subset * examples))
     orders = jax.vmap(lambda k: jax.random.permutation(k, examples)[:own])(jax.random.split(keys[6], count))
-    return protocol, orders.astype(jnp.int32)
+    return settings, orders.astype(jnp.int32)
 
 
 def fork(
@@ -133,27 +133,22 @@ def fork(
         The members' states, leaves lead with `K`; the examples of each, `int32[K, n]`; and what they took.
     """
     key_draw, key_members = jax.random.split(key)
-    protocol, index = draw(
+    settings, index = draw(
         key_draw, jnp.float32(training.learning_rate), diversity=diversity, count=count, examples=problem.examples
     )
     one = run.state._replace(step=jnp.zeros((), jnp.int32))
     if not inherit:
         one = one._replace(opt_state=training.tx.init(one.variables.params))
-    states = population.create(one, jax.random.split(key_members, count), protocol, mesh=mesh)
-    states, _ = population.fit(
-        problem.model,
-        states,
-        problem.train,
-        steps,
+    states = population.create(one, jax.random.split(key_members, count), settings, mesh=mesh)
+    recipe = train.Recipe(
+        model=problem.model,
         tx=training.tx,
-        index=index,
         batch=training.batch,
         augment=training.augment,
         decay=decay,
         warmup=0 if inherit else training.warmup,
-        mapping=mapping,
-        mesh=mesh,
     )
+    states, _ = population.fit(recipe, states, problem.train, steps, index=index, mapping=mapping, mesh=mesh)
     states = population.members(states, count)
     examples = count * steps * min(training.batch, int(index.shape[1]))
     return states, index, api.Spent(count * steps, examples)

@@ -89,9 +89,8 @@ def test_cutting_after_each_round_is_masking_after_each_round():
     assert [tuple(c.values()) for c in rounds] == [(4, 3), (2, 2)]
     history = [kept]
     for counts in rounds:
-        state, metrics = train.fit(
-            model, state, given.train, 3, tx=tx, learning_rate=0.05, batch=8, score="fisher", groups=model.groups
-        )
+        recipe = train.Recipe(model=model, tx=tx, batch=8, score="fisher", groups=model.groups)
+        state, metrics = train.fit(recipe, state, given.train, 3, learning_rate=0.05)
         after = {}
         for name, scores in metrics["scores"].items():
             scores = np.asarray(scores)
@@ -113,7 +112,7 @@ def test_cutting_after_each_round_is_masking_after_each_round():
             assert np.all(later[name] <= earlier[name])
     variables = probe.fit_head(model, state.variables, given.train, l2=TUNING.probe_l2)
     state = train.create(variables, tx, jax.random.fold_in(key, 1), masks=masked(kept, variables))
-    state, _ = train.fit(model, state, given.train, 4, tx=tx, learning_rate=0.05, batch=8)
+    state, _ = train.fit(train.Recipe(model=model, tx=tx, batch=8), state, given.train, 4, learning_rate=0.05)
     expected = compact.cut(state.variables, model.groups, found.units)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), found.slim, expected)
     assert not np.allclose(found.slim.params["offset"], given.variables.params["offset"], atol=1e-2)

@@ -107,7 +107,8 @@ def test_the_sparsity_is_exact_and_pruned_weights_are_zero(case):
 def test_further_training_keeps_them_zero(case):
     got, tx = result(case), train.optimizer("sgd", weight_decay=0.1)
     state = train.create(got.variables, tx, jax.random.key(5), masks=got.masks)
-    state, _ = train.fit(plain(), state, mlp.data(), 5, tx=tx, learning_rate=0.1, batch=8)
+    recipe = train.Recipe(model=plain(), tx=tx, batch=8)
+    state, _ = train.fit(recipe, state, mlp.data(), 5, learning_rate=0.1)
     after = trees.flatten(state.variables.params)
     moved = 0.0
     for path, mask in trees.flatten(got.masks).items():

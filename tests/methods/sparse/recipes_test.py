@@ -244,7 +244,7 @@ def test_without_momentum_scores_are_the_papers_sum():
     for _ in range(4):
         # Always anew, so that there is no momentum.
         state = state._replace(opt_state=tx.init(state.variables.params))
-        state, _ = train.fit(model, state, mlp.data(), 1, tx=tx, learning_rate=0.05, batch=99)
+        state, _ = train.fit(train.Recipe(model=model, tx=tx, batch=99), state, mlp.data(), 1, learning_rate=0.05)
     params, total = in_float64(mlp.variables().params), np.zeros(88)
     for _ in range(4):
         grads = mlp.in_numpy(params, *data())[1]

@@ -25,8 +25,8 @@ COUNT = 2000
 
 @functools.cache
 def drawn(diversity=VARIED, key=0):
-    protocol, index = weak_members.draw(jax.random.key(key), 0.1, diversity=diversity, count=COUNT, examples=50)
-    return jax.tree.map(np.asarray, protocol), np.asarray(index)
+    settings, index = weak_members.draw(jax.random.key(key), 0.1, diversity=diversity, count=COUNT, examples=50)
+    return jax.tree.map(np.asarray, settings), np.asarray(index)
 
 
 def is_uniform(values, low, high):
@@ -37,19 +37,19 @@ def is_uniform(values, low, high):
     return np.max(np.abs(u - (np.arange(COUNT) + 0.5) / COUNT)) < 1.95 / np.sqrt(COUNT)
 
 
-def test_protocols_follow_their_laws_and_lie_in_their_ranges():
-    protocol, _ = drawn()
-    logs = np.log(protocol.learning_rate / 0.1)
+def test_settingss_follow_their_laws_and_lie_in_their_ranges():
+    settings, _ = drawn()
+    logs = np.log(settings.learning_rate / 0.1)
     assert is_uniform(logs, np.log(0.5), np.log(2))
-    assert not is_uniform(protocol.learning_rate / 0.1, 0.5, 2)
+    assert not is_uniform(settings.learning_rate / 0.1, 0.5, 2)
     for name in ("weight_decay", "label_smoothing", "dropout", "augment"):
-        assert is_uniform(getattr(protocol, name), *getattr(VARIED, name)), name
-    fields = [logs, *(getattr(protocol, n) for n in ("weight_decay", "label_smoothing", "dropout", "augment"))]
-    fields.append(protocol.adaptive)
+        assert is_uniform(getattr(settings, name), *getattr(VARIED, name)), name
+    fields = [logs, *(getattr(settings, n) for n in ("weight_decay", "label_smoothing", "dropout", "augment"))]
+    fields.append(settings.adaptive)
     for a, b in itertools.combinations(fields, 2):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.09  # four deviations
-    assert protocol.steps is None
-    assert protocol.classes is None
+    assert settings.steps is None
+    assert settings.classes is None
     other, index = drawn(weak_members.Diversity(subset=1.0, learning_rate=(0.0, 1.0), law="uniform"))
     assert is_uniform(other.learning_rate / 0.1, 0, 1)
     assert np.array_equal(np.sort(index, axis=1), np.tile(np.arange(50), (COUNT, 1)))
@@ -82,10 +82,10 @@ def test_draws_are_repeatable_and_follow_the_key():
 def test_what_has_no_range_is_left_as_it_is():
     for diversity, n in ((weak_members.NONE, 50), (weak_members.Diversity(learning_rate=None), 25)):
         shapes = functools.partial(weak_members.draw, diversity=diversity, count=4, examples=50)
-        protocol, index = jax.eval_shape(shapes, jax.random.key(0), jnp.float32(0.1))
+        settings, index = jax.eval_shape(shapes, jax.random.key(0), jnp.float32(0.1))
         assert index.shape == (4, n)
-        assert protocol.learning_rate.shape == (4,)
-        assert jax.tree.leaves(protocol._replace(learning_rate=None)) == []
+        assert settings.learning_rate.shape == (4,)
+        assert jax.tree.leaves(settings._replace(learning_rate=None)) == []
 
 
 @functools.cache
@@ -143,7 +143,7 @@ def forked():
 
 
 @pytest.mark.parametrize("inherit", [True, False])
-def test_members_train_as_numpy_does_each_by_its_protocol(inherit):
+def test_members_train_as_numpy_does_each_by_its_settings(inherit):
     problem, run, mask, (x, y), params, trace = forked()
     np.testing.assert_allclose(run.state.variables.params["w"], params[0], rtol=1e-5, atol=1e-6)
     states, index, spent = weak_members.fork(
@@ -151,14 +151,14 @@ def test_members_train_as_numpy_does_each_by_its_protocol(inherit):
     )
     assert spent == (4 * 3, 4 * 3 * 12)
     assert index.shape == (4, 12)
-    protocol = jax.tree.map(np.asarray, states.protocol)
+    settings = jax.tree.map(np.asarray, states.settings)
     fresh = tuple(np.zeros_like(v) for v in trace)
     seen = []
     for k in range(4):
         own = np.asarray(index[k])
         wanted, _ = descend(
-            params, trace if inherit else fresh, mask, x[own], y[own], 3, protocol.learning_rate[k],
-            decay=protocol.weight_decay[k], smoothing=protocol.label_smoothing[k], dropout=protocol.dropout[k],
+            params, trace if inherit else fresh, mask, x[own], y[own], 3, settings.learning_rate[k],
+            decay=settings.weight_decay[k], smoothing=settings.label_smoothing[k], dropout=settings.dropout[k],
         )  # fmt: skip
         got = np.asarray(states.variables.params["w"][k])
         np.testing.assert_allclose(got, wanted[0], rtol=2e-4, atol=2e-5)
@@ -224,7 +224,7 @@ def test_either_is_one_of_its_two(adaptive):
     got, wanted = steps(either, GRADIENTS, 0.05, adaptive=adaptive), steps(alone, GRADIENTS, rate)
     np.testing.assert_allclose(as_vector(got), as_vector(wanted), rtol=1e-6)
     np.testing.assert_allclose(as_vector(got), in_numpy(rate, 0.1, adaptive), rtol=1e-5)
-    # A protocol's decay counts for both.
+    # A run's own decay counts for both.
     np.testing.assert_allclose(
         as_vector(steps(either, GRADIENTS, 0.05, adaptive=adaptive, weight_decay=0.3)),
         in_numpy(rate, 0.3, adaptive), rtol=1e-5,
@@ -253,9 +253,11 @@ def test_the_rate_warms_up_step_by_step():
     tx, data = train.optimizer("sgd", momentum=0.0), mlp.data()
     state = train.create(start(), tx, jax.random.key(0))
     fit = functools.partial(
-        train.fit, linear(), data=data, tx=tx, learning_rate=0.3, batch=99, warmup=4,
-        loss=lambda logits, y: logits[:, 0],
-    )  # fmt: skip
+        train.fit,
+        train.Recipe(model=linear(), tx=tx, batch=99, warmup=4, loss=lambda logits, y: logits[:, 0]),
+        data=data,
+        learning_rate=0.3,
+    )
     rates = 0.3 * np.array([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
     slope = np.asarray(data["x"], np.float64).mean(0)
     assert np.max(np.abs(slope)) > 0.4
