@@ -5,7 +5,7 @@
     python -m mvp_jax.main --config=configs/compare.py --config.methods="('isp','gradual','imp')" --workdir=DIR
 
 The argument is a comma-separated list of `data=digits|docstrings|npz`, `model=vit|bert|resnet|NAME` and `runlocal`.
-`methods` names lines of `mvp_jax.lineup`; empty, all of them run.
+`methods` names methods of `mvp_jax.methods.METHODS` for a sparsity; empty, all of them run.
 
 Lab note. Thirteen lines were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four
 sparsities, 65 minutes of two cores), and eleven on the digits: `docs/results`. The whole table has not been run.

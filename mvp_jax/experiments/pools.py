@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
-from mvp_jax.experiments import stages
+from mvp_jax.experiments import setup
 from mvp_jax.pretrained import preprocess, tensor_files
 
 CHECKPOINT = "checkpoint"
@@ -22,7 +22,7 @@ TASKS = ("subsets", "superclasses", "whole")
 """How tasks are made of classes: at random (of joined data sets, of one of them), within a superclass, or of all."""
 
 
-def load(config: ConfigDict) -> stages.Setting:
+def load(config: ConfigDict) -> setup.Setting:
     """Reads the data, cuts it into pools and draws the tasks."""
     data = config.data
     how = data.get("tasks") or TASKS[0]
@@ -36,7 +36,7 @@ def load(config: ConfigDict) -> stages.Setting:
         )  # fmt: skip
         raise ValueError(f"data.fractions is {tuple(data.fractions)}, but {source.name} has {need}")
     held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
-    pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
+    pools = setup.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
     order = np.random.default_rng(config.seed).permutation(source.num_classes).tolist()
     home, away = _sides(source, data.get("targets"))
     order = [c for c in order if c in home]
@@ -45,7 +45,7 @@ def load(config: ConfigDict) -> stages.Setting:
     pretrain_classes = tuple(sorted(order[: config.pretrain.classes]))
     if how == "whole":
         targets = _whole(config, source)
-        return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, (), targets)
+        return setup.Setting(pools, source.image_shape, source.class_names, pretrain_classes, (), targets)
     apart = groups.by_coarse(source) if how == "superclasses" or "+" in data.name else None
     bank_tasks: tuple[tasks.Task, ...] = ()
     if "bank" in config:
@@ -63,7 +63,7 @@ def load(config: ConfigDict) -> stages.Setting:
             exclude=bank_tasks,
             prefix="target",
         )
-    return stages.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
+    return setup.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
 
 
 def _draw(

@@ -42,7 +42,7 @@ ISP_LINES = (
     "unpruned", "magnitude", "gradual_main", "gradual", "imp", "isp", "isp_one", "isp_score", "isp_union",
     "isp_majority", "isp_soup", "isp_published", "instant_soup",
 )  # fmt: skip
-"""Of `lineup`: the vote and its rules, its controls, soups, and what they have to beat."""
+"""Of the methods for a sparsity: the vote and its rules, its controls, soups, and what they have to beat."""
 
 
 def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
@@ -198,7 +198,7 @@ def cifar(config: ConfigDict, of_cifar100: bool) -> None:
 
 
 def meta_vote(data: str, model: str) -> ConfigDict:
-    """Meta-Vote Pruning beside its baselines: a config of `stages.Plan`, for small embedded data."""
+    """Meta-Vote Pruning beside its baselines: a config of `plans.FewShotPlan`, for small embedded data."""
     vit = model.startswith(TRANSFORMERS)
     config = job("mvp", data, model)
 
@@ -239,9 +239,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.vote = ConfigDict()
     config.vote.k = 5
     config.vote.temperature = 0.0
-    config.vote.ballots = "uniform"
     config.vote.similarity_temperature = 0.1
-    config.vote.weights = "neighbours"
     config.vote.outside = "pretrained"
     config.vote.doubt = 0.25
 
@@ -264,6 +262,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets.unseen_at_least = 2
     config.steps = (0, 10, 25, 50)  # fine-tuning steps after which to look
     config.methods = ()  # empty: all
+    config.deliver = ""  # the method whose slim models are written; empty: mvp, or the first of the methods
     return config
 
 
@@ -282,7 +281,7 @@ def votes_briefly(config: ConfigDict) -> None:
 
 
 def trials(data: str, model: str) -> ConfigDict:
-    """Methods at given sparsities: the rest of a config of `trials.Plan`, for small embedded data."""
+    """Methods at given sparsities: the rest of a config of `plans.SparsityPlan`, for small embedded data."""
     attention, text = model.startswith(TRANSFORMERS), is_text(data)
     config = job("trials", data, model)
     config.data.fractions = (0.35, 0.35, 0.15, 0.15)

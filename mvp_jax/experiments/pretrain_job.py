@@ -1,8 +1,10 @@
 """The job `pretrain`: a dense network trained with labels or without, to be pruned afterwards.
 
-    DIR/model/         what `--config.model.checkpoint` reads      DIR/pretrain/         the state to go on from
+    DIR/model/         what `--config.model.checkpoint` reads      DIR/states/           the state to go on from
     DIR/results.csv    accuracy on validation and test images      DIR/metrics.jsonl     loss, accuracy, rate
     DIR/pretraining.png
+
+Jobs that prune pre-train their model by `learn` too, in `DIR/pretrain/`.
 
 Data that are in memory lie on the device; others are read by `data.streams` while the step before runs.
 """
@@ -27,7 +29,7 @@ from mvp_jax.data import sources, tasks
 from mvp_jax.data.augment import cropping, named
 from mvp_jax.data.datasets import catalog
 from mvp_jax.data.loading import lazy, streams
-from mvp_jax.experiments.stages import Setting, batch_of
+from mvp_jax.experiments.setup import Setting, batch_of
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.parallel import processes
 from mvp_jax.reports import plots
@@ -36,7 +38,7 @@ from mvp_jax.train import evaluation, pretraining, probe, simsiam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class PretrainPlan:
     """A checked config of the job.
 
     Attributes:
@@ -68,7 +70,7 @@ class Plan:
         return tasks.subset(getattr(self.setting.pools, name), self.setting.pretrain_classes)
 
 
-def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None = None) -> Plan:
+def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None = None) -> PretrainPlan:
     """Turns `config.pretrain` into a plan.
 
     Raises:
@@ -86,7 +88,7 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         given["augment"] = augmentation(name or "none", data)
     if config.tensorboard:
         event_files.check()
-    plan = Plan(
+    plan = PretrainPlan(
         setting=chosen, model=model, settings=pretraining.Settings(**given), seed=config.seed, host=host, mesh=mesh,
         streamed=data.stream or not isinstance(x, np.ndarray), tensorboard=config.tensorboard,
     )  # fmt: skip
@@ -135,7 +137,7 @@ def accuracy(model: Model, variables: Variables, pair: sources.Arrays) -> float:
     return float(np.mean(predict(model, variables, pair)[0].argmax(-1) == pair.y))
 
 
-def classifier(plan: Plan, variables: Variables) -> Variables:
+def classifier(plan: PretrainPlan, variables: Variables) -> Variables:
     """The network's variables, with a head: its own, or without labels one fitted to features of training images."""
     if plan.settings.method == "supervised":
         return variables
@@ -147,25 +149,31 @@ def classifier(plan: Plan, variables: Variables) -> Variables:
     return replace_head(body, plan.model, kernel=kernel, bias=bias)
 
 
-def run(plan: Plan, folder: Path) -> list[dict[str, Any]]:
+def run(plan: PretrainPlan, folder: Path) -> list[dict[str, Any]]:
     """Trains the network, or goes on where a killed run stopped; returns the rows of `results.csv`.
 
     Raises:
         ValueError: if training diverges, or what is in the folder is of other settings.
     """
     if not files.exists(folder / "results.csv"):
-        processes.only_first("pre-training", lambda: _learn(plan, folder))
+        processes.only_first("pre-training", lambda: learn(plan, folder))
         processes.only_first("results", lambda: _finish(plan, folder))
     return records.read_csv(folder / "results.csv")
 
 
-def _learn(plan: Plan, folder: Path) -> None:
-    """Trains to the end, and writes `model/`."""
+def learn(plan: PretrainPlan, folder: Path) -> None:
+    """Trains to the end, or goes on where a killed run stopped, and writes `folder/model`; by one process alone.
+
+    Raises:
+        ValueError: if training diverges.
+    """
     settings = plan.settings
+    if settings.keep == "last" and files.complete(folder / "model", "model.json"):
+        return
     static, state, given = pretraining.begin(plan.model, settings, jax.random.key(plan.seed), mesh=plan.mesh)
     pool, valid = plan.pool("source"), plan.pool("valid")
     stream = _stream(plan, pool) if plan.streamed else None
-    with checkpoint.Checkpoints(folder / "pretrain", alone=True) as saved:
+    with checkpoint.Checkpoints(folder / "states", alone=True) as saved:
         if saved.latest() is not None:
             state, position = saved.restore((state, stream.state() if stream else {}))
             stream = stream.at(position) if stream else None
@@ -197,14 +205,14 @@ def _learn(plan: Plan, folder: Path) -> None:
                 advanced(count, f"loss {float(metrics['loss']):.3f}, held out {judged['valid']:.1%}")
 
 
-def _stream(plan: Plan, pool: sources.Arrays) -> streams.Stream:
+def _stream(plan: PretrainPlan, pool: sources.Arrays) -> streams.Stream:
     return streams.stream(
         pool, batch=plan.settings.batch, seed=plan.seed, transform=plan.host, full=plan.host is not None
     )
 
 
 @contextlib.contextmanager
-def _data(plan: Plan, pool: sources.Arrays, stream: streams.Stream | None) -> Iterator[Batch | Iterator[Batch]]:
+def _data(plan: PretrainPlan, pool: sources.Arrays, stream: streams.Stream | None) -> Iterator[Batch | Iterator[Batch]]:
     """All images on the device, or their batches as they are read."""
     if stream is None:
         whole = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
@@ -217,7 +225,7 @@ def _data(plan: Plan, pool: sources.Arrays, stream: streams.Stream | None) -> It
 
 
 def _judge(
-    plan: Plan, static: pretraining.Work, state: train.TrainState, valid: sources.Arrays, folder: Path
+    plan: PretrainPlan, static: pretraining.Work, state: train.TrainState, valid: sources.Arrays, folder: Path
 ) -> dict[str, float]:
     """Accuracy on validation images and, without labels, the spread of projections; keeps the model if it is to."""
     variables = classifier(plan, state.variables)
@@ -237,7 +245,7 @@ def _so_far(kept: Path) -> float:
     return float(pretrained.describe(kept)["extra"]["valid"]) if files.exists(kept / "model.json") else -1.0
 
 
-def _finish(plan: Plan, folder: Path) -> None:
+def _finish(plan: PretrainPlan, folder: Path) -> None:
     """Reads the test images, once, and writes the rows and the picture."""
     model, variables = pretrained.reload(folder / "model")
     extra, settings = pretrained.describe(folder / "model")["extra"], plan.settings
@@ -296,4 +304,4 @@ def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, ti
     plots.save(figure, path)
 
 
-__all__ = ["Plan", "accuracy", "augmentation", "check", "classifier", "plot", "predict", "run"]
+__all__ = ["PretrainPlan", "accuracy", "augmentation", "check", "classifier", "plot", "predict", "run"]

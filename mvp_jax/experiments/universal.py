@@ -1,32 +1,30 @@
-"""One pruned model learned from all tasks of the bank, as a voter beside them."""
+"""One pruned model learned from all tasks of the bank, for `reptile_iht`."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import compact, pretrained
-from mvp_jax.core.types import Array, Variables
+from mvp_jax.core.types import Variables
 from mvp_jax.data import tasks
-from mvp_jax.experiments import stages
+from mvp_jax.experiments.bank_build import Stacked
+from mvp_jax.experiments.plans import FewShotPlan
+from mvp_jax.experiments.setup import batch_of
+from mvp_jax.methods import few_shot
 from mvp_jax.methods.few_shot import reptile
 from mvp_jax.models.api import replace_head
 from mvp_jax.parallel import processes
 from mvp_jax.storage import files, records
 
 
-class Learned(NamedTuple):
-    """One pruned model learned from all tasks, in the form of a bank of one entry."""
+def learn(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> few_shot.Start:
+    """Returns the one model that Reptile with iterative hard thresholding learns from the bank's tasks.
 
-    slim: Variables
-    units: dict[str, Array]
-    saliency: dict[str, Array]
-
-
-def learn(plan: stages.Plan, variables: Variables, bank: stages.Stacked, work: Path) -> Learned:
-    """Reptile with iterative hard thresholding on the bank's tasks; learned once, by process 0, and kept on file."""
+    Learned once, by process 0, and kept in `work/universal`.
+    """
     folder = work / "universal"
 
     def make() -> None:
@@ -35,22 +33,19 @@ def learn(plan: stages.Plan, variables: Variables, bank: stages.Stacked, work: P
         settings = plan.universal
         # No more tasks than can be drawn need to be on the device.
         names = [e.task for e in bank.entries][: settings.outer_steps * settings.tasks]
-        stacked = tasks.stack([bank.images(name) for name in names])
-        body = replace_head(variables, plan.task_model)
+        sources = batch_of(tasks.stack([bank.images(name) for name in names]).train)
+        problem = dataclasses.replace(plan.problem(variables, jax.tree.map(lambda a: a[0], sources)), sources=sources)
+        key = jax.random.key(plan.seed + 4)
         with records.progress(settings.outer_steps, "learning one pruned model for all tasks") as advance:
-            start = reptile.learn(
-                plan.task_model, body, stages.batch_of(stacked.train), dict(plan.keep), settings,
-                jax.random.key(plan.seed + 4), groups=plan.groups, mapping=plan.mapping,
-                after=lambda: advance(1),
-            )  # fmt: skip
+            start = reptile.learn(problem, settings, key, mapping=plan.mapping, after=lambda: advance(1))
         slim = compact.cut(start.variables, plan.groups, start.units, sizes=dict(plan.keep))
         pretrained.save(folder, plan.slim, slim, units=start.units)
 
     processes.only_first("universal", make)
     kept = {
-        name: np.isin(np.arange(group["of"]), group["kept"])
+        name: jnp.asarray(np.isin(np.arange(group["of"]), group["kept"]))
         for name, group in pretrained.describe(folder)["kept"].items()
     }
-    units = jax.tree.map(lambda m: jnp.asarray(m)[None], kept)
-    slim = jax.tree.map(lambda leaf: leaf[None], pretrained.reload(folder)[1])
-    return Learned(slim, units, jax.tree.map(lambda m: m.astype(jnp.float32), units))
+    slim = jax.tree.map(jnp.asarray, pretrained.reload(folder)[1])
+    like = replace_head(variables, plan.task_model)
+    return few_shot.Start(compact.embed(slim, plan.groups, kept, like), kept)

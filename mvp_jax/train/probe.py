@@ -65,7 +65,13 @@ def logistic(
 
 
 def fit_head(
-    model: api.Model, variables: Variables, data: Batch, *, l2: float | Array = 1e-2, examples: int = 1024
+    model: api.Model,
+    variables: Variables,
+    data: Batch,
+    *,
+    loss: stepping.Loss | None = None,
+    l2: float | Array = 1e-2,
+    examples: int = 1024,
 ) -> Variables:
     """The variables with their head replaced by a logistic probe on the model's own features.
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog, glue, joined
-from mvp_jax.experiments import papers, pools, presets, sweep
+from mvp_jax.experiments import papers, planning, pools, presets, sweep
 from mvp_jax.experiments import run as experiment
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -164,7 +164,7 @@ def test_the_full_config_fits_its_data(name, arg, faked):
             config.tasks.shots = 5
         if config.job == "pretrain":
             config.pretrain.batch = 64
-    experiment.checked(config)
+    planning.plan(config)
 
 
 @pytest.mark.parametrize(("name", "arg"), LOCAL)
@@ -173,7 +173,7 @@ def test_the_brief_config_needs_no_data(name, arg):
         assert config.data.name in ("digits", "docstrings")
         assert config.model.name in ("resnet8", "vit_micro", "bert_micro", "clip_vision_micro")
         assert not config.model.checkpoint
-        experiment.checked(config)
+        planning.plan(config)
 
 
 def run(config, work):

@@ -13,7 +13,7 @@ from configs import mvp, pretrain
 from mvp_jax import models, pretrained, train
 from mvp_jax.data import sources, tasks
 from mvp_jax.data.augment import named
-from mvp_jax.experiments import pretrain_job, run, stages
+from mvp_jax.experiments import dense_model, planning, pretrain_job, run, setup
 from mvp_jax.storage import records
 from mvp_jax.train import evaluation, pretraining
 
@@ -76,11 +76,11 @@ def test_a_run_leaves_what_it_promises(job):
     )
     image = matplotlib.image.imread(work / "pretraining.png")
     assert image.std() > 0.01
-    plan = run.check_pretraining(config())
+    plan = planning.pretrain_plan(config())
     model, variables = pretrained.reload(work / "model")
     for split in ("valid", "test"):
         pool = tasks.subset(getattr(plan.setting.pools, split), plan.setting.pretrain_classes)
-        expected = evaluation.evaluate(model, variables, stages.batch_of(pool))["accuracy"]
+        expected = evaluation.evaluate(model, variables, setup.batch_of(pool))["accuracy"]
         (got,) = [r["accuracy"] for r in rows if r["split"] == split]
         assert got == pytest.approx(float(expected), abs=1e-6)
         assert got > 0.4  # chance is a sixth
@@ -113,24 +113,24 @@ def test_other_jobs_start_from_the_model(job, tmp_path):
     c = mvp.get_config("model=vit,runlocal")
     c.model.options.update(VIT)
     c.model.checkpoint = str(work / "model")
-    plan = run.check(c)
-    variables = stages.pretrain(plan, tmp_path)
+    plan = planning.few_shot_plan(c)
+    variables = dense_model.dense_model(plan, tmp_path)
     model, own = pretrained.reload(work / "model")
     assert plan.model is model
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, own)))
     c.model.classes = 9
-    wider = stages.pretrain(run.check(c), tmp_path)
+    wider = dense_model.dense_model(planning.few_shot_plan(c), tmp_path)
     assert wider.params["head"]["kernel"].shape[-1] == 9
     assert jnp.array_equal(wider.params["patch"]["kernel"], own.params["patch"]["kernel"])
     c.model.options.update({"dim": 32})
     with pytest.raises(
         ValueError, match=r"holds ViTConfig.*the config asks for ViTConfig.*set model.name, model.options"
     ):
-        stages.pretrain(run.check(c), tmp_path)
+        dense_model.dense_model(planning.few_shot_plan(c), tmp_path)
 
 
 def test_what_it_learns_from_and_is_judged_on_are_the_other_jobs_pools():
-    ours, theirs = run.check_pretraining(config()), run.check(mvp.get_config("model=vit,runlocal"))
+    ours, theirs = planning.pretrain_plan(config()), planning.few_shot_plan(mvp.get_config("model=vit,runlocal"))
     assert ours.setting.pretrain_classes == theirs.setting.pretrain_classes
     for a, b in zip(ours.setting.pools, theirs.setting.pools, strict=True):
         assert np.array_equal(a.x, b.x)
@@ -160,9 +160,9 @@ def test_streamed_and_shared_out_it_learns_too_and_goes_on(tmp_path, monkeypatch
 def test_two_devices_compute_what_one_does():
     found = []
     for devices in (1, 2):
-        plan = run.check_pretraining(config(devices=devices))
+        plan = planning.pretrain_plan(config(devices=devices))
         static, state, given = pretraining.begin(plan.model, plan.settings, jax.random.key(0), mesh=plan.mesh)
-        state, metrics = pretraining.advance(static, state, given, 3, stages.batch_of(plan.pool("source")))
+        state, metrics = pretraining.advance(static, state, given, 3, setup.batch_of(plan.pool("source")))
         found.append((state.variables.params, metrics["loss"]))
     assert float(found[0][1]) == pytest.approx(float(found[1][1]), rel=1e-4)
     for a, b in zip(*(jax.tree.leaves(params) for params, _ in found), strict=True):
@@ -240,7 +240,7 @@ def test_a_bad_config_is_refused_before_anything_is_written(tmp_path, fields, me
 
 def test_colours_need_to_know_how_images_were_normalised(monkeypatch):
     c = config(**{"pretrain.augment": "rand"})
-    chosen = run.check_pretraining(c).setting
+    chosen = planning.pretrain_plan(c).setting
     c.data.name = "npz"
     with pytest.raises(ValueError, match=r"'rand' changes colours, .* give data.mean and data.std"):
         pretrain_job.check(c, chosen, models.create("vit_micro", **VIT))

@@ -16,10 +16,11 @@ import pytest
 
 from configs import mvp as config_file
 from mvp_jax import bank as banks
-from mvp_jax import compact, pretrained
+from mvp_jax import pretrained
+from mvp_jax.core import units
 from mvp_jax.data import tasks
+from mvp_jax.experiments import bank_build, dense_model, planning, setup, universal
 from mvp_jax.experiments import run as experiment
-from mvp_jax.experiments import stages, universal
 from mvp_jax.models.api import replace_head
 from mvp_jax.storage import checkpoint, records
 from mvp_jax.train import evaluation
@@ -87,7 +88,7 @@ def test_config_tasks_and_neighbours_are_on_file(job):
     assert set(whole) - set(there) == {"multihost", "distributed", "devices"}
     assert there == {name: whole[name] for name in there}
     bank_tasks, targets = (tasks.load(work / f"{n}.json") for n in ("bank_tasks", "targets"))
-    plan = experiment.check(config())
+    plan = planning.few_shot_plan(config())
     assert (bank_tasks, targets) == (plan.setting.bank_tasks, plan.setting.targets)
     assert not {frozenset(t.classes) for t in bank_tasks} & {frozenset(t.classes) for t in targets}
     classes = {t.name: {plan.setting.class_names[c] for c in t.classes} for t in (*bank_tasks, *targets)}
@@ -103,8 +104,8 @@ def test_config_tasks_and_neighbours_are_on_file(job):
 
 def test_the_bank_is_sound_and_of_this_model(job):
     work, _ = job
-    plan = experiment.check(config())
-    variables = stages.pretrain(plan, work)
+    plan = planning.few_shot_plan(config())
+    variables = dense_model.dense_model(plan, work)
     bank = banks.open(work / "bank", fingerprint=banks.fingerprint(variables))
     assert banks.verify(bank) == 3
     entries = banks.entries(bank)
@@ -121,7 +122,7 @@ def test_overlap_and_pictures(job):
         values = [row["overlap"] for row in overlap[name]]
         assert values
         assert all(0 <= v <= 1 for v in values)
-        assert {row["group"] for row in overlap[name]} == {g.name for g in experiment.check(config()).groups}
+        assert {row["group"] for row in overlap[name]} == {g.name for g in planning.few_shot_plan(config()).groups}
     for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "cost"):
         image = matplotlib.image.imread(work / f"{name}.png")
         assert min(image.shape[:2]) > 150
@@ -130,7 +131,7 @@ def test_overlap_and_pictures(job):
 
 def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
     work, rows = job
-    plan, accuracy = experiment.check(config()), by_name(rows)
+    plan, accuracy = planning.few_shot_plan(config()), by_name(rows)
     costs = json.loads((work / "cost.json").read_text())
     assert max(costs["masked_minus_slim"].values()) < 1e-4
     assert max(costs["random_cuts"]["differences"]) < 1e-5
@@ -151,7 +152,7 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
             valid_from=pools.valid, test_from=pools.test, seed=0,
         )  # fmt: skip
         for split in ("valid", "test"):
-            got = evaluation.evaluate(model, variables, stages.batch_of(getattr(data, split)))["accuracy"]
+            got = evaluation.evaluate(model, variables, setup.batch_of(getattr(data, split)))["accuracy"]
             assert float(got) == pytest.approx(accuracy[target.name, 0, "mvp", 2, split])
         with checkpoint.Checkpoints(folder / "orbax") as saved:
             again = saved.restore(jax.tree.map(jnp.zeros_like, variables), step=2)
@@ -314,7 +315,7 @@ def test_the_job_prunes_a_residual_network_by_every_method(tmp_path):
     c = config("runlocal", methods=())
     c.model.options.width = 4
     rows = experiment.run(c, tmp_path)
-    assert len({r["method"] for r in rows}) == len(experiment.check(c).variants) > 15
+    assert len({r["method"] for r in rows}) == len(planning.few_shot_plan(c).lines) > 15
     costs = json.loads((tmp_path / "cost.json").read_text())
     assert max(costs["masked_minus_slim"].values()) < 1e-4
 
@@ -328,20 +329,19 @@ def test_one_model_is_learned_for_all_targets_and_kept(job, tmp_path):
     assert {(r["target"], r["steps"]) for r in rows if r["method"] == "reptile_iht"} == {
         (r["target"], r["steps"]) for r in rows if r["method"] == "mvp"
     }
-    found, plan = state_of(tmp_path / "universal"), experiment.check(c)
+    found, plan = state_of(tmp_path / "universal"), planning.few_shot_plan(c)
     kept = pretrained.describe(tmp_path / "universal")["kept"]
     assert {name: len(group["kept"]) for name, group in kept.items()} == dict(plan.keep)
-    variables = stages.pretrain(plan, tmp_path)
-    learned = universal.learn(plan, variables, stages.build_bank(plan, variables, tmp_path), tmp_path)
-    assert {n: np.flatnonzero(u[0]).tolist() for n, u in learned.units.items()} == {
+    variables = dense_model.dense_model(plan, tmp_path)
+    learned = universal.learn(plan, variables, bank_build.build_bank(plan, variables, tmp_path), tmp_path)
+    assert {n: np.flatnonzero(u).tolist() for n, u in learned.units.items()} == {
         n: group["kept"] for n, group in kept.items()
     }
-    moved = compact.cut(
-        replace_head(variables, plan.task_model), plan.groups, jax.tree.map(lambda u: u[0], learned.units),
-        sizes=dict(plan.keep),
-    )  # fmt: skip
-    apart = jax.tree.map(lambda a, b: float(jnp.abs(a[0] - b).max()), learned.slim.params, moved.params)
-    assert max(jax.tree.leaves(apart)) > 1e-4  # it learned
+    body = replace_head(variables, plan.task_model)
+    masks = units.expand(learned.units, plan.groups, body.params)
+    moved = jax.tree.map(lambda a, b, m: float(jnp.abs(jnp.where(m, a - b, 0)).max()), learned.variables.params,
+                         body.params, masks)  # fmt: skip
+    assert max(jax.tree.leaves(moved)) > 1e-4  # it learned
     assert state_of(tmp_path / "universal") == found  # and was not learned anew
 
 
@@ -349,10 +349,10 @@ def test_a_bank_is_the_same_on_several_devices_and_by_other_mappings(job, tmp_pa
     work, _ = job
     expected = banks.entries(banks.open(work / "bank"))
     for name, fields in (("devices", {"devices": 2, "chunk": 1}), ("auto", {"mapping": "auto"})):
-        plan = experiment.check(config(**fields))
+        plan = planning.few_shot_plan(config(**fields))
         folder = tmp_path / name
         shutil.copytree(work / "pretrain", folder / "pretrain")
-        got = stages.build_bank(plan, stages.pretrain(plan, folder), folder)
+        got = bank_build.build_bank(plan, dense_model.dense_model(plan, folder), folder)
         for a, b in zip(got.entries, expected, strict=True):
             assert (a.task, a.classes) == (b.task, b.classes)
             assert a.accuracy == pytest.approx(b.accuracy, abs=0.05)
@@ -364,25 +364,25 @@ def test_a_bank_is_the_same_on_several_devices_and_by_other_mappings(job, tmp_pa
 
 def test_a_task_that_diverges_is_reported_and_left_out_for_good(job, tmp_path, monkeypatch, capsys):
     work, _ = job
-    plan = experiment.check(config())
+    plan = planning.few_shot_plan(config())
     shutil.copytree(work / "pretrain", tmp_path / "pretrain")
-    variables = stages.pretrain(plan, tmp_path)
+    variables = dense_model.dense_model(plan, tmp_path)
     lost = jax.random.key_data(jax.random.fold_in(jax.random.key(plan.seed + 1), 1))
-    search = stages.ifp.search
+    search = bank_build.ifp.search
 
     def breaking(problem, settings, key):
         return search(problem, settings, key)._replace(alive=jnp.any(jax.random.key_data(key) != lost))
 
-    monkeypatch.setattr(stages.ifp, "search", breaking)
-    bank = stages.build_bank(plan, variables, tmp_path)
+    monkeypatch.setattr(bank_build.ifp, "search", breaking)
+    bank = bank_build.build_bank(plan, variables, tmp_path)
     assert [e.task for e in bank.entries] == ["source-0000", "source-0002"]
     assert "source-0001 diverged" in capsys.readouterr().err
-    monkeypatch.setattr(stages.ifp, "search", None)  # nothing is tried again
-    assert [e.task for e in stages.build_bank(plan, variables, tmp_path).entries] == ["source-0000", "source-0002"]
+    monkeypatch.setattr(bank_build.ifp, "search", None)  # nothing is tried again
+    assert [e.task for e in bank_build.build_bank(plan, variables, tmp_path).entries] == ["source-0000", "source-0002"]
 
 
 def test_devices_are_those_that_there_are():
-    assert experiment.check(config()).mesh is None
-    assert dict(experiment.check(config(devices=2)).mesh.shape) == {"member": 2, "data": 1}
+    assert planning.few_shot_plan(config()).mesh is None
+    assert dict(planning.few_shot_plan(config(devices=2)).mesh.shape) == {"member": 2, "data": 1}
     with pytest.raises(ValueError, match="devices is 9, but this process has 2"):
-        experiment.check(config(devices=9))
+        planning.few_shot_plan(config(devices=9))

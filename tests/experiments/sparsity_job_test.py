@@ -12,8 +12,9 @@ import pytest
 from configs import compare
 from configs import isp as isp_config
 from mvp_jax.core import patterns, trees
-from mvp_jax.experiments import presets, run, sparsity_job, sparsity_variants
-from mvp_jax.methods import TO_A_SPARSITY
+from mvp_jax.experiments import planning, presets, run, sparsity_job, sparsity_report
+from mvp_jax.methods import sparse
+from mvp_jax.methods.sparse import lines
 from mvp_jax.reports import curves, plots
 from mvp_jax.storage import records
 from tests import mlp
@@ -65,7 +66,7 @@ def test_the_rows_are_those_of_every_method_sparsity_and_seed(job):
 def test_masks_on_file_have_the_sparsity_and_their_likeness_is_numpys(job):
     work, _ = job
     config_ = config()
-    plan = run.check_trials(config_)
+    plan = planning.sparsity_plan(config_)
     bits = {}
     for method, ratio, seed in itertools.product(METHODS[1:], (0.5, 0.75), (0, 1)):
         with np.load(work / "masks" / f"{method}-{ratio:g}-target-0000-{seed}.npz") as file:
@@ -128,7 +129,7 @@ def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
     c = config(**{"tasks.classes_per_task": 2, "targets.unseen_at_least": 1, "sparsities": (0.5,)})
     c.methods, c.ours, c.targets.seeds, c.masks_alone = ("magnitude",), "magnitude", 1, False
     c.train.steps, c.train.learning_rate = 60, 1e-2
-    plan = dataclasses.replace(run.check_trials(c), metrics=("accuracy", "f1", "matthews"))
+    plan = dataclasses.replace(planning.sparsity_plan(c), metrics=("accuracy", "f1", "matthews"))
     seen, infer = [], sparsity_job.evaluation.infer
     monkeypatch.setattr(
         sparsity_job.evaluation,
@@ -149,7 +150,7 @@ def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
         assert row["matthews"] == pytest.approx(np.corrcoef(guess, part.y)[0, 1])
         assert 0 < row["accuracy"] < 1
         assert row["f1"] != row["accuracy"]
-    sparsity_job.report(plan, rows, tmp_path / "run")
+    sparsity_report.report(plan, rows, tmp_path / "run")
     assert [r["f1"] for r in records.read_csv(tmp_path / "run" / "results.csv")] == [r["f1"] for r in rows]
     assert (
         f"| {100 * rows[1]['matthews']:.1f} |" in (tmp_path / "run" / "results.md").read_text().split("matthews\n")[1]
@@ -159,7 +160,7 @@ def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(plan, metrics=wrong)
     with pytest.raises(ValueError, match="f1 is of two classes, and here are 5"):
-        dataclasses.replace(run.check_trials(config()), metrics=("f1",))
+        dataclasses.replace(planning.sparsity_plan(config()), metrics=("f1",))
 
 
 @pytest.mark.parametrize(
@@ -202,25 +203,23 @@ def test_arguments_of_configs():
 def test_every_line_is_a_method_with_the_budget_of_the_soup():
     problem = contract.problem(0.9)
     base = dataclasses.replace(contract.ISP, share=0.2, members=4, epochs=1.0, weak_epochs=1 / 3)
-    spent = sparsity_variants.cost(problem, base)
+    given = sparse.SparsityDefaults(problem=problem, base=base, round_steps=5)
+    spent = given.spend
     # 0.8 ** 11 is the first below a tenth; an epoch of 24 examples has 3 steps.
     assert spent == (11, 33, 11 * (3 + 4))
-    assert sparsity_variants.cost(contract.problem(0.2), base).rounds == 1
-    table = sparsity_variants.lineup(problem, base, round_steps=5)
-    assert {e.method for e in table.values()} <= set(TO_A_SPARSITY)
-    assert set(TO_A_SPARSITY) - {e.method for e in table.values()} == set()
-    assert table["gradual"].settings.steps == table["rigl"].settings.steps == spent.total
-    assert table["gradual_main"].settings.steps == spent.main
-    assert table["imp"].settings.rounds == 11
-    assert table["isp_one"].settings == dataclasses.replace(base, members=1)
+    assert lines.budget(contract.problem(0.2), base).rounds == 1
+    table = {name: line.settings(given) for name, line in lines.LINES.items()}
+    assert table["gradual"].steps == table["rigl"].steps == spent.total
+    assert table["gradual_main"].steps == spent.main
+    assert table["imp"].rounds == 11
+    assert table["isp"] == table["isp_one"] == base  # its name says how many members vote
     assert set(presets.ISP_LINES) <= set(table)
-    assert "synflow" in table
 
 
 def test_likeness_by_hand():
     a = {"x": np.array([1, 1, 0, 0], bool), "y": np.array([0, 0], bool)}
     b = {"x": np.array([1, 0, 1, 0], bool), "y": np.array([0, 0], bool)}
-    x, y, total = sparsity_job.alike(a, b)
+    x, y, total = sparsity_report.alike(a, b)
     assert (x["cosine"], x["iou"]) == (0.5, pytest.approx(1 / 3))
     assert (y["cosine"], y["iou"]) == (1.0, 1.0)
     assert (total["leaf"], total["iou"]) == ("total", pytest.approx(1 / 3))
@@ -269,8 +268,8 @@ def test_curves_hold_the_numbers(drawn, tmp_path):
 def test_patterns_of_the_config():
     c = config()
     model = mlp.mlp()
-    assert run.pattern(c, model) == patterns.Weights()
+    assert planning.pattern(c, model) == patterns.Weights()
     c.pattern.name = "channels"
-    assert run.pattern(c, model) == patterns.Channels(allocation="global")
+    assert planning.pattern(c, model) == patterns.Channels(allocation="global")
     c.pattern.name, c.pattern.kinds = "units", ("filter",)
-    assert run.pattern(c, model) == patterns.Units(model.groups)
+    assert planning.pattern(c, model) == patterns.Units(model.groups)

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import isp, mvp
-from mvp_jax.experiments import command_line, run
+from mvp_jax.experiments import command_line, planning, run
 from mvp_jax.experiments import sweep as sweeping
 from mvp_jax.storage import records
 
@@ -63,7 +63,7 @@ def sweep(tmp_path_factory, compilations):
         return rows
 
     rates = {"train.learning_rate": (1e-4, 3e-2)}
-    rows = sweeping.run(tiny(rates), work, check=run.checked, job=job)
+    rows = sweeping.run(tiny(rates), work, check=planning.plan, job=job)
     return work, rows, compiled, begun
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import mvp
-from mvp_jax.experiments import run
+from mvp_jax.experiments import run, run_folder
 from mvp_jax.parallel import processes
 from mvp_jax.storage import checkpoint
 from mvp_jax.train import population
@@ -145,14 +145,14 @@ def test_the_main_job_joins_processes_and_shares_a_folder(tmp_path, monkeypatch)
     assert asked == [("h:1", 2, 0)]
 
     with pytest.raises(ValueError, match="does not hold what process 0 wrote"):
-        run.claimed(tmp_path, config)
-    run.claim(tmp_path, config)
+        run_folder.claimed(tmp_path, config)
+    run_folder.claim(tmp_path, config)
     config.distributed.process = 1
-    run.claimed(tmp_path, config)
-    run.claim(tmp_path, config)  # continued by others: where it runs is not part of what is computed
+    run_folder.claimed(tmp_path, config)
+    run_folder.claim(tmp_path, config)  # continued by others: where it runs is not part of what is computed
     config.seed = 1
     with pytest.raises(ValueError, match="does not hold what process 0 wrote"):
-        run.claimed(tmp_path, config)
+        run_folder.claimed(tmp_path, config)
 
 
 def test_devices_in_use_are_refused():

@@ -13,7 +13,7 @@ from mvp_jax import models, pretrained
 from mvp_jax.data import sources
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets import text
-from mvp_jax.experiments import presets, sparsity_job, stages
+from mvp_jax.experiments import dense_model, planning, presets, sparsity_job
 from mvp_jax.experiments import run as experiment
 from mvp_jax.pretrained import key_table, preprocess, tensor_files
 from mvp_jax.pretrained.keys import clip as clip_formats
@@ -88,7 +88,7 @@ def test_an_id_on_the_hub_stands_for_its_folder(pair, monkeypatch):
         preprocess.zero_shot("lab/pair", names, templates), preprocess.zero_shot(pair, names, templates)
     )
     config = isp_clip.get_config("checkpoint=lab/pair,runlocal")
-    assert experiment.check_trials(config).setting.image_shape == (8, 8, 3)
+    assert planning.sparsity_plan(config).setting.image_shape == (8, 8, 3)
 
 
 def test_published_templates():
@@ -118,9 +118,9 @@ def test_clip_is_pruned_under_the_head_of_its_texts(pair, tmp_path):
     config.masks_alone = False
     rows = experiment.run(config, tmp_path)
     assert {r["method"] for r in rows} == {"magnitude", "isp"}
-    plan = experiment.check_trials(config)
+    plan = planning.sparsity_plan(config)
     assert plan.zero_shot.shape == (8, 10)
-    variables = stages.pretrain(plan, tmp_path)
+    variables = dense_model.dense_model(plan, tmp_path)
     problem, data = next(iter(sparsity_job.problems(plan, variables).values()))
     (target,) = plan.setting.targets
     np.testing.assert_array_equal(problem.variables.params["head"]["kernel"], plan.zero_shot[:, list(target.classes)])
@@ -149,10 +149,10 @@ def test_bert_is_pruned_with_its_own_ids(encoder, tmp_path):
     config.methods, config.reference, config.ours = ("magnitude",), "magnitude", "magnitude"
     rows = experiment.run(config, tmp_path)
     assert {r["method"] for r in rows} == {"magnitude"}
-    plan = experiment.check_trials(config)
+    plan = planning.sparsity_plan(config)
     assert plan.setting.image_shape == (32,)
     (form,) = (f for f in preprocess.formats.FORMATS if f.name == "bert (Hugging Face)")
     name = "bert.embeddings.word_embeddings.weight"
     stored = key_table.to_ours(form, name, tensor_files.open(encoder).get(name), plan.model.config)
-    got = stages.pretrain(plan, tmp_path).params["embed"]["word"]
+    got = dense_model.dense_model(plan, tmp_path).params["embed"]["word"]
     np.testing.assert_array_equal(got, stored["params/embed/word"])

@@ -13,7 +13,7 @@ import pytest
 
 from configs import isp
 from mvp_jax import bank, models, pretrained
-from mvp_jax.experiments import command_line, sparsity_job, sweep
+from mvp_jax.experiments import command_line, run_folder, sparsity_job, sweep
 from mvp_jax.experiments import run as experiment
 from mvp_jax.storage import checkpoint, event_files, records
 from mvp_jax.storage import files as storage
@@ -106,7 +106,7 @@ def test_addresses_that_nothing_reads_are_one_line(tmp_path):
 
 def test_a_bucket_that_refuses_is_one_line(remote):
     with pytest.raises(ValueError, match=r"cannot write to gs://forbidden/run: 403: .*; choose a folder that can be"):
-        experiment.claim(storage.path("gs://forbidden/run"), isp.get_config("runlocal"))
+        run_folder.claim(storage.path("gs://forbidden/run"), isp.get_config("runlocal"))
 
 
 def test_metrics_and_boards_go_on(place):

@@ -1,32 +1,31 @@
-"""Methods that prune the units of a model for a few-shot task."""
+"""Methods that prune the units of a model for a few-shot task: Meta-Vote Pruning, its baselines and controls."""
 
+from mvp_jax.methods.contract import Look, Pruned, Spent, Training, all_but, check_labels
 from mvp_jax.methods.few_shot.api import (
-    Method,
+    FewShotMethod,
+    FewShotProblem,
     Neighbours,
-    Problem,
-    Pruned,
-    Spent,
     Start,
-    Training,
     Tuning,
     advance,
-    all_but,
     all_kept,
-    begin,
     check_groups,
-    check_labels,
     finish,
-    grow,
+    fit_head,
     method,
     prepare,
     problem,
+    pruned,
     settle,
 )
+from mvp_jax.methods.few_shot.lines import FewShotDefaults
 
 __all__ = [
-    "Method",
+    "FewShotDefaults",
+    "FewShotMethod",
+    "FewShotProblem",
+    "Look",
     "Neighbours",
-    "Problem",
     "Pruned",
     "Spent",
     "Start",
@@ -35,13 +34,13 @@ __all__ = [
     "advance",
     "all_but",
     "all_kept",
-    "begin",
     "check_groups",
     "check_labels",
     "finish",
-    "grow",
+    "fit_head",
     "method",
     "prepare",
     "problem",
+    "pruned",
     "settle",
 ]

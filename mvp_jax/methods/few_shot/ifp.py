@@ -1,6 +1,6 @@
 """Iterative filter pruning: train a little, drop the weakest units, again; how a task's pruned model is made.
 
-Source: Zhao et al., Meta-Vote Pruning, arXiv:2301.11560, Algorithm 1; ALGORITHMS section 2 of this project's design.
+Source: Zhao et al., Meta-Vote Pruning, arXiv:2301.11560, Algorithm 1.
 The model is cut physically after every round, so that later rounds cost what the smaller model costs.
 """
 
@@ -16,21 +16,25 @@ from mvp_jax import compact, train
 from mvp_jax.compact import cost
 from mvp_jax.core import prune, schedules, units
 from mvp_jax.core.types import Array, Key, Units, UnitScores, Variables
+from mvp_jax.methods import checks
+from mvp_jax.methods.contract import Look, Pruned, Spent
 from mvp_jax.methods.few_shot import api
-from mvp_jax.train import evaluation, probe
+from mvp_jax.train import evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Iterative filter pruning.
+    """Settings of iterative filter pruning.
 
     Attributes:
-        rounds: `R`.
-        steps_per_round: `B` steps before each cut.
-        schedule: `geometric`: each round removes the same share of what remains; `cubic`: most removed early.
+        rounds: `R`, how often units are cut.
+        steps_per_round: `B`, training steps before each cut.
+        schedule: `geometric`: each round removes the same share of the remaining units; `cubic`: most go early.
         score: accumulated over the steps of the round: `fisher` of per-example gates, or the paper's `activation`.
-        min_units: no group keeps fewer.
-        tuning: `steps` after the last cut, and how all steps are taken.
+        min_units: no group keeps fewer units.
+        budget: with `tuning.looks`: a look after `J` steps is at a search whose rounds and fine-tuning together take
+            `budget` times `J` steps.
+        tuning: the steps after the last cut, and how all steps are taken.
     """
 
     rounds: int = 3
@@ -38,9 +42,12 @@ class Settings:
     schedule: Literal["geometric", "cubic"] = "geometric"
     score: Literal["fisher", "activation"] = "fisher"
     min_units: int = 1
+    budget: int = 1
     tuning: api.Tuning = dataclasses.field(default_factory=lambda: api.Tuning(steps=120))
 
     def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"budget multiplies the steps of a look and is at least 1, got {self.budget}")
         if self.rounds < 1 or self.steps_per_round < 1:
             raise ValueError(
                 f"rounds and steps_per_round must be >= 1, got {self.rounds} and {self.steps_per_round}; "
@@ -53,11 +60,12 @@ class Settings:
 
     @property
     def total_steps(self) -> int:
+        """Training steps of all rounds and of the fine-tuning."""
         return self.rounds * self.steps_per_round + self.tuning.steps
 
 
 def with_budget(settings: Settings, steps: int) -> Settings:
-    """The same settings for `steps` steps in all, half of them in the rounds.
+    """Returns the settings of a search that takes `steps` steps in all, half of them in the rounds.
 
     >>> with_budget(Settings(rounds=3), 100).total_steps
     100
@@ -66,7 +74,10 @@ def with_budget(settings: Settings, steps: int) -> Settings:
     per_round = max(steps // (2 * rounds), 1)
     final = max(steps - rounds * per_round, 0)
     return dataclasses.replace(
-        settings, rounds=rounds, steps_per_round=per_round, tuning=dataclasses.replace(settings.tuning, steps=final)
+        settings,
+        rounds=rounds,
+        steps_per_round=per_round,
+        tuning=dataclasses.replace(settings.tuning, steps=final, looks=()),
     )
 
 
@@ -82,7 +93,9 @@ class Found(NamedTuple):
     alive: Array
 
 
-def counts(problem: api.Problem, settings: Settings, first: Mapping[str, int] | None = None) -> list[dict[str, int]]:
+def counts(
+    problem: api.FewShotProblem, settings: Settings, first: Mapping[str, int] | None = None
+) -> list[dict[str, int]]:
     """Units kept after each round, on the host; the last are the problem's.
 
     The kept share follows the schedule from all units (or from `first`) to the problem's own, group by group.
@@ -114,7 +127,7 @@ def _record(
 
 
 def search(
-    problem: api.Problem,
+    problem: api.FewShotProblem,
     settings: Settings,
     key: Key,
     *,
@@ -152,11 +165,10 @@ def search(
         variables = compact.cut(start.variables, problem.groups, start.units, sizes=sizes)
         variables = evaluation.reestimate(model, variables, problem.train["x"][: tuning.norm_examples])
     groups = tuple(g for g in model.groups if g.name in names)
-    head = probe.fit_head(model, variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
-    state = train.create(head, tuning.tx, key)
+    state = train.create(api.fit_head(problem, model, variables, tuning), tuning.tx, key)
     for after in counts(problem, settings, first):
         state, metrics = api.advance(
-            model, problem.train, state, tuning, settings.steps_per_round, score=settings.score, groups=groups
+            problem, state, tuning, settings.steps_per_round, model=model, score=settings.score, groups=groups
         )
         mask = prune.by_leaf(metrics["scores"], after)
         kept, saliency = _record(kept, saliency, metrics["scores"], mask, tuple(sizes.items()))
@@ -165,27 +177,45 @@ def search(
         groups = tuple(g for g in model.groups if g.name in names)
     # The head was fitted to features that are gone; without a new one this method is unfairly weak.
     variables = api.settle(problem, state, tuning)
-    variables = probe.fit_head(model, variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples)
+    variables = api.fit_head(problem, model, variables, tuning)
     alive = state.alive
     if tuning.steps:
         state = train.create(variables, tuning.tx, jax.random.fold_in(key, 1))
-        state, _ = api.advance(model, problem.train, state, tuning, tuning.steps)
+        state, _ = api.advance(problem, state, tuning, tuning.steps, model=model)
         variables = api.settle(problem, state, tuning)
     return Found(variables, kept, saliency, alive & state.alive)
 
 
-def ifp(problem: api.Problem, settings: Settings, key: Key) -> api.Pruned:
-    """Iterative filter pruning from the full model."""
-    found = search(problem, settings, key)
-    return api.grow(problem, found.slim, found.units)
+def ifp(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
+    """Iterative filter pruning from the full model.
 
-
-def spent(problem: api.Problem, settings: Settings) -> dict[str, float]:
-    """What a search costs: `steps`, `examples` (forward and backward), `flops` (a backward pass counts as two forward).
-
-    The model shrinks from round to round, and its cost with it.
+    Without `tuning.looks` the search is the settings' own. With them each look after `J > 0` steps is at a search of
+    its own that takes `budget · J` steps in all, as there is no pruned model before the last round; the result is that
+    of the last look.
     """
-    batch = min(settings.tuning.batch, problem.train["y"].shape[-1])
+    checks.check("ifp", problem, api.FewShotProblem, settings, Settings)
+    within = {at: with_budget(settings, settings.budget * at) for at in sorted(settings.tuning.looks) if at}
+    looks = {}
+    for at, search_settings in (within or {0: settings}).items():
+        found = search(problem, search_settings, key)
+        spent = steps_and_examples(problem, search_settings)
+        looks[at] = Look(found.slim, spent)
+    return api.pruned(problem, found.slim, found.units, spent=spent, alive=found.alive, looks=looks if within else None)
+
+
+def steps_and_examples(problem: api.FewShotProblem, settings: Settings) -> Spent:
+    """What a search takes: training steps, and examples that pass forward and backward."""
+    return Spent(settings.total_steps, settings.total_steps * min(settings.tuning.batch, problem.examples))
+
+
+def cost_of_search(problem: api.FewShotProblem, settings: Settings) -> dict[str, float]:
+    """What a search costs, as the bank keeps it.
+
+    Returns:
+        `steps`, `examples` (which pass forward and backward) and `flops` (a backward pass counts as two forward
+        passes). The model shrinks from round to round, and its cost with it.
+    """
+    batch = min(settings.tuning.batch, problem.examples)
     sizes = [{g.name: g.size for g in problem.groups}, *counts(problem, settings)]
     steps = [settings.steps_per_round] * settings.rounds + [settings.tuning.steps]
     flops = 0.0

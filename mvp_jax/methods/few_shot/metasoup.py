@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from mvp_jax import train
 from mvp_jax.core import prune
 from mvp_jax.core.types import Array, Key, Variables
+from mvp_jax.methods.contract import Spent
 from mvp_jax.methods.few_shot import api, mvp
-from mvp_jax.train import population, probe
+from mvp_jax.train import population
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class Settings:
                 "members and steps must be at least 1, subset in (0, 1] and 0 < low <= high for the rate, got "
                 f"{self.members}, {self.steps}, {self.subset}, {self.learning_rate}"
             )
-        if self.vote.anchor or self.vote.rounds or self.vote.mask != "vote":
-            raise ValueError("the meta-soup is a plain vote; leave anchor, rounds and mask as they are by default")
+        if self.vote.rounds:
+            raise ValueError("the meta-soup elects the final units at once; leave vote.rounds at 0")
 
     @property
     def k(self) -> int:
@@ -63,17 +64,16 @@ class Settings:
         return self.members * self.steps * min(self.tuning.batch, self.own(examples))
 
 
-def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neighbours:
+def weak_members(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Neighbours:
     """Weak members as voters, in the dense model's shapes; their `similarity` is still to be set."""
     tuning, examples = settings.tuning, problem.train["y"].shape[0]
-    head = probe.fit_head(
-        problem.model, problem.variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples
-    )
+    head = api.fit_head(problem, problem.model, problem.variables, tuning)
     own = settings.own(examples)
     low, high = settings.learning_rate
     recipe = train.Recipe(
         model=problem.model,
         tx=tuning.tx,
+        loss=problem.loss,
         batch=tuning.batch,
         augment=tuning.augment,
         score="fisher",
@@ -84,8 +84,14 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
         key_data, key_rate, key_fit = jax.random.split(key, 3)
         index = jax.random.permutation(key_data, examples)[:own]
         rate = tuning.learning_rate * low * (high / low) ** jax.random.uniform(key_rate)
-        begun = train.create(head, tuning.tx, key_fit)
-        state, metrics = train.fit(recipe, begun, problem.train, settings.steps, learning_rate=rate, index=index)
+        state, metrics = train.fit(
+            recipe,
+            train.create(head, tuning.tx, key_fit),
+            problem.train,
+            settings.steps,
+            learning_rate=rate,
+            index=index,
+        )
         return state.variables, metrics["scores"]
 
     mapping: population.Mapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"
@@ -94,16 +100,15 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
     return api.Neighbours(ballots, variables, scores, jnp.zeros(settings.members))
 
 
-def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
-    """Elects units by the ballots of neighbours and weak members, and starts them from the mean of their weights.
+def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
+    """Meta-soup: elects units by the ballots of neighbours and weak members; weights start from the voters' mean.
 
     Raises:
         ValueError: if the problem has no neighbours, or their ballots are for other groups.
     """
     near = problem.voters()
-    api.check_groups(near.units, problem)
-    near = mvp.nearest(near, min(settings.k, near.similarity.shape[-1]))
     key_weak, key_vote = jax.random.split(key)
+    near = mvp.nearest(near, min(settings.k, near.similarity.shape[-1]), key)
     weak = weak_members(problem, settings, key_weak)
     heat = settings.vote.similarity_temperature
     # As voters weigh softmax(similarity / heat), this is the similarity whose weight is the neighbours' mean.
@@ -113,14 +118,20 @@ def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
     both = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b]), headless, weak._replace(variables=_under_no_head(weak.variables, problem))
     )
-    vote = dataclasses.replace(settings.vote, k=both.similarity.shape[-1], ballots="similarity")
-    return mvp.start(dataclasses.replace(problem, neighbours=both), vote, key_vote)
+    together = dataclasses.replace(problem, neighbours=both)
+    return mvp.MetaVote(voters=mvp.everyone, weigh=mvp.by_similarity)(together, settings.vote, key_vote)
 
 
-def _under_no_head(stacked: Variables, problem: api.Problem) -> Variables:
+def _under_no_head(stacked: Variables, problem: api.FewShotProblem) -> Variables:
     """Heads belong to their tasks: they may differ in shape, and have no vote."""
-    head = problem.model.head
-    return Variables({**stacked.params, head: {}}, stacked.rest)
+    head = api.head_of(problem.model, problem.variables.params)
+    return Variables({**stacked.params, head: {}} if head else stacked.params, stacked.rest)
 
 
-metasoup = api.method(start)
+def cost_of_members(problem: api.FewShotProblem, settings: Settings) -> Spent:
+    """What ranking the neighbours and training the weak members take."""
+    ranked, trained = mvp.ranking(problem, settings), settings.spent(problem.examples)
+    return Spent(ranked.steps + settings.members * settings.steps, ranked.examples + trained)
+
+
+metasoup = api.method(start, Settings, spends=cost_of_members)

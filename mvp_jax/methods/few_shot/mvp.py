@@ -1,55 +1,53 @@
 """Meta-Vote Pruning: the units that the nearest tasks' pruned models kept, with the mean of their weights.
 
 Source: Zhao et al., ECML-PKDD 2023, arXiv:2301.11560, Algorithm 2 and section 4.
-Settings turn the same code into its controls: `k=1, outside="mean"` copies an entry; other neighbours passed in
-give votes of far or of all tasks; `weights="pretrained"` keeps the vote alone; `mask="own"` the weights alone.
+
+A meta-vote has three slots, each a function: which neighbours vote, which units they elect, and from which weights the
+kept units start (`MetaVote`). The paper's method and all of its controls are this one function with other slots:
+
+    near = voters(neighbours, k, key)
+    kept = elect(problem, near, ...)
+    start = weights(problem, near, ...), kept
 """
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import train
 from mvp_jax.core import prune, similarity, trees, units, vote
-from mvp_jax.core.types import Array, Batch, Key, PyTree, Units, UnitScores, Variables
+from mvp_jax.core.types import Array, Key, Params, PyTree, Units, Variables
+from mvp_jax.methods import checks
+from mvp_jax.methods.contract import Pruned, Spent
 from mvp_jax.methods.few_shot import api, ifp, oneshot
-from mvp_jax.models.api import Model
-from mvp_jax.train import evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Meta-Vote Pruning.
+    """Settings of Meta-Vote Pruning and of its controls.
 
     Attributes:
-        k: neighbours that vote, the most similar of those given.
-        temperature: `τ`; 0 is the deterministic vote, above it units are sampled with odds `softmax(h/τ)`.
-        ballots: one vote each (`uniform`, the paper) or softmax of `similarity / similarity_temperature`.
-        weights: kept units start from the `neighbours`' mean or from the `pretrained` weights.
-        outside: parameters of no pruned group start from the `pretrained` value or the neighbours' `mean`.
-        mask: `vote`; or, as controls, the target's `own` one-shot mask by `score`, or the units of largest norm in the
-            neighbours' plain `mean` (mean weights without a vote).
-        anchor: start from the nearest entry, mask and weights; the others vote only on the share `doubt` of its
-            units that it holds least salient, and on the units it lacks.
-        doubt: see `anchor`.
-        score: for `mask="own"`.
-        rounds: further pruning rounds after the vote; 0 (default) elects the final units at once.
-        start_ratio: with `rounds`, the share of units that the vote removes; the rounds remove the rest.
+        k: how many neighbours vote; all of those given if there are fewer.
+        temperature: `τ`; 0 is the deterministic vote, above it units are sampled with probability `softmax(h/τ)`.
+        similarity_temperature: where votes weigh by similarity, the weights are `softmax(similarity / this)`.
+        outside: parameters of no pruned group start from the `pretrained` value or from the neighbours' `mean`.
+        doubt: of the anchored vote: the share of the nearest entry's units, those it holds least salient, on which the
+            other neighbours vote.
+        score: of the control that keeps the task's own units: the one-shot score that chooses them.
+        rounds: pruning rounds after the vote; 0 elects the final units at once.
+        start_ratio: with `rounds`: the share of the units that the vote removes; the rounds remove the rest.
+        tuning: how the head is fitted and the model fine-tuned.
     """
 
     k: int = 5
     temperature: float = 0.0
-    ballots: Literal["uniform", "similarity"] = "uniform"
     similarity_temperature: float = 0.1
-    weights: Literal["neighbours", "pretrained"] = "neighbours"
-    outside: Literal["pretrained", "mean"] = "pretrained"
-    mask: Literal["vote", "own", "mean"] = "vote"
-    anchor: bool = False
+    outside: str = "pretrained"
     doubt: float = 0.25
-    score: oneshot.Score = "fisher"
+    score: oneshot.UnitCriterion = "fisher"
     rounds: int = 0
     start_ratio: float = 0.5
     tuning: api.Tuning = dataclasses.field(default_factory=api.Tuning)
@@ -63,57 +61,11 @@ class Settings:
             raise ValueError(f"rounds must be >= 0 and start_ratio in [0, 1), got {self.rounds} and {self.start_ratio}")
         if not 0 <= self.doubt <= 1:
             raise ValueError(f"doubt is a share in [0, 1], got {self.doubt}")
-        for name, allowed in (
-            ("ballots", ("uniform", "similarity")),
-            ("weights", ("neighbours", "pretrained")),
-            ("outside", ("pretrained", "mean")),
-            ("mask", ("vote", "own", "mean")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.outside not in ("pretrained", "mean"):
+            raise ValueError(f"outside must be one of ('pretrained', 'mean'), got {self.outside!r}")
 
 
-def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int = 8) -> Array:
-    """LEEP of every bank entry for one target, as a single program over the stacked entries.
-
-    Args:
-        model: of the entries; slim, all of one shape.
-        members: their variables, every leaf leads with `T`.
-        data: the target's training examples.
-        num_classes: of the target.
-        chunk: entries at a time.
-
-    Returns:
-        `float32[T]`, higher = nearer.
-    """
-    if train.loops_on_host(model, members, data):
-        return jnp.stack([_leep(model, v, data, num_classes=num_classes) for v in trees.unstack(members)])
-    return _leep_to_all(model, members, data, num_classes=num_classes, chunk=chunk)
-
-
-def _leep(model: Model, variables: Variables, data: Batch, *, num_classes: int) -> Array:
-    logits, _ = evaluation.infer(model, variables, data["x"])
-    return similarity.leep(jax.nn.softmax(logits), data["y"], num_classes)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_classes", "chunk"))
-def _leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int) -> Array:
-    return jax.lax.map(lambda v: _leep(model, v, data, num_classes=num_classes), members, batch_size=chunk)
-
-
-@functools.partial(jax.jit, static_argnames=("k",))
-def nearest(neighbours: api.Neighbours, k: int) -> api.Neighbours:
-    """The `k` most similar, nearest first."""
-    _, index = jax.lax.top_k(neighbours.similarity, k)
-    return jax.tree.map(lambda leaf: leaf[index], neighbours)
-
-
-def _mean_saliency(neighbours: api.Neighbours) -> dict[str, Array]:
-    """Ties are broken by saliency, each neighbour's scaled to mean 1 a group: tasks differ in the size of gradients."""
-    return {name: jnp.mean(s / (jnp.mean(s, -1, keepdims=True) + 1e-30), 0) for name, s in neighbours.saliency.items()}
-
-
-class Knobs(NamedTuple):
+class Numbers(NamedTuple):
     """The settings that are numbers: traced, so that a new value does not compile anew."""
 
     temperature: Array
@@ -121,130 +73,286 @@ class Knobs(NamedTuple):
     doubt: Array
 
 
-def _voted(
-    problem: api.Problem, voters: api.Neighbours, settings: Settings, knobs: Knobs, share: Array, key: Key
-) -> Units:
-    tie_break = _mean_saliency(voters)
-    if not settings.anchor:
-        return vote.elect(
-            voters.units,
-            problem.sizes,
-            scope="leaf",
-            weights=share,
-            tie_break=tie_break,
-            key=key if settings.temperature else None,
-            temperature=knobs.temperature if settings.temperature else 0.0,
-        )
-    support = vote.support(voters.units, share)
-    scores = {}
-    for name, ballots in voters.units.items():
-        own, saliency = ballots[0], voters.saliency[name][0]
-        rank = jnp.argsort(jnp.argsort(jnp.where(own, saliency, jnp.inf)))
-        sure = own & (rank >= knobs.doubt * jnp.sum(own))
-        # Support is a share, at most 1; what the anchor is sure of stands above any vote.
-        scores[name] = jnp.where(sure, 2.0, support[name])
-    return prune.by_leaf(scores, problem.sizes, tie_break=tie_break)
+class Ballot(NamedTuple):
+    """What the slots of a meta-vote see.
+
+    Attributes:
+        problem: the task.
+        near: the neighbours that vote, nearest first.
+        weights: float `[k]`, what each vote weighs; they add up to 1.
+        numbers: the traced settings.
+        settings: the other settings, static.
+        key: for what is drawn.
+    """
+
+    problem: api.FewShotProblem
+    near: api.Neighbours
+    weights: Array
+    numbers: Numbers
+    settings: Settings
+    key: Key
 
 
-def _weights(problem: api.Problem, voters: api.Neighbours, settings: Settings, share: Array) -> PyTree:
-    """Where parameters start: the mean over the voters that kept an entry (both sides of it), else pre-trained."""
-    pretrained = _headless(problem.variables.params, problem.model.head)
-    members = _headless(voters.variables.params, problem.model.head)
-    masks = jax.vmap(lambda u: units.expand(u, problem.groups, problem.variables.params))(voters.units)
-    masks = _headless(masks, problem.model.head)
-    inside = {s.path for g in problem.groups for s in g.slots if s.collection == "params"}
-
-    def soup(members: PyTree, masks: PyTree, share: Array) -> PyTree:
-        mean = vote.soup(members, masks=masks, weights=share, fallback=pretrained)
-        if settings.outside == "mean":
-            return mean
-        return jax.tree.map(lambda path, a, b: a if path in inside else b, trees.paths(pretrained), mean, pretrained)
-
-    if not settings.anchor:
-        params = soup(members, masks, share)
-    else:
-        first = jax.tree.map(lambda leaf: leaf[0], (members, masks))
-        other_members, other_masks = jax.tree.map(lambda leaf: leaf[1:], (members, masks))
-        others = soup(other_members, other_masks, share[1:])
-        params = jax.tree.map(lambda path, w, m, o: jnp.where(m, w, o), trees.paths(pretrained), *first, others)
-    return params | {problem.model.head: problem.variables.params[problem.model.head]}
+# -- who votes
 
 
-def _headless(params: PyTree, head: str) -> PyTree:
-    # Heads belong to their tasks' classes: they may differ in shape and are never averaged.
-    return {name: child for name, child in params.items() if name != head}
+def nearest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
+    """Returns the `k` most similar neighbours, nearest first."""
+    return _taken(neighbours, similarity.nearest(neighbours.similarity, k))
 
 
-@functools.partial(jax.jit, static_argnames=("settings",))
-def _decide(problem: api.Problem, key: Key, knobs: Knobs, own: UnitScores | None, *, settings: Settings) -> api.Start:
-    k = settings.k
-    voters = nearest(problem.voters(), k)
-    share = (
-        jax.nn.softmax(voters.similarity / knobs.similarity_temperature)
-        if settings.ballots == "similarity"
-        else jnp.full(k, 1 / k)
+def farthest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
+    """Returns the `k` least similar neighbours, the nearest of them first."""
+    return _taken(neighbours, similarity.nearest(-neighbours.similarity, k)[::-1])
+
+
+def random(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
+    """Returns `k` neighbours drawn without replacement, nearest first."""
+    drawn = jax.random.permutation(jax.random.fold_in(key, 1), neighbours.similarity.shape[-1])[:k]
+    return nearest(_taken(neighbours, drawn), k, key)
+
+
+def everyone(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
+    """Returns all neighbours, nearest first, whatever `k` is."""
+    return nearest(neighbours, neighbours.similarity.shape[-1], key)
+
+
+def _taken(neighbours: api.Neighbours, index: Array) -> api.Neighbours:
+    return jax.tree.map(lambda leaf: leaf[index], neighbours)
+
+
+# -- what a vote weighs
+
+
+def equally(near: api.Neighbours, numbers: Numbers) -> Array:
+    """Returns `1/k` for each of the `k` neighbours: one vote each, as in the paper."""
+    k = near.similarity.shape[-1]
+    return jnp.full(k, 1 / k)
+
+
+def by_similarity(near: api.Neighbours, numbers: Numbers) -> Array:
+    """Returns `softmax(similarity / similarity_temperature)`, float `[k]`."""
+    return jax.nn.softmax(near.similarity / numbers.similarity_temperature)
+
+
+# -- which units are kept
+
+
+def elected(ballot: Ballot) -> Units:
+    """Returns the units of most votes in each group.
+
+    Votes are `h[c] = Σ_j w_j·1[c ∈ Ω_j] / Σ_j w_j`. The `keep` units of highest `h` stay (with a temperature `τ`: of
+    highest `h + τ·Gumbel`); ties go to the higher mean saliency, then to the lower index.
+    """
+    sampled = bool(ballot.settings.temperature)
+    elected: Units = vote.elect(
+        ballot.near.units,
+        ballot.problem.sizes,
+        scope="leaf",
+        weights=ballot.weights,
+        tie_break=_mean_saliency(ballot.near),
+        key=ballot.key if sampled else None,
+        temperature=ballot.numbers.temperature if sampled else 0.0,
     )
-    if own is not None:
-        kept = prune.by_leaf(own, problem.sizes)
-    elif settings.mask == "mean":
-        mean = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), _headless(voters.variables.params, problem.model.head))
-        kept = prune.by_leaf(units.reduce(mean, problem.groups, "l2"), problem.sizes)
-    else:
-        kept = _voted(problem, voters, settings, knobs, share, key)
-    if settings.weights == "pretrained":
-        return api.Start(problem.variables, kept)
-    return api.Start(Variables(_weights(problem, voters, settings, share), problem.variables.rest), kept)
+    return elected
 
 
-def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
-    """Meta-vote: elects units by the neighbours' ballots and starts them from the mean of the neighbours' weights.
+def anchored(ballot: Ballot) -> Units:
+    """Returns the units that the nearest neighbour is sure of, and by votes the rest.
 
-    Votes `h[c] = Σ_j w_j·1[c ∈ Ω_j] / Σ_j w_j`; the `keep` units of highest `h` (or of highest `h + τ·Gumbel`), ties
-    by the neighbours' mean saliency, then index. A kept unit starts from the mean over those neighbours that kept it;
-    an entry between two units from those that kept both.
+    Of its units, the nearest neighbour is in doubt about the share `doubt` that it holds least salient; on these and on
+    the units that it lacks, all neighbours vote.
 
     Raises:
-        ValueError: if the problem has no neighbours, or their ballots are for other groups.
+        ValueError: for fewer than two neighbours.
     """
-    neighbours = problem.voters()
-    api.check_groups(neighbours.units, problem)
-    if settings.anchor and min(settings.k, neighbours.similarity.shape[-1]) < 2:
+    near = ballot.near
+    if near.similarity.shape[-1] < 2:
         raise ValueError("an anchored vote needs at least two neighbours: one to start from and one to vote")
-    knobs = Knobs(*map(jnp.float32, (settings.temperature, settings.similarity_temperature, settings.doubt)))
-    # What is traced, or only used later, is taken out of the key under which the compiled vote is cached.
-    static = dataclasses.replace(
-        settings,
-        k=min(settings.k, neighbours.similarity.shape[-1]),
-        temperature=float(settings.temperature > 0),
-        similarity_temperature=1.0,
-        doubt=0.0,
-        score="fisher",
-        rounds=0,
-        start_ratio=0.0,
-        tuning=api.Tuning(),
-    )
-    own = (
-        oneshot.scores(problem, key, score=settings.score, l2=settings.tuning.probe_l2)
-        if settings.mask == "own"
-        else None
-    )
-    return _decide(problem, key, knobs, own, settings=static)
+    support = vote.support(near.units, ballot.weights)
+    scores = {}
+    for name, ballots in near.units.items():
+        own, saliency = ballots[0], near.saliency[name][0]
+        rank = jnp.argsort(jnp.argsort(jnp.where(own, saliency, jnp.inf)))
+        sure = own & (rank >= ballot.numbers.doubt * jnp.sum(own))
+        # Support is a share, at most 1; what the anchor is sure of stands above any vote.
+        scores[name] = jnp.where(sure, 2.0, support[name])
+    kept: Units = prune.by_leaf(scores, ballot.problem.sizes, tie_break=_mean_saliency(near))
+    return kept
 
 
-_vote_once = api.method(start)
+def own(ballot: Ballot) -> Units:
+    """Returns the units of highest one-shot score on the task itself; nobody votes. A control."""
+    settings = ballot.settings
+    scores = oneshot.scores(ballot.problem, ballot.key, score=settings.score, l2=settings.tuning.probe_l2)
+    kept: Units = prune.by_leaf(scores, ballot.problem.sizes)
+    return kept
 
 
-def mvp(problem: api.Problem, settings: Settings, key: Key) -> api.Pruned:
-    """Meta-Vote Pruning; see `start`. With `settings.rounds` the vote is less sparse and IFP's rounds remove the rest.
+def of_the_mean(ballot: Ballot) -> Units:
+    """Returns the units of largest norm in the neighbours' plain mean; nobody votes. A control."""
+    params = _headless(ballot.near.variables.params, _head(ballot.problem))
+    mean = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), params)
+    kept: Units = prune.by_leaf(units.reduce(mean, ballot.problem.groups, "l2"), ballot.problem.sizes)
+    return kept
 
-    The rounds take half of the `tuning.steps`, so that the budget is the same.
+
+def _mean_saliency(neighbours: api.Neighbours) -> dict[str, Array]:
+    """Ties are broken by saliency, each neighbour's scaled to mean 1 a group: tasks differ in the size of gradients."""
+    return {name: jnp.mean(s / (jnp.mean(s, -1, keepdims=True) + 1e-30), 0) for name, s in neighbours.saliency.items()}
+
+
+# -- where weights start
+
+
+def soup(ballot: Ballot) -> Params:
+    """Returns at every entry the mean over those neighbours that kept it.
+
+    An entry between two units counts those that kept both; where nobody did it is the pre-trained value. Parameters of
+    no pruned group follow `settings.outside`. The head, which belongs to a task, is the problem's own.
     """
-    if settings.rounds == 0:
-        return _vote_once(problem, settings, key)
-    first = prune.keep_counts({g.name: g.size for g in problem.groups}, settings.start_ratio)
-    first = {name: max(n, problem.sizes[name]) for name, n in first.items()}
-    wider = dataclasses.replace(problem, keep=tuple(first.items()))
-    key_start, key_search = jax.random.split(key)
-    search = ifp.with_budget(ifp.Settings(rounds=settings.rounds, tuning=settings.tuning), settings.tuning.steps)
-    found = ifp.search(problem, search, key_search, start=start(wider, settings, key_start), first=first)
-    return api.grow(problem, found.slim, found.units)
+    members, masks = _votes(ballot)
+    return _soup(ballot, members, masks, ballot.weights)
+
+
+def averaged(ballot: Ballot) -> Params:
+    """Returns `soup` with parameters of no pruned group from the neighbours' mean, whatever the settings say."""
+    return soup(ballot._replace(settings=dataclasses.replace(ballot.settings, outside="mean")))
+
+
+def pretrained(ballot: Ballot) -> Params:
+    """Returns the pre-trained parameters: the vote alone. A control."""
+    params: Params = ballot.problem.variables.params
+    return params
+
+
+def anchor(ballot: Ballot) -> Params:
+    """Returns the nearest neighbour's weights where it kept an entry, elsewhere the soup of the others."""
+    members, masks = _votes(ballot)
+    first = jax.tree.map(lambda leaf: leaf[0], (members, masks))
+    other_members, other_masks = jax.tree.map(lambda leaf: leaf[1:], (members, masks))
+    others = _soup(ballot, other_members, other_masks, ballot.weights[1:])
+    head = _head(ballot.problem)
+    params = jax.tree.map(lambda w, m, o: jnp.where(m, w, o), *first, _headless(others, head))
+    return _headed(params, ballot)
+
+
+def _votes(ballot: Ballot) -> tuple[PyTree, PyTree]:
+    """The neighbours' parameters without heads, and which of their entries each kept; leaves lead with `k`."""
+    problem = ballot.problem
+    masks = jax.vmap(lambda u: units.expand(u, problem.groups, problem.variables.params))(ballot.near.units)
+    return _headless(ballot.near.variables.params, _head(problem)), _headless(masks, _head(problem))
+
+
+def _soup(ballot: Ballot, members: PyTree, masks: PyTree, weights: Array) -> Params:
+    problem = ballot.problem
+    dense = _headless(problem.variables.params, _head(problem))
+    mean = vote.soup(members, masks=masks, weights=weights, fallback=dense)
+    if ballot.settings.outside != "mean":
+        inside = {s.path for g in problem.groups for s in g.slots if s.collection == "params"}
+        mean = jax.tree.map(lambda path, a, b: a if path in inside else b, trees.paths(dense), mean, dense)
+    return _headed(mean, ballot)
+
+
+def _head(problem: api.FewShotProblem) -> str | None:
+    return api.head_of(problem.model, problem.variables.params)
+
+
+def _headless(params: PyTree, head: str | None) -> PyTree:
+    # Heads belong to their tasks' classes: they may differ in shape and are never averaged.
+    return {name: child for name, child in params.items() if name != head} if head else params
+
+
+def _headed(params: PyTree, ballot: Ballot) -> Params:
+    head = _head(ballot.problem)
+    return params | {head: ballot.problem.variables.params[head]} if head else params
+
+
+# -- the method
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaVote:
+    """A meta-vote by its slots; the defaults are the paper's.
+
+    Calling it with `(problem, settings, key)` returns the `Start`: the units kept, and the weights they start from.
+
+    Attributes:
+        voters: `(neighbours, k, key) -> neighbours`, nearest first.
+        weigh: `(neighbours, numbers) -> float [k]`, what each vote weighs.
+        elect: `(ballot) -> units`.
+        weights: `(ballot) -> parameters`.
+        k: how many vote; `None`: as many as the settings say.
+    """
+
+    voters: Callable[[api.Neighbours, int, Key], api.Neighbours] = nearest
+    weigh: Callable[[api.Neighbours, Numbers], Array] = equally
+    elect: Callable[[Ballot], Units] = elected
+    weights: Callable[[Ballot], Params] = soup
+    k: int | None = None
+
+    def __call__(self, problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
+        k = min(self.k or settings.k, problem.voters().similarity.shape[-1])
+        numbers = Numbers(*map(jnp.float32, (settings.temperature, settings.similarity_temperature, settings.doubt)))
+        # What is traced, or only used later, is taken out of the key under which the compiled vote is cached.
+        static = Settings(
+            k=k,
+            temperature=float(settings.temperature > 0),
+            outside=settings.outside,
+            score=settings.score,
+            tuning=api.Tuning(probe_l2=settings.tuning.probe_l2),
+        )
+        return _decide(problem, key, numbers, slots=self, settings=static)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "settings"))
+def _decide(
+    problem: api.FewShotProblem, key: Key, numbers: Numbers, *, slots: MetaVote, settings: Settings
+) -> api.Start:
+    near = slots.voters(problem.voters(), settings.k, key)
+    ballot = Ballot(problem, near, slots.weigh(near, numbers), numbers, settings, key)
+    kept = slots.elect(ballot)
+    return api.Start(Variables(slots.weights(ballot), problem.variables.rest), kept)
+
+
+def ranking(problem: api.FewShotProblem, settings: object) -> Spent:
+    """What ranking the neighbours takes: a forward pass of each over the task's examples.
+
+    A forward pass is a third of what a training example costs, and is counted so.
+    """
+    return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3)
+
+
+def by(slots: MetaVote) -> api.FewShotMethod:
+    """Returns the method of a meta-vote with the given slots: vote, then head, fine-tuning and statistics.
+
+    With `settings.rounds` the vote removes only `settings.start_ratio` of the units, and rounds of iterative pruning,
+    which take half of `tuning.steps`, remove the rest.
+    """
+    at_once = api.method(slots, Settings, spends=ranking)
+
+    def run(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
+        checks.check("mvp", problem, api.FewShotProblem, settings, Settings)
+        if settings.rounds == 0:
+            return at_once(problem, settings, key)
+        first = prune.keep_counts({g.name: g.size for g in problem.groups}, settings.start_ratio)
+        first = {name: max(n, problem.sizes[name]) for name, n in first.items()}
+        wider = dataclasses.replace(problem, keep=tuple(first.items()))
+        key_start, key_search = jax.random.split(key)
+        search = ifp.with_budget(ifp.Settings(rounds=settings.rounds, tuning=settings.tuning), settings.tuning.steps)
+        found = ifp.search(problem, search, key_search, start=slots(wider, settings, key_start), first=first)
+        before, after = ranking(problem, settings), ifp.steps_and_examples(problem, search)
+        spent = Spent(before.steps + after.steps, before.examples + after.examples)
+        return api.pruned(problem, found.slim, found.units, spent=spent, alive=found.alive)
+
+    run.__doc__ = MetaVote.__doc__
+    return run
+
+
+VOTE = MetaVote()
+"""The paper's slots."""
+
+COPY = MetaVote(weights=averaged, k=1)
+"""A copy of the nearest entry, mask and weights."""
+
+mvp = by(VOTE)

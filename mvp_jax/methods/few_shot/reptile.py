@@ -18,6 +18,7 @@ from mvp_jax import train
 from mvp_jax.core import prune, units
 from mvp_jax.core.types import Array, Batch, Key, Params, PyTree, Variables
 from mvp_jax.core.units import Group
+from mvp_jax.methods.contract import Spent
 from mvp_jax.methods.few_shot import api
 from mvp_jax.models.api import Model
 from mvp_jax.train import population
@@ -73,15 +74,25 @@ class _Inner:
 
     model: Model
     settings: Settings
+    loss: train.Loss
 
     def __call__(self, data: Batch, key: Key, variables: Variables) -> Variables:
-        tuning, head = self.settings.tuning, self.model.head
+        tuning, head = self.settings.tuning, api.head_of(self.model, variables.params)
         # Every task starts under a head of its own: classes are not the same.
-        fresh = jax.tree.map(jnp.zeros_like, variables.params[head])
-        begun = Variables({**variables.params, head: fresh}, variables.rest)
-        recipe = train.Recipe(model=self.model, tx=tuning.tx, batch=tuning.batch, augment=tuning.augment)
-        state = train.create(begun, tuning.tx, key)
-        state, _ = train.fit(recipe, state, data, self.settings.inner_steps, learning_rate=tuning.learning_rate)
+        begun = variables
+        if head:
+            fresh = jax.tree.map(jnp.zeros_like, variables.params[head])
+            begun = Variables({**variables.params, head: fresh}, variables.rest)
+        recipe = train.Recipe(
+            model=self.model, tx=tuning.tx, loss=self.loss, batch=tuning.batch, augment=tuning.augment
+        )
+        state, _ = train.fit(
+            recipe,
+            train.create(begun, tuning.tx, key),
+            data,
+            self.settings.inner_steps,
+            learning_rate=tuning.learning_rate,
+        )
         return state.variables
 
 
@@ -92,42 +103,38 @@ def _towards(variables: Variables, ends: Variables, rate: float) -> Variables:
 
 
 def learn(
-    model: Model,
-    variables: Variables,
-    sources: Batch,
-    keep: PyTree,
+    problem: api.FewShotProblem,
     settings: Settings,
     key: Key,
     *,
-    groups: tuple[Group, ...],
     mapping: population.Mapping = "vmap",
     after: Callable[[], object] = lambda: None,
 ) -> api.Start:
-    """The universal initialisation.
+    """Learns one pruned initialisation for all tasks from `problem.sources`.
 
     Args:
-        model: under a head of the source tasks' number of classes.
-        variables: pre-trained.
-        sources: the tasks' training examples, `{"x": [T, n, ...], "y": int32[T, n]}`.
-        keep: units that stay in each group.
-        settings: see `Settings`.
+        problem: its model, pre-trained variables, groups, counts and loss count, and the source tasks' training
+            examples `sources = {"x": [T, n, ...], "y": [T, n, ...]}`; its own training examples are not looked at.
+        settings: how it is learned.
         key: draws tasks and batches.
-        groups: whose units are pruned.
-        mapping: of the tasks in one step; see `population.over`.
+        mapping: how the tasks of one step are run: `vmap` at once, `map` in turn in one program, `loop` one call each.
         after: called when an outer step has been handed to the device, to show progress.
 
     Returns:
         Weights in the dense shapes, and the units to keep.
 
     Raises:
-        ValueError: if there are fewer tasks than each step takes.
+        ValueError: if there are no source tasks, or fewer than each step takes.
     """
+    sources, model, variables = problem.sources, problem.model, problem.variables
+    if sources is None:
+        raise ValueError("Reptile learns from source tasks, but the problem has none; pass sources=...")
     count = sources["y"].shape[0]
     if count < settings.tasks:
         raise ValueError(f"there are {count} source tasks, but each step takes {settings.tasks}; lower settings.tasks")
-    inner = _Inner(model, settings)
+    inner = _Inner(model, settings, problem.loss)
     params, rest = variables.params, variables.rest
-    kept = units.full(groups)
+    kept = units.full(problem.groups)
     for step in range(settings.outer_steps):
         key_tasks, key_fit = jax.random.split(jax.random.fold_in(key, step))
         chosen = jax.random.permutation(key_tasks, count)[: settings.tasks]
@@ -136,26 +143,31 @@ def learn(
         ends = population.over(inner, data, keys, shared=(Variables(params, rest),), mapping=mapping)
         params, rest = _towards(Variables(params, rest), ends, settings.outer_rate)
         if (step + 1) % settings.threshold_every == 0 or step + 1 == settings.outer_steps:
-            params, kept = threshold(params, keep, groups=groups)
+            params, kept = threshold(params, problem.sizes, groups=problem.groups)
         after()
     return api.Start(Variables(params, rest), kept)
 
 
-def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
-    """The universal initialisation learned from `problem.sources`, under the target's head.
+def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
+    """Reptile with iterative hard thresholding: the one pruned initialisation learned from all source tasks.
+
+    Takes `problem.universal`, learned once for many targets, or learns it from `problem.sources`; the head is the
+    target's own.
 
     Raises:
-        ValueError: if the problem has no source tasks.
+        ValueError: if the problem has neither.
     """
-    if problem.sources is None:
-        raise ValueError("Reptile learns from source tasks, but the problem has none; pass sources=...")
-    found = learn(
-        problem.model, problem.variables, problem.sources, problem.sizes, settings, key, groups=problem.groups
-    )
-    head = problem.variables.params[problem.model.head]
-    return found._replace(
-        variables=Variables({**found.variables.params, problem.model.head: head}, found.variables.rest)
-    )
+    found = problem.universal or learn(problem, settings, key)
+    head = api.head_of(problem.model, problem.variables.params)
+    own = {head: problem.variables.params[head]} if head else {}
+    return found._replace(variables=Variables({**found.variables.params, **own}, found.variables.rest))
 
 
-reptile_iht = api.method(start)
+def cost_of_learning(problem: api.FewShotProblem, settings: Settings) -> Spent:
+    """What learning the initialisation takes; nothing where it was learned before for all targets."""
+    if problem.universal is not None:
+        return Spent(0, 0)
+    return Spent(settings.outer_steps * settings.tasks * settings.inner_steps, settings.examples)
+
+
+reptile_iht = api.method(start, Settings, spends=cost_of_learning)

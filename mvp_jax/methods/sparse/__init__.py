@@ -24,11 +24,13 @@ from mvp_jax.methods.sparse.api import (
     spend,
     with_masks,
 )
+from mvp_jax.methods.sparse.lines import SparsityDefaults
 
 __all__ = [
     "Method",
     "Problem",
     "Run",
+    "SparsityDefaults",
     "Training",
     "advance",
     "anew",

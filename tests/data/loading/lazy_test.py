@@ -13,7 +13,7 @@ from mvp_jax.data.checkpoint_inputs import images
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.sources import Arrays
 from mvp_jax.data.tasks import Task
-from mvp_jax.experiments import stages
+from mvp_jax.experiments import setup
 from mvp_jax.pretrained import preprocess
 from tests.pictures_on_disk import encoded, pixels
 
@@ -195,7 +195,7 @@ def test_a_lazy_source_gives_the_same_pools_tasks_and_batches():
             same(p, q)
         same(tasks.stack([made]).train, tasks.stack([late_made]).train)
         same(tasks.subset(pools[0], (2, 0)), tasks.subset(late_pools[0], (2, 0)))
-        got, expected = stages.batch_of(late_pools[1]), stages.batch_of(pools[1])
+        got, expected = setup.batch_of(late_pools[1]), setup.batch_of(pools[1])
         np.testing.assert_array_equal(got["x"], expected["x"])
         assert got["x"].dtype == np.float32
 

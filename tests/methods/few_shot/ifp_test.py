@@ -61,7 +61,7 @@ def test_a_budget_is_spent_exactly():
 
 def test_what_a_search_costs():
     given, settings = problem(), ifp.Settings(rounds=2, steps_per_round=5, tuning=TUNING)
-    spent = ifp.spent(given, settings)
+    spent = ifp.cost_of_search(given, settings)
     assert (spent["steps"], spent["examples"]) == (14, 14 * 8)
 
     def products(a, b):

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax import models
-from mvp_jax.core import similarity, trees, units
+from mvp_jax.core import trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.methods import few_shot
 from mvp_jax.methods.few_shot import mvp
@@ -47,9 +46,12 @@ def problem(voters, keep=2):
     )
 
 
-def decide(voters, keep=2, key=KEY, **settings):
+def decide(voters, keep=2, key=KEY, slots=mvp.VOTE, **settings):
     settings = {"k": len(voters.similarity)} | settings
-    return mvp.start(problem(voters, keep), mvp.Settings(**settings), key)
+    return slots(problem(voters, keep), mvp.Settings(**settings), key)
+
+
+ANCHORED = mvp.MetaVote(elect=mvp.anchored, weights=mvp.anchor)
 
 
 def chosen(start):
@@ -118,7 +120,7 @@ def test_parameters_of_no_group_are_averaged_if_asked_for_and_heads_never():
 
 def test_pretrained_weights_and_the_vote_alone():
     voters = neighbours()
-    start = decide(voters, weights="pretrained")
+    start = decide(voters, slots=mvp.MetaVote(weights=mvp.pretrained))
     assert chosen(start) == {"a": [0, 1], "b": [2, 3]}
     own = problem(voters).variables
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, start.variables, own)))
@@ -129,14 +131,15 @@ def test_only_the_k_most_similar_vote():
     two = decide(voters, k=2)
     assert chosen(two) == {"a": [0, 1], "b": [0, 2]}  # in b, 0 and 3 have a vote each: the lower index
     assert_params(two, souped(voters, [1, 0], [1, 1]))
-    near = mvp.nearest(voters, 3)
+    near = mvp.nearest(voters, 3, KEY)
     np.testing.assert_allclose(near.similarity, [-0.5, -1.0, -1.5])
     np.testing.assert_array_equal(near.units["b"], np.asarray(BALLOTS["b"], bool)[[1, 0, 2]])
 
 
 def test_one_neighbour_with_outside_mean_is_a_copy_of_the_entry():
     voters = neighbours()
-    start = decide(voters, k=1, outside="mean")
+    start = decide(voters, slots=mvp.COPY)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, start, decide(voters, k=1, outside="mean"))))
     assert chosen(start) == {"a": [0, 1], "b": [2, 3]}
     entry = jax.tree.map(lambda leaf: leaf[1], voters.variables.params)
     masks = units.expand(start.units, mlp.mlp(4, 4).groups, problem(voters).variables.params)
@@ -165,11 +168,11 @@ def test_ballots_weighted_by_similarity():
     ballots = {"a": [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]], "b": [[0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]]}
     voters = neighbours(ballots)
     assert chosen(decide(voters)) == {"a": [2, 3], "b": [1, 2]}  # two against one
-    sharp = decide(voters, ballots="similarity", similarity_temperature=0.1)
+    sharp = decide(voters, slots=mvp.MetaVote(weigh=mvp.by_similarity), similarity_temperature=0.1)
     assert chosen(sharp) == {"a": [0, 1], "b": [0, 3]}  # the nearest outweighs both
     w = np.exp(np.array([-0.5, -1.0, -1.5]) / 0.1)
     assert_params(sharp, souped(voters, [1, 0, 2], w / w.sum()))
-    flat = decide(voters, ballots="similarity", similarity_temperature=100.0)
+    flat = decide(voters, slots=mvp.MetaVote(weigh=mvp.by_similarity), similarity_temperature=100.0)
     assert chosen(flat) == {"a": [2, 3], "b": [1, 2]}
 
 
@@ -181,8 +184,9 @@ def test_without_a_temperature_the_key_does_not_count():
 
 def test_with_a_temperature_units_are_sampled_with_softmax_odds():
     voters, tau = neighbours(), 0.5
-    own, settings = problem(voters, keep=1), mvp.Settings(k=3, temperature=tau, weights="pretrained")
-    draws = jax.vmap(lambda key: mvp.start(own, settings, key).units)(jax.random.split(jax.random.key(3), 2000))
+    own, settings = problem(voters, keep=1), mvp.Settings(k=3, temperature=tau)
+    sampled = mvp.MetaVote(weights=mvp.pretrained)
+    draws = jax.vmap(lambda key: sampled(own, settings, key).units)(jax.random.split(jax.random.key(3), 2000))
     for name, ballots in BALLOTS.items():
         assert np.all(np.sum(draws[name], 1) == 1)
         h = np.mean(ballots, 0)
@@ -190,7 +194,7 @@ def test_with_a_temperature_units_are_sampled_with_softmax_odds():
         # Four standard deviations of a frequency of 2000 draws.
         np.testing.assert_allclose(np.mean(draws[name], 0), odds, atol=4 * (0.25 / 2000) ** 0.5)
         assert np.ptp(odds) > 0.2
-    again = mvp.start(own, settings, KEY).units, mvp.start(own, settings, KEY).units
+    again = sampled(own, settings, KEY).units, sampled(own, settings, KEY).units
     jax.tree.map(np.testing.assert_array_equal, *again)
 
 
@@ -199,7 +203,7 @@ def test_an_anchored_vote_keeps_what_the_nearest_is_sure_of(doubt):
     saliency = {"a": [[1, 1, 1, 1], [1, 5, 1, 1], [1, 1, 1, 1]], "b": [[1, 1, 1, 1], [1, 1, 4, 3], [1, 1, 1, 1]]}
     ballots = {"a": [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]], "b": [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]}
     voters = neighbours(ballots, saliency=saliency)
-    start = decide(voters, anchor=True, doubt=doubt)
+    start = decide(voters, slots=ANCHORED, doubt=doubt)
     # The anchor holds 0, 1 in a (1 the more salient) and 2, 3 in b (2 the more salient); the others the opposite.
     expected = {
         0.0: {"a": [0, 1], "b": [2, 3]},
@@ -224,7 +228,7 @@ def test_an_anchored_vote_keeps_what_the_nearest_is_sure_of(doubt):
 
 def test_masks_of_the_controls_come_from_the_target_or_from_the_mean_weights():
     voters = neighbours()
-    by_norm = decide(voters, mask="mean")
+    by_norm = decide(voters, slots=mvp.MetaVote(elect=mvp.of_the_mean))
     mean = jax.tree.map(lambda leaf: np.asarray(leaf).mean(0), dict(voters.variables.params))
     expected = {}
     for group, layer in (("a", "one"), ("b", "two")):
@@ -232,7 +236,7 @@ def test_masks_of_the_controls_come_from_the_target_or_from_the_mean_weights():
         expected[group] = sorted(np.argsort(-norm)[:2].tolist())
     assert chosen(by_norm) == expected
     assert_params(by_norm, souped(voters, [0, 1, 2], [1, 1, 1]))
-    own = decide(voters, mask="own", score="magnitude")
+    own = decide(voters, slots=mvp.MetaVote(elect=mvp.own), score="magnitude")
     p = problem(voters).variables.params
     for group, layer in (("a", "one"), ("b", "two")):
         norm = np.sum(np.asarray(p[layer]["kernel"]) ** 2, 0) + np.asarray(p[layer]["bias"]) ** 2
@@ -244,39 +248,29 @@ def test_masks_of_the_controls_come_from_the_target_or_from_the_mean_weights():
 def test_a_new_temperature_or_doubt_compiles_nothing():
     voters = neighbours()
     decide(voters, temperature=0.3, key=KEY)
-    decide(voters, anchor=True, doubt=0.5)
+    decide(voters, slots=ANCHORED, doubt=0.5)
     compiled = mvp._decide._cache_size()
     decide(voters, temperature=0.7, key=jax.random.key(1))
-    decide(voters, anchor=True, doubt=0.25)
+    decide(voters, slots=ANCHORED, doubt=0.25)
     assert mvp._decide._cache_size() == compiled
 
 
-def test_leep_on_the_host_is_leep_in_one_program():
-    host, compiled = (
-        models.create("resnet8", width=4, image_size=8, channels=1, classes=3, conv=c) for c in ("native", "im2col")
-    )
-    members = jax.vmap(host.init)(jax.random.split(KEY, 3))
-    data = {"x": jax.random.normal(KEY, (9, 8, 8, 1)), "y": jnp.arange(9) % 3}
-    a, b = (mvp.leep_to_all(m, members, data, num_classes=3) for m in (host, compiled))
-    np.testing.assert_allclose(a, b, rtol=1e-4)
-    assert np.ptp(a) > 1e-4
-
-
-def test_leep_to_all_is_leep_of_each():
-    model, data = mlp.mlp(4, 4, 5), mlp.data()
-    members = [mlp.variables(s, 4, 4, 5) for s in range(5)]
-    got = mvp.leep_to_all(model, trees.stack(members), data, num_classes=3, chunk=2)
-    z = [np.asarray(model.apply(v, data["x"])[0], np.float64) for v in members]
-    y = np.asarray(data["y"])
-    for value, logits, v in zip(np.asarray(got), z, members, strict=True):
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        joint = np.stack([p[y == c].sum(0) / len(y) for c in range(3)])
-        want = np.mean(np.log((p * (joint / joint.sum(0))[y]).sum(1)))
-        assert value == pytest.approx(want, rel=1e-4)
-        other = similarity.leep(jax.nn.softmax(model.apply(v, data["x"])[0]), data["y"], 3)
-        assert value == pytest.approx(float(other), rel=1e-5)
-    assert np.ptp(got) > 0.01
-    assert np.max(got) < 0
+def test_who_votes():
+    voters = neighbours()
+    for slot, k, expected in (
+        (mvp.nearest, 2, [-0.5, -1.0]),
+        (mvp.farthest, 2, [-1.0, -1.5]),
+        (mvp.farthest, 1, [-1.5]),
+        (mvp.everyone, 1, [-0.5, -1.0, -1.5]),
+        (mvp.random, 3, [-0.5, -1.0, -1.5]),
+    ):
+        got = slot(voters, k, KEY)
+        np.testing.assert_allclose(got.similarity, expected)
+        for row, near in zip(np.asarray(got.units["b"]), expected, strict=True):
+            np.testing.assert_array_equal(row, np.asarray(BALLOTS["b"], bool)[SIMILARITY.index(near)])
+    drawn = jax.vmap(lambda key: mvp.random(voters, 2, key).similarity)(jax.random.split(KEY, 60))
+    assert all(a > b for a, b in drawn.tolist())  # distinct, the nearest first
+    assert set(np.asarray(drawn).ravel().tolist()) == set(SIMILARITY)
 
 
 def test_bad_settings_and_problems_are_refused():
@@ -287,17 +281,14 @@ def test_bad_settings_and_problems_are_refused():
         ({"doubt": 1.5}, r"share in \[0, 1\], got 1.5"),
         ({"rounds": -1}, "rounds must be >= 0 and start_ratio in"),
         ({"start_ratio": 1.0}, "rounds must be >= 0 and start_ratio in"),
-        ({"ballots": "equal"}, "ballots must be one of .*'equal'"),
-        ({"weights": "zero"}, "weights must be one of"),
         ({"outside": "none"}, "outside must be one of"),
-        ({"mask": "all"}, "mask must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             mvp.Settings(**settings)
     voters = neighbours()
     with pytest.raises(ValueError, match="votes over neighbours, but the problem has none"):
-        mvp.start(dataclasses.replace(problem(voters), neighbours=None), mvp.Settings(), KEY)
+        mvp.VOTE(dataclasses.replace(problem(voters), neighbours=None), mvp.Settings(), KEY)
+    with pytest.raises(ValueError, match="an anchored vote needs at least two neighbours"):
+        decide(voters, slots=ANCHORED, k=1)
     with pytest.raises(ValueError, match=r"ballots are for groups \['a', 'c'\]"):
         decide(voters._replace(units={"a": voters.units["a"], "c": voters.units["b"]}))
-    with pytest.raises(ValueError, match="at least two neighbours"):
-        decide(jax.tree.map(lambda leaf: leaf[:1], voters), anchor=True)

@@ -1,0 +1,57 @@
+"""The pre-trained model of a job: read from a checkpoint, or pre-trained here by the job `pretrain`."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from mvp_jax import pretrained
+from mvp_jax.core.types import Variables
+from mvp_jax.data import tasks
+from mvp_jax.experiments import pretrain_job
+from mvp_jax.experiments.plans import JobPlan
+from mvp_jax.experiments.setup import batch_of
+from mvp_jax.models.api import Model, replace_head
+from mvp_jax.parallel import processes
+from mvp_jax.storage import records
+from mvp_jax.train import evaluation
+
+_STATISTICS = 512
+"""Training images on which batch statistics are re-estimated."""
+
+
+def dense_model(plan: JobPlan, work: Path) -> Variables:
+    """Returns the pre-trained variables: those of the checkpoint, or what process 0 pre-trains in `work/pretrain`.
+
+    Args:
+        plan: of the job.
+        work: the folder that holds, or is to hold, the folder `pretrain`.
+    """
+    if plan.checkpoint:
+        if (Path(plan.checkpoint) / "model.json").is_file():
+            return _adopted(plan.checkpoint, plan.model)
+        # A folder's own head is for other classes than the tasks'; they get theirs later.
+        classes = None if Path(plan.checkpoint).is_file() else plan.model.num_classes
+        return pretrained.load(plan.checkpoint, plan.model, classes=classes)[1]
+    model, setting, folder = plan.model, plan.setting, work / "pretrain"
+    processes.only_first("pre-training", lambda: pretrain_job.learn(plan.pretraining, folder))
+    variables = jax.tree.map(jnp.asarray, pretrained.reload(folder / "model")[1])
+    data = tasks.subset(setting.pools.source, setting.pretrain_classes)
+    variables = evaluation.reestimate(model, variables, batch_of(data)["x"][:_STATISTICS])
+    if processes.first():
+        held_out = batch_of(tasks.subset(setting.pools.valid, setting.pretrain_classes))
+        accuracy = float(evaluation.evaluate(model, variables, held_out)["accuracy"])
+        records.say(f"pre-trained on {len(setting.pretrain_classes)} classes: {accuracy:.1%} on held-out images")
+    return variables
+
+
+def _adopted(folder: str, model: Model) -> Variables:
+    """What the job `pretrain` wrote, under a head of as many classes as the model's."""
+    saved, variables = pretrained.reload(folder)
+    one, other = (jax.eval_shape(m.with_classes(2).init, jax.random.key(0)) for m in (saved, model))
+    if jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, other):
+        raise ValueError(
+            f"{folder} holds {saved.config}, the config asks for {model.config}; set model.name, model.options and the "
+            "data's size as they were in pre-training"
+        )
+    return variables if saved.num_classes == model.num_classes else replace_head(variables, model)

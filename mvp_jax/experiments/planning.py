@@ -1,0 +1,275 @@
+"""From a resolved config to a checked plan: what can be wrong with a config is found here, before any work."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mvp_jax import models
+from mvp_jax.core import patterns, prune
+from mvp_jax.data.datasets import glue
+from mvp_jax.experiments import bank_build, pools, pretrain_job
+from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
+from mvp_jax.experiments.pretrain_job import PretrainPlan
+from mvp_jax.experiments.setup import Setting, Sizes
+from mvp_jax.methods import few_shot, registry, sparse
+from mvp_jax.methods.few_shot import ifp, metasoup, mvp, reptile
+from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.models import bert, clip, resnet
+from mvp_jax.models.api import Model
+from mvp_jax.parallel import mapping
+from mvp_jax.pretrained import preprocess
+from mvp_jax.storage import event_files
+from mvp_jax.train import pretraining
+
+_OF_TEXT = {*bert.PRESETS, *(n for n in clip.PRESETS if "text" in n)}
+
+
+def _start(config: ConfigDict) -> dict[str, Any]:
+    """The part of a plan that every job has, and the checks of what every config has."""
+    chosen = pools.load(config)
+    if not config.model.checkpoint and not isinstance(chosen.pools.source.x, np.ndarray):
+        raise ValueError(
+            f"the images of {config.data.name} do not fit into memory, where this job would pre-train; give "
+            "model.checkpoint, as configs/pretrain.py makes it, or a smaller data.size"
+        )
+    if config.get("tensorboard", False):
+        event_files.check()
+    if config.targets.seeds < 1:
+        raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
+    if config.mapping not in mapping.MAPPINGS or config.chunk < 1:
+        raise ValueError(
+            f"mapping must be one of {mapping.MAPPINGS} and chunk >= 1, got {config.mapping!r} and {config.chunk}"
+        )
+    model = build_model(config, chosen.image_shape, config.model.classes or len(chosen.pretrain_classes))
+    return {
+        "setting": chosen,
+        "model": model,
+        "checkpoint": config.model.checkpoint,
+        "pretraining": _pretraining(config, chosen, model),
+        "seed": config.seed,
+        "tensorboard": bool(config.get("tensorboard", False)),
+    }
+
+
+def _pretraining(config: ConfigDict, chosen: Setting, model: Model) -> PretrainPlan:
+    """How a job pre-trains its model where it has no checkpoint: with labels, under a rate that falls as a cosine."""
+    given = {name: value for name, value in config.pretrain.to_dict().items() if name != "classes"}
+    given["augment"] = pretrain_job.augmentation(config.pretrain.augment, config.data)
+    settings = pretraining.Settings(method="supervised", **given)
+    return PretrainPlan(
+        setting=chosen, model=model, settings=settings, seed=config.seed, tensorboard=bool(config.get("tensorboard"))
+    )
+
+
+def sparsity_plan(config: ConfigDict) -> SparsityPlan:
+    """Returns the plan of a comparison at given sparsities.
+
+    Raises:
+        ValueError: for anything that is wrong with the config.
+    """
+    start = _start(config)
+    given, frozen = config.isp.to_dict(), ("head",) if config.templates else ()
+    training = sparse.Training(
+        **{**config.train.to_dict(), "augment": pretrain_job.augmentation(config.train.augment, config.data)},
+        undecayed=frozen,
+    )
+    base = isp.Settings(
+        **{**given, "diversity": weak_members.Diversity(**given["diversity"])}, training=training,
+        mapping=config.mapping, mesh=devices(config),
+    )  # fmt: skip
+    sizes, sparsities = config.tasks.to_dict(), tuple(config.sparsities)
+    if sizes["shots"] is None:  # all that the scarcest class can give
+        sizes["shots"] = int(np.unique(start["setting"].pools.target.y, return_counts=True)[1].min())
+    if list(sparsities) != sorted(set(sparsities)) or not sparsities or not 0 < sparsities[0] <= sparsities[-1] < 1:
+        raise ValueError(f"sparsities must rise within (0, 1), as (0.5, 0.9), got {sparsities}")
+    plan = SparsityPlan(
+        **start,
+        methods=tuple(config.methods),
+        sparsities=sparsities,
+        base=base,
+        pattern=pattern(config, start["model"]),
+        seeds=config.targets.seeds,
+        sizes=Sizes(**sizes, source_images=None),
+        round_steps=config.round_steps,
+        examples=config.examples,
+        reference=config.reference,
+        ours=config.ours,
+        keep_rounds=config.keep_rounds,
+        masks_alone=config.masks_alone,
+        metrics=glue.task(config.data.name).metrics if config.data.name.startswith(pools.GLUE) else (),
+        zero_shot=preprocess.zero_shot(config.model.checkpoint, start["setting"].class_names, config.templates)
+        if config.templates
+        else None,
+    )
+    lines = registry.chosen("sparse", plan.methods, plan.task_model)
+    for what, name in (("reference", plan.reference), ("ours", plan.ours)):
+        try:
+            registry.line(name, "sparse")
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+    return dataclasses.replace(plan, methods=tuple(lines))
+
+
+def pattern(config: ConfigDict, model: Model) -> patterns.Pattern:
+    """What the config prunes together."""
+    given = config.pattern
+    if given.name == "weights":
+        return patterns.Weights(given.allocation)
+    if given.name == "channels":
+        return patterns.Channels(allocation="global" if given.allocation == "global" else "uniform")
+    if given.name == "units":
+        return patterns.Units(tuple(g for g in model.groups if g.kind in given.kinds))
+    raise ValueError(f"unknown pattern {given.name!r}; choose 'weights', 'channels' or 'units'")
+
+
+def few_shot_plan(config: ConfigDict) -> FewShotPlan:
+    """Returns the plan of pruning for few-shot tasks from a bank.
+
+    Raises:
+        ValueError: for anything that is wrong with the config.
+    """
+    start, steps = _start(config), tuple(config.steps)
+    model = start["model"]
+    groups = tuple(g for g in model.groups if g.kind in config.prune.kinds)
+    if not groups:
+        raise ValueError(
+            f"prune.kinds={tuple(config.prune.kinds)} names no group of {config.model.name!r}; "
+            f"it has {sorted({g.kind for g in model.groups})}"
+        )
+    if list(steps) != sorted(set(steps)) or not steps or steps[0] != 0 or len(steps) < 2:
+        raise ValueError(f"steps must rise from 0, as (0, 25, 50), got {steps}")
+    if config.bank.tasks < 2:
+        raise ValueError(f"a bank of {config.bank.tasks} tasks cannot vote; set bank.tasks to at least 2")
+    if config.bank.similarity not in bank_build.SIMILARITIES:
+        raise ValueError(f"unknown bank.similarity {config.bank.similarity!r}; choose one of {bank_build.SIMILARITIES}")
+    defaults = _few_shot_defaults(config, steps)
+    lines = registry.chosen("few_shot", config.methods, model)
+    deliver = config.deliver or ("mvp" if "mvp" in lines else next(iter(lines)))
+    if deliver not in lines:
+        raise ValueError(f"deliver is {deliver!r}, which is not among the methods of this run: {list(lines)}")
+    if "reptile_iht" in lines and config.bank.tasks < defaults.universal.tasks:
+        raise ValueError(
+            f"reptile.tasks is {defaults.universal.tasks}, but the bank has {config.bank.tasks} tasks; lower "
+            "reptile.tasks"
+        )
+    keep = prune.keep_counts({g.name: g.size for g in groups}, config.prune.ratio, min_units=config.prune.min_units)
+    return FewShotPlan(
+        **start,
+        groups=groups,
+        keep=tuple(keep.items()),
+        ratio=config.prune.ratio,
+        steps=steps,
+        lines=lines,
+        deliver=deliver,
+        defaults=defaults,
+        search=defaults.search,
+        universal=defaults.universal,
+        k=config.vote.k,
+        seeds=config.targets.seeds,
+        mapping=config.mapping,
+        chunk=config.chunk,
+        mesh=devices(config),
+        similarity=config.bank.similarity,
+        sizes=Sizes(**config.tasks.to_dict()),
+    )
+
+
+def _few_shot_defaults(config: ConfigDict, steps: tuple[int, ...]) -> few_shot.FewShotDefaults:
+    """What all few-shot methods take their settings from; the search is the bank's."""
+    augment = pretrain_job.augmentation(config.tune.augment, config.data)
+    tuning = few_shot.Tuning(**{**config.tune.to_dict(), "augment": augment, "steps": steps[-1], "looks": steps})
+    search = ifp.Settings(
+        rounds=config.bank.rounds,
+        steps_per_round=config.bank.steps_per_round,
+        schedule=config.bank.schedule,
+        score=config.bank.score,
+        min_units=config.prune.min_units,
+        tuning=dataclasses.replace(
+            tuning,
+            steps=config.bank.final_steps,
+            learning_rate=config.bank.learning_rate,
+            batch=config.bank.batch,
+            looks=(),
+        ),
+    )
+    return few_shot.FewShotDefaults(
+        tuning=tuning,
+        search=search,
+        vote=mvp.Settings(**config.vote.to_dict()),
+        weak=metasoup.Settings(**config.weak.to_dict()),
+        universal=reptile.Settings(**config.reptile.to_dict(), tuning=search.tuning),
+    )
+
+
+def pretrain_plan(config: ConfigDict) -> PretrainPlan:
+    """Returns the plan of a pre-training.
+
+    Raises:
+        ValueError: for anything that is wrong with the config.
+    """
+    chosen = pools.load(config)
+    model = build_model(config, chosen.image_shape, config.model.classes or len(chosen.pretrain_classes))
+    return pretrain_job.check(config, chosen, model, devices(config))
+
+
+PLANS: dict[str, Callable[[ConfigDict], Any]] = {
+    "mvp": few_shot_plan,
+    "trials": sparsity_plan,
+    "pretrain": pretrain_plan,
+}
+"""What checks the configs of each job."""
+
+
+def plan(config: ConfigDict) -> Any:
+    """Returns the plan of a config's job.
+
+    Raises:
+        ValueError: for an unknown job, or anything that is wrong with the config.
+    """
+    if config.job not in PLANS:
+        raise ValueError(f"unknown job {config.job!r}; choose one of {sorted([*PLANS, 'sweep'])}")
+    return PLANS[config.job](config)
+
+
+def devices(config: ConfigDict) -> Mesh | None:
+    """The devices of this process that share its members out; `None` for a single one.
+
+    Raises:
+        ValueError: for more devices than there are.
+    """
+    local = jax.local_devices()
+    wanted = config.devices or (1 if local[0].platform == "cpu" else len(local))
+    if not 1 <= wanted <= len(local):
+        raise ValueError(f"devices is {config.devices}, but this process has {len(local)}; 0: all accelerators")
+    return None if wanted == 1 else mapping.mesh(devices=local[:wanted])
+
+
+def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
+    """The dense model that the config names."""
+    name, text_data = config.model.name, len(image_shape) == 1
+    if name == pools.CHECKPOINT:
+        options = config.model.options.to_dict()
+        model = preprocess.model(config.model.checkpoint, classes, text=text_data, options=options)
+        if len(model.input_shape) != len(image_shape) or (not text_data and model.input_shape != tuple(image_shape)):
+            raise ValueError(f"{config.model.checkpoint} reads {model.input_shape}, the examples are {image_shape}")
+        return model
+    if name not in models.PRESETS:
+        raise ValueError(f"unknown model {name!r}; choose {pools.CHECKPOINT!r} or one of {sorted(models.PRESETS)}")
+    reads_text = name in _OF_TEXT
+    if reads_text != text_data:
+        fitting = sorted(n for n in models.PRESETS if (n in _OF_TEXT) != reads_text)
+        raise ValueError(
+            f"model {name!r} does not read examples of shape {tuple(image_shape)}; choose one of {fitting}"
+        )
+    sizes = {} if reads_text else {"image_size": image_shape[0], "channels": image_shape[2]}
+    options = config.model.options.to_dict() | sizes | {"classes": classes}
+    if name in resnet.PRESETS:
+        # Under vmap over members XLA's CPU back end is slow with convolutions unless they are matrix products.
+        slow = jax.default_backend() == "cpu" and config.mapping in ("vmap", "map")
+        options["conv"] = config.model.conv if config.model.conv != "auto" else "im2col" if slow else "native"
+    return models.create(name, **options)

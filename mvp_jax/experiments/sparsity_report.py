@@ -1,0 +1,118 @@
+"""What a comparison at given sparsities writes besides its rows: likeness and density of masks, tables, pictures."""
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvp_jax import reports
+from mvp_jax.experiments.plans import SparsityPlan
+from mvp_jax.experiments.sparsity_job import mask_file, row_file
+from mvp_jax.reports import curves
+from mvp_jax.storage import event_files, records
+
+
+def _read_bits(path: Path) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(path.read_bytes())) as file:
+        return {name: np.unpackbits(file[name]).astype(bool) for name in file.files}
+
+
+def alike(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Cosine and intersection over union of two masks, leaf by leaf and in total (`leaf` is then `total`).
+
+    >>> alike({"w": np.array([True, True])}, {"w": np.array([True, False])})[-1]["iou"]
+    0.5
+    """
+
+    def one(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+        both, left, right = (
+            float(sum(np.sum(f(x, y)) for x, y in pairs)) for f in (np.logical_and, lambda x, _: x, lambda _, y: y)
+        )
+        either = left + right - both
+        return {
+            "leaf": name,
+            "cosine": both / np.sqrt(left * right) if left and right else float(left == right),
+            "iou": both / either if either else 1.0,
+        }
+
+    return [*(one(n, [(a[n], b[n])]) for n in a), one("total", [(a[n], b[n]) for n in a])]
+
+
+def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
+    """How like the reference's masks those of each method are: means over targets and seeds."""
+    found: dict[tuple[str, float, str], list[tuple[float, float]]] = {}
+    for target, seed, sparsity in itertools.product(plan.setting.targets, range(plan.seeds), plan.sparsities):
+        reference = mask_file(work, (plan.reference, sparsity, target.name, seed))
+        if plan.reference not in plan.methods or not reference.exists():
+            continue
+        theirs = _read_bits(reference)
+        for method in plan.methods:
+            if method in (plan.reference, "unpruned"):
+                continue
+            for entry in alike(_read_bits(mask_file(work, (method, sparsity, target.name, seed))), theirs):
+                found.setdefault((method, sparsity, entry["leaf"]), []).append((entry["cosine"], entry["iou"]))
+    return [
+        {
+            "method": method, "ratio": sparsity, "leaf": leaf, "reference": plan.reference,
+            "cosine": float(np.mean([c for c, _ in pairs])), "iou": float(np.mean([i for _, i in pairs])),
+            "n": len(pairs),
+        }
+        for (method, sparsity, leaf), pairs in found.items()
+    ]  # fmt: skip
+
+
+def densities(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
+    """The share that each kind of leaf keeps: means over targets, seeds and layers."""
+    found: dict[tuple[str, float, str], list[float]] = {}
+    for target, seed, sparsity, method in itertools.product(
+        plan.setting.targets, range(plan.seeds), plan.sparsities, plan.methods
+    ):
+        path = row_file(work, (method, sparsity, target.name, seed))
+        if method == "unpruned" or not path.exists():
+            continue
+        for leaf, share in json.loads(path.read_text())["kept"].items():
+            found.setdefault((method, sparsity, kind_of(leaf)), []).append(share)
+    return [
+        {"method": m, "ratio": s, "kind": kind, "kept": float(np.mean(v)), "least": float(np.min(v))}
+        for (m, s, kind), v in found.items()
+    ]
+
+
+def kind_of(path: str) -> str:
+    """A leaf's path without the numbers of layers.
+
+    >>> kind_of("layers/3/attention/query/kernel")
+    'attention/query'
+    """
+    parts = [p for p in path.split("/") if not p.isdigit()]
+    return "/".join(p for p in parts if p not in ("layers", "stages", "blocks", "kernel")) or path
+
+
+def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
+    """`results.csv`, `results.md`, `similarity.csv`, `density.csv`, `accuracy.png`, `cost.png`."""
+    records.write_csv(rows, work / "results.csv")
+    if plan.tensorboard:
+        event_files.write_rows(rows, work / "board" / "results", "ratio")
+    whole = [r for r in rows if r["view"] == "whole"]
+    alone = [r for r in rows if r["view"] == "mask"]
+    table = reports.summary(whole, plan.ours)
+    text = ["## End to end\n", reports.to_markdown(table, plan.ours)]
+    for name in plan.metrics:
+        if name != "accuracy":
+            found = reports.summary([{**r, "accuracy": r[name]} for r in whole], plan.ours)
+            of_metric = reports.to_markdown(found, plan.ours).replace("accuracy %", f"100 × {name}")
+            text += [f"\n## End to end, {name}\n", of_metric]
+    if alone:
+        text += ["\n## The masks alone, on the pre-trained weights\n",
+                 reports.to_markdown(reports.summary(alone, plan.ours), plan.ours)]  # fmt: skip
+    records.write_text(work / "results.md", "\n".join(text))
+    for name, likeness in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):
+        records.write_json(work / f"{name}.json", likeness)
+    curves.plot_accuracy_against_sparsity(
+        whole, work / "accuracy.png", ours=plan.ours, chance=1 / plan.sizes.classes_per_task
+    )
+    curves.plot_accuracy_against_cost(whole, work / "cost.png", ours=plan.ours)
+    records.show(reports.to_terminal(table, plan.ours, title=f"{plan.base.training.steps} steps of fine-tuning"))

@@ -1,0 +1,130 @@
+"""The few-shot methods by name: Meta-Vote Pruning, its baselines and its controls."""
+
+import dataclasses
+from typing import Any
+
+from mvp_jax.methods.few_shot import api, ifp, metasoup, mvp, oneshot, reptile
+from mvp_jax.methods.line import Line, fixed
+from mvp_jax.models import resnet
+from mvp_jax.models.api import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewShotDefaults:
+    """What the few-shot methods of one comparison have in common, from which each takes its settings.
+
+    Attributes:
+        tuning: how every method fits its head and fine-tunes.
+        search: settings of iterative pruning.
+        vote: settings of the meta-vote.
+        weak: settings of the meta-soup.
+        universal: settings of Reptile.
+        examples: one-shot scores look at the first so many training examples.
+    """
+
+    tuning: api.Tuning = dataclasses.field(default_factory=api.Tuning)
+    search: ifp.Settings = dataclasses.field(default_factory=ifp.Settings)
+    vote: mvp.Settings = dataclasses.field(default_factory=mvp.Settings)
+    weak: metasoup.Settings = dataclasses.field(default_factory=metasoup.Settings)
+    universal: reptile.Settings = dataclasses.field(default_factory=reptile.Settings)
+    examples: int = 512
+
+    def __post_init__(self) -> None:
+        if self.vote.rounds:
+            raise ValueError("methods are compared at the final ratio; set vote.rounds=0")
+
+
+def _vote(given: FewShotDefaults) -> mvp.Settings:
+    return dataclasses.replace(given.vote, tuning=given.tuning)
+
+
+def _anchored(given: FewShotDefaults) -> mvp.Settings:
+    return dataclasses.replace(_vote(given), k=max(2, given.vote.k))
+
+
+def _ifp(given: FewShotDefaults) -> ifp.Settings:
+    return dataclasses.replace(given.search, tuning=given.tuning)
+
+
+def _ifp_10x(given: FewShotDefaults) -> ifp.Settings:
+    # At ten times the budget only the end is of interest.
+    return dataclasses.replace(_ifp(given), tuning=dataclasses.replace(given.tuning, looks=given.tuning.looks[-1:]))
+
+
+def _metasoup(given: FewShotDefaults) -> metasoup.Settings:
+    return dataclasses.replace(given.weak, vote=_vote(given))
+
+
+def _reptile(given: FewShotDefaults) -> reptile.Settings:
+    return dataclasses.replace(given.universal, tuning=given.tuning)
+
+
+def _oneshot(given: FewShotDefaults) -> oneshot.Settings:
+    return oneshot.Settings(examples=given.examples, tuning=given.tuning)
+
+
+def _voting(slots: mvp.MetaVote, summary: str, settings: Any = _vote) -> Line:
+    return Line(mvp.by(slots), settings, summary, kind="few_shot", needs=frozenset({"neighbours"}))
+
+
+def _scored(score: oneshot.UnitCriterion, summary: str, **more: Any) -> Line:
+    return Line(fixed(oneshot.oneshot, score=score), _oneshot, summary, kind="few_shot", **more)
+
+
+def _has_batch_norm(model: Model) -> bool:
+    return isinstance(model.config, resnet.ResNetConfig)
+
+
+LINES: dict[str, Line] = {
+    "dense": Line(oneshot.dense, _oneshot, "no unit pruned: the reference", kind="few_shot"),
+    "mvp": _voting(mvp.VOTE, "Meta-Vote Pruning: the nearest tasks elect the units, weights start from their mean"),
+    "mvp_anchored": _voting(
+        mvp.MetaVote(elect=mvp.anchored, weights=mvp.anchor),
+        "starts from the nearest entry; the others vote on what it doubts or lacks",
+        _anchored,
+    ),
+    "mvp_weighted": _voting(mvp.MetaVote(weigh=mvp.by_similarity), "votes and means weigh by similarity"),
+    "ifp": Line(ifp.ifp, _ifp, "iterative filter pruning at the same number of steps", kind="few_shot"),
+    "ifp_10x": Line(
+        fixed(ifp.ifp, budget=10), _ifp_10x, "iterative filter pruning at ten times the steps", kind="few_shot"
+    ),
+    "copy_nearest": _voting(mvp.COPY, "control: a copy of the nearest entry, mask and weights"),
+    "copy_random": _voting(dataclasses.replace(mvp.COPY, voters=mvp.random), "control: a copy of a random entry"),
+    "copy_farthest": _voting(
+        dataclasses.replace(mvp.COPY, voters=mvp.farthest), "control: a copy of the farthest entry"
+    ),
+    "vote_farthest": _voting(mvp.MetaVote(voters=mvp.farthest), "control: the farthest tasks vote"),
+    "vote_universal": _voting(mvp.MetaVote(voters=mvp.everyone), "control: the whole bank votes"),
+    "vote_pretrained_weights": _voting(
+        mvp.MetaVote(weights=mvp.pretrained), "control: elected units with their pre-trained weights"
+    ),
+    "own_mask_mean_weights": _voting(
+        mvp.MetaVote(elect=mvp.own), "control: the task's own one-shot units with the neighbours' mean weights"
+    ),
+    "mean_weights_no_vote": _voting(
+        mvp.MetaVote(elect=mvp.of_the_mean), "control: the units of largest norm in the neighbours' mean weights"
+    ),
+    "metasoup": Line(
+        metasoup.metasoup,
+        _metasoup,
+        "nearest tasks and weak members of the target vote together",
+        kind="few_shot",
+        needs=frozenset({"neighbours"}),
+    ),
+    "reptile_iht": Line(
+        reptile.reptile_iht,
+        _reptile,
+        "one sub-network learned from all tasks by Reptile with iterative hard thresholding",
+        kind="few_shot",
+        needs=frozenset({"universal"}),
+    ),
+    "random_units": _scored("random", "units drawn at random"),
+    "oneshot_magnitude": _scored("magnitude", "units of largest norm"),
+    "oneshot_batch_norm_scale": _scored(
+        "batch_norm_scale", "units of largest batch-norm scale", suits=_has_batch_norm, unsuited="has no batch norm"
+    ),
+    "oneshot_activation": _scored("activation", "units of largest mean activation on the task"),
+    "oneshot_taylor": _scored("taylor", "units of largest first-order effect on the task's loss"),
+    "oneshot_fisher": _scored("fisher", "units of largest Fisher information of their gates on the task"),
+}
+"""Every few-shot method: `METHODS[name]` runs it, a config's `methods` names it."""

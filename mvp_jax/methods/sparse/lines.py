@@ -1,0 +1,218 @@
+"""The methods that prune to a sparsity by name: Instant Soup Pruning, its controls, and what it is compared with.
+
+Budgets are counted from Instant Soup Pruning's own: its rounds follow from the sparsity and from what a round prunes,
+its main weights train `main` steps in all, its members `K` times `weak` more. What prunes while it trains gets the
+total; gradual pruning stands there with the main cost too. Every method then fine-tunes equally long under its final
+mask.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mvp_jax.methods.line import Line, fixed
+from mvp_jax.methods.sparse import api, dynamic, gradual, imp, isp, movement, oneshot, soup, weak_members
+from mvp_jax.models.api import Model
+
+
+class SearchBudget(NamedTuple):
+    """What Instant Soup Pruning takes before the fine-tuning.
+
+    Attributes:
+        rounds: how often it prunes.
+        main: steps of the main weights.
+        total: steps of the main weights and of all members.
+    """
+
+    rounds: int
+    main: int
+    total: int
+
+
+def budget(problem: api.Problem, settings: isp.Settings) -> SearchBudget:
+    """Returns what Instant Soup Pruning with the exact vote (`mean`) takes for a problem."""
+    rounds = max(1, isp.least_rounds(problem, settings))
+    main = settings.training.steps_in(problem, settings.epochs)
+    weak_steps = settings.training.steps_in(problem, settings.weak_epochs)
+    return SearchBudget(rounds, rounds * main, rounds * (main + settings.members * weak_steps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SparsityDefaults:
+    """What the methods of one comparison at a sparsity have in common, from which each takes its settings.
+
+    Attributes:
+        problem: its sparsity and number of examples set the budgets.
+        base: settings of Instant Soup Pruning; its `training` is every method's.
+        round_steps: training steps of iterative magnitude pruning and of sparse soups before and after each cut.
+        examples: how many training examples data-driven scores look at.
+        soups: members of the sparse soups.
+    """
+
+    problem: api.Problem
+    base: isp.Settings
+    round_steps: int
+    examples: int = 512
+    soups: int = 3
+
+    @functools.cached_property
+    def spend(self) -> SearchBudget:
+        """What Instant Soup Pruning takes."""
+        return budget(self.problem, self.base)
+
+    @property
+    def training(self) -> api.Training:
+        """How every method trains."""
+        return self.base.training
+
+
+def _once(given: SparsityDefaults) -> oneshot.Settings:
+    return oneshot.Settings(examples=given.examples, training=given.training)
+
+
+def _steady(given: SparsityDefaults, steps: int) -> dict[str, Any]:
+    """Settings of what prunes while it trains: as many cuts as Instant Soup Pruning has rounds."""
+    events = max(given.spend.rounds, 2)
+    return {"steps": max(steps, events), "events": events, "training": given.training}
+
+
+def _gradual(given: SparsityDefaults) -> gradual.Settings:
+    return gradual.Settings(**_steady(given, given.spend.total))
+
+
+def _gradual_main(given: SparsityDefaults) -> gradual.Settings:
+    return gradual.Settings(**_steady(given, given.spend.main))
+
+
+def _movement(given: SparsityDefaults) -> movement.Settings:
+    training = given.training
+    if training.optimizer != "adamw":  # scores that are learned want an adaptive rate
+        training = dataclasses.replace(training, optimizer="adamw", learning_rate=1e-3)
+    return movement.Settings(**_steady(given, given.spend.total) | {"training": training})
+
+
+def _dynamic(given: SparsityDefaults) -> dynamic.Settings:
+    return dynamic.Settings(**_steady(given, given.spend.total))
+
+
+def _imp(given: SparsityDefaults) -> imp.Settings:
+    return imp.Settings(rounds=given.spend.rounds, steps=given.round_steps, training=given.training)
+
+
+def _sms(given: SparsityDefaults) -> soup.Sparse:
+    return soup.Sparse(
+        members=given.soups,
+        rounds=min(3, given.spend.rounds),
+        first=given.round_steps,
+        steps=given.round_steps,
+        training=given.training,
+        mapping=given.base.mapping,
+        mesh=given.base.mesh,
+    )
+
+
+def _instant(given: SparsityDefaults) -> soup.Instant:
+    base = given.base
+    return soup.Instant(
+        members=base.members,
+        rounds=given.spend.rounds,
+        epochs=base.epochs,
+        weak_epochs=base.weak_epochs,
+        diversity=base.diversity,
+        inherit=base.inherit,
+        training=base.training,
+        mapping=base.mapping,
+        mesh=base.mesh,
+    )
+
+
+def _isp(given: SparsityDefaults) -> isp.Settings:
+    return given.base
+
+
+def _varied(given: SparsityDefaults) -> isp.Settings:
+    diversity = dataclasses.replace(
+        given.base.diversity,
+        learning_rate=(0.25, 4.0),
+        label_smoothing=(0.0, 0.2),
+        augment=(0.0, 1.0),
+        weight_decay=(0.0, 0.1),
+    )
+    return dataclasses.replace(given.base, diversity=diversity)
+
+
+def _published(given: SparsityDefaults) -> isp.Settings:
+    base = given.base
+    training = dataclasses.replace(base.training, warmup=0)
+    return isp.Settings.published(training, mapping=base.mapping, mesh=base.mesh)
+
+
+def _stable(given: SparsityDefaults) -> isp.Settings:
+    # A single member has no deviation to rank by.
+    return dataclasses.replace(given.base, members=max(2, given.base.members))
+
+
+def _line(run: Callable[..., Any], settings: Callable[[SparsityDefaults], Any], summary: str, **more: Any) -> Line:
+    return Line(run, settings, summary, kind="sparse", **more)
+
+
+def _vote(summary: str, settings: Callable[[SparsityDefaults], Any] = _isp, **fields: Any) -> Line:
+    return _line(fixed(isp.isp, **fields) if fields else isp.isp, settings, summary)
+
+
+def _score(score: oneshot.Score, summary: str, **more: Any) -> Line:
+    return _line(fixed(oneshot.once, score=score), _once, summary, **more)
+
+
+def _can_be_linear(model: Model) -> bool:
+    """Whether synaptic flow's linear network exists: attention and LayerNorm cannot be made linear."""
+    return not hasattr(model.config, "attention_scale")
+
+
+LINES: dict[str, Line] = {
+    "unpruned": _line(oneshot.unpruned, _once, "no weight pruned: the reference"),
+    "magnitude": _score("magnitude", "the largest weights stay, at once"),
+    "random": _score("random", "weights drawn at random stay"),
+    "taylor": _score("taylor", "weights of largest squared first-order effect on the loss stay"),
+    "fisher": _score("fisher", "weights of largest diagonal Fisher information stay"),
+    "snip": _score("snip", "SNIP: weights of largest absolute first-order effect on the loss stay"),
+    "grasp": _score("grasp", "GraSP: weights whose removal harms the gradient's norm most stay"),
+    "synflow": _score(
+        "synflow", "SynFlow: synaptic flow, without data", suits=_can_be_linear, unsuited="cannot be made linear"
+    ),
+    "wanda": _score("wanda", "Wanda: magnitude times the norm of the input, within every output"),
+    "gradual_main": _line(gradual.gradual, _gradual_main, "gradual magnitude pruning at the main cost of ISP"),
+    "gradual": _line(gradual.gradual, _gradual, "gradual magnitude pruning at the total cost of ISP"),
+    "movement": _line(movement.movement, _movement, "movement pruning at the total cost of ISP"),
+    "movement_soft": _line(
+        fixed(movement.movement, kind="soft"), _movement, "soft movement pruning at the total cost of ISP"
+    ),
+    "set": _line(fixed(dynamic.dynamic, grow="random"), _dynamic, "SET: weights go by magnitude, grow at random"),
+    "rigl": _line(fixed(dynamic.dynamic, grow="gradient"), _dynamic, "RigL: weights go by magnitude, grow by gradient"),
+    "imp_finetune": _line(fixed(imp.imp, rewind="none"), _imp, "iterative magnitude pruning without rewinding"),
+    "imp": _line(fixed(imp.imp, rewind="weights"), _imp, "iterative magnitude pruning with rewound weights"),
+    "imp_rate": _line(fixed(imp.imp, rewind="rate"), _imp, "iterative magnitude pruning with a rewound rate"),
+    "sms": _line(soup.sparse_soups, _sms, "sparse model soups"),
+    "sms_greedy": _line(fixed(soup.sparse_soups, recipe="greedy"), _sms, "sparse model soups, members chosen greedily"),
+    "instant_soup": _line(soup.instant_soup, _instant, "instant model soup: members' mean weights in one pass"),
+    "isp": _vote("Instant Soup Pruning: many weak masks vote"),
+    "isp_union": _vote("a weight goes only if every member drops it", vote="union"),
+    "isp_majority": _vote("a weight stays if half of the members keep it", vote="majority"),
+    "isp_intersection": _vote("a weight stays only if every member keeps it", vote="intersection"),
+    "isp_score": _vote("control: the members' mean scores, no vote", vote="score"),
+    "isp_one": _vote("control: a single member", members=1),
+    "isp_soup": _vote("main weights become the members' mean", soup="mean"),
+    "isp_soup_kept": _vote("main weights become the mean of the members that kept them", soup="kept"),
+    "isp_soup_alike": _vote(
+        "the soup of members that differ in their batches alone", soup="mean", diversity=weak_members.NONE
+    ),
+    "isp_taylor": _vote("members rank by first-order effect", rank="taylor"),
+    "isp_taylor_soup": _vote("members rank by first-order effect; soup", rank="taylor", soup="mean"),
+    "isp_varied": _vote("members of more varied settings", _varied),
+    "isp_varied_soup": _vote("members of more varied settings; soup", _varied, soup="mean"),
+    "isp_published": _vote("the published settings", _published),
+    "isp_stability": _vote("members' disagreement prunes", _stable, rank="stability"),
+    "isp_stability_soup": _vote("members' disagreement prunes; soup", _stable, rank="stability", soup="mean"),
+}
+"""Every method to a sparsity: `METHODS[name]` runs it, a config's `methods` names it."""
