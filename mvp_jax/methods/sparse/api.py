@@ -23,8 +23,8 @@ from mvp_jax.core import masks, patterns, prune, trees
 from mvp_jax.core.patterns import How, Pattern
 from mvp_jax.core.trees import Rules
 from mvp_jax.core.types import Array, Batch, Key, Masks, Params, PyTree, Scores, Variables
-from mvp_jax.methods import few_shot
-from mvp_jax.methods.few_shot import Pruned, Spent
+from mvp_jax.methods import contract
+from mvp_jax.methods.contract import Pruned, Spent
 from mvp_jax.models.api import Model
 from mvp_jax.storage import checkpoint
 from mvp_jax.train import evaluation
@@ -58,7 +58,7 @@ class Problem:
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity}; give the share to remove, in [0, 1)")
-        few_shot.check_labels(self.train["y"], self.model.num_classes)
+        contract.check_labels(self.train["y"], self.model.num_classes)
         self.pattern.check(self.sparsity)
         if not any(jax.tree.leaves(self.prunable)):
             raise ValueError(
@@ -95,7 +95,7 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training(few_shot.Training):
+class Training(contract.Training):
     """How a method trains, and how long all fine-tune under the final mask (`steps`).
 
     Attributes:

@@ -19,7 +19,7 @@ from mvp_jax import train
 from mvp_jax.core import masks, schedules
 from mvp_jax.core.patterns import Weights
 from mvp_jax.core.types import Array, Key, Masks, PyTree, Variables
-from mvp_jax.methods import few_shot
+from mvp_jax.methods import contract
 from mvp_jax.methods.sparse import api, gradual
 from mvp_jax.models.api import Model
 from mvp_jax.storage import checkpoint
@@ -127,7 +127,7 @@ def movement(
     # Scores add up what was found; decay would make them forget it.
     undecayed = ("scores", *(f"weights/{name}" for name in training.undecayed))
     tx = train.optimizer(
-        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=few_shot.all_but(undecayed)
+        training.optimizer, weight_decay=training.weight_decay, clip=training.clip, decayed=contract.all_but(undecayed)
     )
     keys = jax.random.split(key)
     flags = tuple(jax.tree.leaves(problem.prunable))
