@@ -16,9 +16,9 @@ from mvp_jax.experiments import bank_build, pools, pretrain_job
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
-from mvp_jax.methods import few_shot, registry, sparse
+from mvp_jax.methods import few_shot, registry, sparse, weak_members
 from mvp_jax.methods.few_shot import ifp, metasoup, mvp, reptile
-from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.methods.sparse import isp
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import mapping
@@ -74,7 +74,7 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
     """
     start = _start(config)
     given, frozen = config.isp.to_dict(), ("head",) if config.templates else ()
-    training = sparse.Training(
+    training = sparse.SparsityTraining(
         **{**config.train.to_dict(), "augment": pretrain_job.augmentation(config.train.augment, config.data)},
         undecayed=frozen,
     )

@@ -32,7 +32,9 @@ Case: TypeAlias = tuple[str, float, str, int]
 """`(method, sparsity, target, seed)`."""
 
 
-def problems(plan: SparsityPlan, variables: Variables) -> dict[tuple[str, int], tuple[sparse.Problem, tasks.TaskData]]:
+def problems(
+    plan: SparsityPlan, variables: Variables
+) -> dict[tuple[str, int], tuple[sparse.SparsityProblem, tasks.TaskData]]:
     """Each target and seed: its pre-trained model under a fitted head, and its data."""
     setting, sizes, model = plan.setting, plan.sizes, plan.task_model
     body = replace_head(variables, model)
@@ -48,7 +50,7 @@ def problems(plan: SparsityPlan, variables: Variables) -> dict[tuple[str, int], 
         else:
             start = replace_head(body, model, kernel=jnp.asarray(plan.zero_shot[:, list(target.classes)]))
         found[target.name, seed] = (
-            sparse.Problem(
+            sparse.SparsityProblem(
                 model=model, variables=start, train=data, valid=batch_of(own.valid), sparsity=plan.sparsities[0],
                 pattern=plan.pattern,
             ),
@@ -87,7 +89,7 @@ def row_file(work: Path, case: Case) -> Path:
 
 def _one(
     plan: SparsityPlan,
-    made: dict[tuple[str, int], tuple[sparse.Problem, tasks.TaskData]],
+    made: dict[tuple[str, int], tuple[sparse.SparsityProblem, tasks.TaskData]],
     case: Case,
     flops: cost.Cost,
     work: Path,
@@ -145,7 +147,7 @@ def _judged(plan: SparsityPlan, variables: Variables, data: tasks.TaskData) -> l
     return [{"split": split} | one(part) for split, part in (("valid", data.valid), ("test", data.test))]
 
 
-def _alone(problem: sparse.Problem, training: sparse.Training, mask: Masks, key: Any) -> Variables:
+def _alone(problem: sparse.SparsityProblem, training: sparse.SparsityTraining, mask: Masks, key: Any) -> Variables:
     """The pre-trained weights under a mask, fine-tuned as every method's are."""
     fresh = sparse.begin(problem, training, key)
     fresh = sparse.with_masks(fresh, fresh.kept, _as_large(fresh.state.masks, mask))
@@ -162,7 +164,7 @@ def mask_file(work: Path, case: Case) -> Path:
     return work / "masks" / f"{row_file(work, case).stem}.npz"
 
 
-def _prunable(problem: sparse.Problem, mask: Masks) -> dict[str, np.ndarray]:
+def _prunable(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, np.ndarray]:
     """Masks of the prunable leaves in the parameters' shapes, by path."""
     params, flags = trees.flatten(problem.variables.params), trees.flatten(problem.prunable)
     return {
@@ -172,11 +174,11 @@ def _prunable(problem: sparse.Problem, mask: Masks) -> dict[str, np.ndarray]:
     }
 
 
-def _write_mask(path: Path, problem: sparse.Problem, mask: Masks) -> None:
+def _write_mask(path: Path, problem: sparse.SparsityProblem, mask: Masks) -> None:
     with records.replacing(path) as temporary:
         bits = {p: np.packbits(m) for p, m in _prunable(problem, mask).items()}
         np.savez(temporary, **bits)  # type: ignore[arg-type]
 
 
-def _density(problem: sparse.Problem, mask: Masks) -> dict[str, float]:
+def _density(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, float]:
     return {path: float(m.mean()) for path, m in _prunable(problem, mask).items()}

@@ -20,7 +20,7 @@ Kind = Literal["few_shot", "sparse"]
 TABLES: dict[Kind, dict[str, Line]] = {"few_shot": few_shot_lines.LINES, "sparse": sparse_lines.LINES}
 """The lines of each kind of problem, in the order in which tables show them."""
 
-PROBLEMS: dict[Kind, type] = {"few_shot": few_shot.FewShotProblem, "sparse": sparse.Problem}
+PROBLEMS: dict[Kind, type] = {"few_shot": few_shot.FewShotProblem, "sparse": sparse.SparsityProblem}
 """What methods of each kind prune."""
 
 

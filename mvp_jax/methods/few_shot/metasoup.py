@@ -12,22 +12,22 @@ import jax.numpy as jnp
 
 from mvp_jax import train
 from mvp_jax.core import prune
-from mvp_jax.core.types import Array, Key, Variables
+from mvp_jax.core.types import Key, Variables
+from mvp_jax.methods import weak_members
 from mvp_jax.methods.contract import Spent
 from mvp_jax.methods.few_shot import api, mvp
-from mvp_jax.train import population
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The meta-soup.
+    """Settings of the meta-soup.
 
     Attributes:
         vote: how neighbours are taken and what kept units start from. Neighbours' votes weigh by similarity; a weak
             member weighs as much as a neighbour on average.
-        members: weak ones.
-        steps: of each.
-        subset: share of the target's examples that each sees.
+        members: how many weak members vote.
+        steps: training steps of each weak member.
+        subset: share of the target's examples that each weak member sees.
         learning_rate: factors of the tuning's rate, drawn log-uniformly.
     """
 
@@ -49,27 +49,32 @@ class Settings:
 
     @property
     def k(self) -> int:
+        """How many neighbours vote."""
         return self.vote.k
 
     @property
     def tuning(self) -> api.Tuning:
+        """How the head is fitted, and how members and the elected model are trained."""
         return self.vote.tuning
 
+    @property
+    def diversity(self) -> weak_members.Diversity:
+        """In what weak members differ."""
+        return weak_members.Diversity(subset=self.subset, learning_rate=self.learning_rate)
+
     def own(self, examples: int) -> int:
-        """How many of the target's examples each weak member sees."""
-        return max(1, round(self.subset * examples))
+        """Returns how many of the target's `examples` each weak member sees."""
+        return weak_members.subset_size(self.diversity, examples)
 
     def spent(self, examples: int) -> int:
-        """Training examples that pass through the weak members of a target with this many."""
+        """Returns how many training examples pass through the weak members of a target with this many `examples`."""
         return self.members * self.steps * min(self.tuning.batch, self.own(examples))
 
 
-def weak_members(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Neighbours:
-    """Weak members as voters, in the dense model's shapes; their `similarity` is still to be set."""
-    tuning, examples = settings.tuning, problem.train["y"].shape[0]
+def weak_voters(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Neighbours:
+    """Returns weak members as voters, in the dense model's shapes; their `similarity` is zero, still to be set."""
+    tuning = settings.tuning
     head = api.fit_head(problem, problem.model, problem.variables, tuning)
-    own = settings.own(examples)
-    low, high = settings.learning_rate
     recipe = train.Recipe(
         model=problem.model,
         tx=tuning.tx,
@@ -79,25 +84,17 @@ def weak_members(problem: api.FewShotProblem, settings: Settings, key: Key) -> a
         score="fisher",
         groups=problem.groups,
     )
-
-    def one(key: Key) -> tuple[Variables, dict[str, Array]]:
-        key_data, key_rate, key_fit = jax.random.split(key, 3)
-        index = jax.random.permutation(key_data, examples)[:own]
-        rate = tuning.learning_rate * low * (high / low) ** jax.random.uniform(key_rate)
-        state, metrics = train.fit(
-            recipe,
-            train.create(head, tuning.tx, key_fit),
-            problem.train,
-            settings.steps,
-            learning_rate=rate,
-            index=index,
-        )
-        return state.variables, metrics["scores"]
-
-    mapping: population.Mapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"
-    variables, scores = population.over(one, jax.random.split(key, settings.members), mapping=mapping)
+    forks = weak_members.ForkSettings(
+        count=settings.members,
+        steps=settings.steps,
+        diversity=settings.diversity,
+        mapping="loop" if train.loops_on_host(problem.model, head) else "vmap",
+    )
+    state = train.create(head, tuning.tx, key)  # every member gets a key of its own
+    members = weak_members.fork(recipe, state, problem.train, key, forks, learning_rate=tuning.learning_rate)
+    scores = members.metrics["scores"]
     ballots = jax.vmap(functools.partial(prune.by_leaf, keep=problem.sizes))(scores)
-    return api.Neighbours(ballots, variables, scores, jnp.zeros(settings.members))
+    return api.Neighbours(ballots, members.states.variables, scores, jnp.zeros(settings.members))
 
 
 def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
@@ -109,7 +106,7 @@ def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Star
     near = problem.voters()
     key_weak, key_vote = jax.random.split(key)
     near = mvp.nearest(near, min(settings.k, near.similarity.shape[-1]), key)
-    weak = weak_members(problem, settings, key_weak)
+    weak = weak_voters(problem, settings, key_weak)
     heat = settings.vote.similarity_temperature
     # As voters weigh softmax(similarity / heat), this is the similarity whose weight is the neighbours' mean.
     level = heat * jax.nn.logsumexp(near.similarity / heat) - heat * jnp.log(near.similarity.shape[-1])

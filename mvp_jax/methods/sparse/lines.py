@@ -11,8 +11,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mvp_jax.methods import weak_members
 from mvp_jax.methods.line import Line, fixed
-from mvp_jax.methods.sparse import api, dynamic, gradual, imp, isp, movement, oneshot, soup, weak_members
+from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
+from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
 
 
@@ -30,7 +32,7 @@ class SearchBudget(NamedTuple):
     total: int
 
 
-def budget(problem: api.Problem, settings: isp.Settings) -> SearchBudget:
+def budget(problem: SparsityProblem, settings: isp.Settings) -> SearchBudget:
     """Returns what Instant Soup Pruning with the exact vote (`mean`) takes for a problem."""
     rounds = max(1, isp.least_rounds(problem, settings))
     main = settings.training.steps_in(problem, settings.epochs)
@@ -50,7 +52,7 @@ class SparsityDefaults:
         soups: members of the sparse soups.
     """
 
-    problem: api.Problem
+    problem: SparsityProblem
     base: isp.Settings
     round_steps: int
     examples: int = 512
@@ -62,7 +64,7 @@ class SparsityDefaults:
         return budget(self.problem, self.base)
 
     @property
-    def training(self) -> api.Training:
+    def training(self) -> SparsityTraining:
         """How every method trains."""
         return self.base.training
 
@@ -100,8 +102,8 @@ def _imp(given: SparsityDefaults) -> imp.Settings:
     return imp.Settings(rounds=given.spend.rounds, steps=given.round_steps, training=given.training)
 
 
-def _sms(given: SparsityDefaults) -> soup.Sparse:
-    return soup.Sparse(
+def _sms(given: SparsityDefaults) -> soup.SparseSoupSettings:
+    return soup.SparseSoupSettings(
         members=given.soups,
         rounds=min(3, given.spend.rounds),
         first=given.round_steps,
@@ -112,9 +114,9 @@ def _sms(given: SparsityDefaults) -> soup.Sparse:
     )
 
 
-def _instant(given: SparsityDefaults) -> soup.Instant:
+def _instant(given: SparsityDefaults) -> soup.InstantSoupSettings:
     base = given.base
-    return soup.Instant(
+    return soup.InstantSoupSettings(
         members=base.members,
         rounds=given.spend.rounds,
         epochs=base.epochs,
@@ -161,7 +163,7 @@ def _vote(summary: str, settings: Callable[[SparsityDefaults], Any] = _isp, **fi
     return _line(fixed(isp.isp, **fields) if fields else isp.isp, settings, summary)
 
 
-def _score(score: oneshot.Score, summary: str, **more: Any) -> Line:
+def _score(score: oneshot.WeightCriterion, summary: str, **more: Any) -> Line:
     return _line(fixed(oneshot.once, score=score), _once, summary, **more)
 
 
