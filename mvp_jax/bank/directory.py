@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from mvp_jax.core import trees
-from mvp_jax.core.types import Array, PyTree
+from mvp_jax.core.types import PyTree
 from mvp_jax.storage import checkpoint, files
 
 _FORMAT, _VERSION = "mvp_jax bank", 1
@@ -282,7 +282,20 @@ def stacked(bank_entries: Sequence[BankEntry], name: str) -> Any:
     """
     if not bank_entries:
         raise ValueError("no entries to stack; give at least one")
-    found = [load(e, only=[name], check=False)[name] for e in bank_entries]
+    return stack(bank_entries, [load(e, only=[name], check=False)[name] for e in bank_entries], name)
+
+
+def stack(bank_entries: Sequence[BankEntry], found: Sequence[Any], name: str) -> Any:
+    """Trees of several entries as one on the host, whose leaves lead with the axis of entries `T`.
+
+    Args:
+        bank_entries: whose trees they are; at least one.
+        found: a tree of each, all of one structure and with the same shapes.
+        name: what they are, for the errors.
+
+    Raises:
+        ValueError: naming the entries and the leaf, if trees or shapes differ.
+    """
     first = trees.flatten(found[0])
     for entry, tree in zip(bank_entries[1:], found[1:], strict=True):
         trees.check_same_structure(found[0], tree, f"{name} of {bank_entries[0].task!r}", f"of {entry.task!r}")
@@ -293,31 +306,6 @@ def stacked(bank_entries: Sequence[BankEntry], name: str) -> Any:
                     f"{entry.task!r}; entries stack if they have one ratio and one number of classes"
                 )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
-
-
-def nearest(bank_entries: Sequence[BankEntry], scores: Array | np.ndarray | Sequence[float], k: int) -> list[BankEntry]:
-    """The `k` entries with the highest scores, best first; ties go to the earlier entry, and `nan` comes last.
-
-    Args:
-        bank_entries: `T` entries.
-        scores: `[T]`, higher = nearer; negate them for the farthest.
-        k: how many.
-
-    Raises:
-        ValueError: if there are not as many scores as entries, or fewer than `k` entries.
-
-    >>> make = lambda n: BankEntry(task=n, classes=(0,), fingerprint="", ratio=0.5, accuracy=1.0)
-    >>> [e.task for e in nearest([make("a"), make("b"), make("c")], [-2.0, -1.0, -1.0], k=2)]
-    ['b', 'c']
-    """
-    values = np.asarray(scores, np.float64)
-    if values.shape != (len(bank_entries),):
-        raise ValueError(f"scores have shape {values.shape} for {len(bank_entries)} entries; give one an entry")
-    if not 1 <= k <= len(bank_entries):
-        raise ValueError(f"k is {k}, but there are {len(bank_entries)} entries; choose 1 to {len(bank_entries)}")
-    lost = np.isnan(values)
-    order = np.lexsort((np.where(lost, 0.0, -values), lost))
-    return [bank_entries[i] for i in order[:k]]
 
 
 def verify(bank: Bank) -> int:

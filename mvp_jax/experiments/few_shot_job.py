@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvp_jax import bank as banks
 from mvp_jax import compact, pretrained, reports
 from mvp_jax.compact import cost
 from mvp_jax.core.types import Variables
@@ -97,9 +98,16 @@ def members_of(
 def in_dense_shapes(plan: Plan, variables: Variables, entries: Stacked | universal.Learned) -> few_shot.Neighbours:
     """Pruned models as voters: every entry's arrays in the dense model's shapes."""
     like = replace_head(variables, plan.task_model)
-    dense = jax.vmap(lambda slim, kept: compact.embed(slim, plan.groups, kept, like))(entries.slim, entries.units)
     count = next(iter(entries.units.values())).shape[0]
-    return few_shot.Neighbours(entries.units, dense, entries.saliency, jnp.zeros(count))
+    return banks.in_dense_shapes(
+        entries.slim,
+        entries.units,
+        entries.saliency,
+        jnp.zeros(count),
+        groups=plan.groups,
+        like=like,
+        head=plan.model.head,
+    )
 
 
 def compare(plan: Plan, variables: Variables, bank: Stacked, work: Path) -> list[dict[str, Any]]:

@@ -18,20 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax import compact, train
+from mvp_jax.bank.voters import Neighbours
 from mvp_jax.core import prune, trees, units
-from mvp_jax.core.types import Array, Batch, Key, Masks, PyTree, Units, UnitScores, Variables
+from mvp_jax.core.types import Array, Batch, Key, Masks, PyTree, Units, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.train import evaluation, probe
-
-
-class Neighbours(NamedTuple):
-    """Pruned models of other tasks, in the dense model's index space; every leaf leads with `K`."""
-
-    units: Units
-    variables: Variables
-    saliency: UnitScores
-    similarity: Array
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax import train
-from mvp_jax.core import prune
+from mvp_jax.core import prune, similarity
 from mvp_jax.core.types import Array, Key, Variables
 from mvp_jax.methods.few_shot import api, mvp
 from mvp_jax.train import population, probe
@@ -97,7 +97,7 @@ def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
     """
     near = problem.voters()
     api.check_groups(near.units, problem)
-    near = mvp.nearest(near, min(settings.k, near.similarity.shape[-1]))
+    near = near.take(similarity.nearest(near.similarity, min(settings.k, near.similarity.shape[-1])))
     key_weak, key_vote = jax.random.split(key)
     weak = weak_members(problem, settings, key_weak)
     heat = settings.vote.similarity_temperature

@@ -12,12 +12,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import train
 from mvp_jax.core import prune, similarity, trees, units, vote
-from mvp_jax.core.types import Array, Batch, Key, PyTree, Units, UnitScores, Variables
+from mvp_jax.core.types import Array, Key, PyTree, Units, UnitScores, Variables
 from mvp_jax.methods.few_shot import api, ifp, oneshot
-from mvp_jax.models.api import Model
-from mvp_jax.train import evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,41 +68,6 @@ class Settings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-
-
-def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int = 8) -> Array:
-    """LEEP of every bank entry for one target, as a single program over the stacked entries.
-
-    Args:
-        model: of the entries; slim, all of one shape.
-        members: their variables, every leaf leads with `T`.
-        data: the target's training examples.
-        num_classes: of the target.
-        chunk: entries at a time.
-
-    Returns:
-        `float32[T]`, higher = nearer.
-    """
-    if train.loops_on_host(model, members, data):
-        return jnp.stack([_leep(model, v, data, num_classes=num_classes) for v in trees.unstack(members)])
-    return _leep_to_all(model, members, data, num_classes=num_classes, chunk=chunk)
-
-
-def _leep(model: Model, variables: Variables, data: Batch, *, num_classes: int) -> Array:
-    logits, _ = evaluation.infer(model, variables, data["x"])
-    return similarity.leep(jax.nn.softmax(logits), data["y"], num_classes)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_classes", "chunk"))
-def _leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int) -> Array:
-    return jax.lax.map(lambda v: _leep(model, v, data, num_classes=num_classes), members, batch_size=chunk)
-
-
-@functools.partial(jax.jit, static_argnames=("k",))
-def nearest(neighbours: api.Neighbours, k: int) -> api.Neighbours:
-    """The `k` most similar, nearest first."""
-    _, index = jax.lax.top_k(neighbours.similarity, k)
-    return jax.tree.map(lambda leaf: leaf[index], neighbours)
 
 
 def _mean_saliency(neighbours: api.Neighbours) -> dict[str, Array]:
@@ -178,7 +140,8 @@ def _headless(params: PyTree, head: str) -> PyTree:
 @functools.partial(jax.jit, static_argnames=("settings",))
 def _decide(problem: api.Problem, key: Key, knobs: Knobs, own: UnitScores | None, *, settings: Settings) -> api.Start:
     k = settings.k
-    voters = nearest(problem.voters(), k)
+    voters = problem.voters()
+    voters = voters.take(similarity.nearest(voters.similarity, k))
     share = (
         jax.nn.softmax(voters.similarity / knobs.similarity_temperature)
         if settings.ballots == "similarity"

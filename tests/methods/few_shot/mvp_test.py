@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax import models
 from mvp_jax.core import similarity, trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.methods import few_shot
@@ -129,7 +128,7 @@ def test_only_the_k_most_similar_vote():
     two = decide(voters, k=2)
     assert chosen(two) == {"a": [0, 1], "b": [0, 2]}  # in b, 0 and 3 have a vote each: the lower index
     assert_params(two, souped(voters, [1, 0], [1, 1]))
-    near = mvp.nearest(voters, 3)
+    near = voters.take(similarity.nearest(voters.similarity, 3))
     np.testing.assert_allclose(near.similarity, [-0.5, -1.0, -1.5])
     np.testing.assert_array_equal(near.units["b"], np.asarray(BALLOTS["b"], bool)[[1, 0, 2]])
 
@@ -249,34 +248,6 @@ def test_a_new_temperature_or_doubt_compiles_nothing():
     decide(voters, temperature=0.7, key=jax.random.key(1))
     decide(voters, anchor=True, doubt=0.25)
     assert mvp._decide._cache_size() == compiled
-
-
-def test_leep_on_the_host_is_leep_in_one_program():
-    host, compiled = (
-        models.create("resnet8", width=4, image_size=8, channels=1, classes=3, conv=c) for c in ("native", "im2col")
-    )
-    members = jax.vmap(host.init)(jax.random.split(KEY, 3))
-    data = {"x": jax.random.normal(KEY, (9, 8, 8, 1)), "y": jnp.arange(9) % 3}
-    a, b = (mvp.leep_to_all(m, members, data, num_classes=3) for m in (host, compiled))
-    np.testing.assert_allclose(a, b, rtol=1e-4)
-    assert np.ptp(a) > 1e-4
-
-
-def test_leep_to_all_is_leep_of_each():
-    model, data = mlp.mlp(4, 4, 5), mlp.data()
-    members = [mlp.variables(s, 4, 4, 5) for s in range(5)]
-    got = mvp.leep_to_all(model, trees.stack(members), data, num_classes=3, chunk=2)
-    z = [np.asarray(model.apply(v, data["x"])[0], np.float64) for v in members]
-    y = np.asarray(data["y"])
-    for value, logits, v in zip(np.asarray(got), z, members, strict=True):
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        joint = np.stack([p[y == c].sum(0) / len(y) for c in range(3)])
-        want = np.mean(np.log((p * (joint / joint.sum(0))[y]).sum(1)))
-        assert value == pytest.approx(want, rel=1e-4)
-        other = similarity.leep(jax.nn.softmax(model.apply(v, data["x"])[0]), data["y"], 3)
-        assert value == pytest.approx(float(other), rel=1e-5)
-    assert np.ptp(got) > 0.01
-    assert np.max(got) < 0
 
 
 def test_bad_settings_and_problems_are_refused():
