@@ -43,6 +43,18 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file, as `write_json` writes it.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(files.path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}; delete it to have it made again") from error
+
+
 class Metrics:
     """An append-only file of one JSON object a line, which a resumed run continues.
 
@@ -294,6 +306,7 @@ __all__ = [
     "by_seed",
     "progress",
     "read_csv",
+    "read_json",
     "read_metrics",
     "replacing",
     "say",
