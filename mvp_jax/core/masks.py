@@ -46,7 +46,7 @@ def _broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
         return False
 
 
-def ones(params: Params, prunable: PyTree | trees.Rules | None = None) -> Masks:
+def ones(params: Params, prunable: PyTree | trees.PathRules | None = None) -> Masks:
     """Masks that keep everything.
 
     Args:

@@ -232,7 +232,7 @@ def run_variant(
     steps: Sequence[int],
     bank: few_shot.Neighbours | None = None,
     index: np.ndarray | None = None,
-    mapping: population.Mapping = "vmap",
+    mapping: population.MemberMapping = "vmap",
     mesh: Mesh | None = None,
 ) -> Outcome:
     """Runs one line of the table for all members of a chunk.

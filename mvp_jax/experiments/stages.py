@@ -108,7 +108,7 @@ class Plan(Start):
     universal: reptile.Settings
     k: int
     seeds: int
-    mapping: population.Mapping
+    mapping: population.MemberMapping
     chunk: int
     mesh: Mesh | None
     similarity: str
@@ -204,7 +204,7 @@ def _learn(
         with (
             records.progress(settings.steps, "pre-training") as advance,
             plan.board(work / "board" / "pretrain", after=done) as board,
-            records.Metrics(work / "pretrain.jsonl", after=done, board=board) as written,
+            records.MetricsWriter(work / "pretrain.jsonl", after=done, board=board) as written,
         ):
             advance(done)
             while done < settings.steps:

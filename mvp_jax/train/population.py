@@ -20,9 +20,9 @@ from mvp_jax.core.units import Group
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import auto
 from mvp_jax.parallel import mapping as maps
-from mvp_jax.parallel.auto import Plan
+from mvp_jax.parallel.auto import MappingPlan
 from mvp_jax.parallel.fanout import over, plan, pmap
-from mvp_jax.parallel.mapping import Mapping, mesh
+from mvp_jax.parallel.mapping import MemberMapping, mesh
 from mvp_jax.storage import checkpoint
 from mvp_jax.train import fitting, stepping
 from mvp_jax.train.stepping import Metrics, Protocol, Step, TrainState
@@ -123,7 +123,7 @@ def advance(
     states: TrainState,
     batches: Batch,
     *,
-    mapping: Mapping = "auto",
+    mapping: MemberMapping = "auto",
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -183,7 +183,7 @@ def fit(
     total: int | Array | None = None,
     score: stepping.Score = None,
     groups: tuple[Group, ...] = (),
-    mapping: Mapping = "auto",
+    mapping: MemberMapping = "auto",
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -326,8 +326,8 @@ def restore(saved: checkpoint.Checkpoints, like: TrainState, *, count: int, step
 
 
 __all__ = [
-    "Mapping",
-    "Plan",
+    "MemberMapping",
+    "MappingPlan",
     "advance",
     "create",
     "diverged",

@@ -273,4 +273,4 @@ def test_patterns_of_the_config():
     c.pattern.name = "channels"
     assert run.pattern(c, model) == patterns.Channels(allocation="global")
     c.pattern.name, c.pattern.kinds = "units", ("filter",)
-    assert run.pattern(c, model) == patterns.Units(model.groups)
+    assert run.pattern(c, model) == patterns.WholeUnits(model.groups)

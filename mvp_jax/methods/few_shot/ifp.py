@@ -1,6 +1,6 @@
 """Iterative filter pruning: train a little, drop the weakest units, again; how a task's pruned model is made.
 
-Source: Zhao et al., Meta-Vote Pruning, arXiv:2301.11560, Algorithm 1; ALGORITHMS section 2 of this project's design.
+Source: Zhao et al., Meta-Vote Pruning, arXiv:2301.11560, Algorithm 1.
 The model is cut physically after every round, so that later rounds cost what the smaller model costs.
 """
 

@@ -83,7 +83,7 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
         )  # fmt: skip
         return state.variables, metrics["scores"]
 
-    mapping: population.Mapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"
+    mapping: population.MemberMapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"
     variables, scores = population.over(one, jax.random.split(key, settings.members), mapping=mapping)
     ballots = jax.vmap(functools.partial(prune.by_leaf, keep=problem.sizes))(scores)
     return api.Neighbours(ballots, variables, scores, jnp.zeros(settings.members))

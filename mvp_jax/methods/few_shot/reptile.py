@@ -101,7 +101,7 @@ def learn(
     key: Key,
     *,
     groups: tuple[Group, ...],
-    mapping: population.Mapping = "vmap",
+    mapping: population.MemberMapping = "vmap",
     after: Callable[[], object] = lambda: None,
 ) -> api.Start:
     """The universal initialisation.

@@ -21,7 +21,7 @@ import optax
 from mvp_jax import saliency, train
 from mvp_jax.core import masks, patterns, prune, trees
 from mvp_jax.core.patterns import How, Pattern
-from mvp_jax.core.trees import Rules
+from mvp_jax.core.trees import PathRules
 from mvp_jax.core.types import Array, Batch, Key, Masks, Params, PyTree, Scores, Variables
 from mvp_jax.methods import few_shot
 from mvp_jax.methods.few_shot import Pruned, Spent
@@ -53,7 +53,7 @@ class Problem:
     sparsity: float
     valid: Batch | None = None
     pattern: Pattern = dataclasses.field(default_factory=patterns.Weights)
-    rules: Rules | None = None
+    rules: PathRules | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -258,7 +258,7 @@ def finish(problem: Problem, training: Training, run: Run, key: Key) -> Run:
 def end(problem: Problem, training: Training, run: Run) -> Pruned:
     """The result, its batch statistics those of the weights as they are."""
     variables = evaluation.reestimate(problem.model, run.state.variables, problem.train["x"][: training.norm_examples])
-    kept = run.kept if isinstance(problem.pattern, patterns.Units) else {}
+    kept = run.kept if isinstance(problem.pattern, patterns.WholeUnits) else {}
     return Pruned(variables, run.state.masks, kept, run.spent, run.state.alive)
 
 

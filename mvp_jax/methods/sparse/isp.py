@@ -65,7 +65,7 @@ class Settings:
     soup: Literal["none", "mean", "kept"] = "none"
     landing: float | None = None
     training: api.Training = dataclasses.field(default_factory=api.Training)
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:

@@ -182,7 +182,7 @@ class Sparse:
     diversity: weak_members.Diversity = dataclasses.field(default_factory=lambda: weak_members.Diversity(subset=1.0))
     recipe: Recipe = "uniform"
     training: api.Training = dataclasses.field(default_factory=api.Training)
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -252,7 +252,7 @@ class Instant:
     diversity: weak_members.Diversity = dataclasses.field(default_factory=weak_members.Diversity)
     inherit: bool = True
     training: api.Training = dataclasses.field(default_factory=api.Training)
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:

@@ -111,7 +111,7 @@ def fork(
     diversity: Diversity,
     inherit: bool = True,
     decay: Literal["constant", "cosine"] = "constant",
-    mapping: population.Mapping = "auto",
+    mapping: population.MemberMapping = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[train.TrainState, Array, api.Spent]:
     """`count` members forked from a run, trained for `steps` at once under its mask.
