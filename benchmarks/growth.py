@@ -153,7 +153,7 @@ def timed(
     """Seconds of a step of all members, by contender. The mappings move one and the same population."""
     states = stacked(state, k)
 
-    def advance(way: mapping.Mapping) -> None:
+    def advance(way: mapping.MemberMapping) -> None:
         nonlocal states
         states, _ = jax.block_until_ready(population.advance(step, states, batch, mapping=way))
 

@@ -185,7 +185,7 @@ def batches_for(given: np.ndarray | None, k: int, steps: int, batch: int) -> np.
 
 
 def ours(
-    model: models.Model, k: int, data: dict[str, Any], batch: int, way: mapping.Mapping, steps: int
+    model: models.Model, k: int, data: dict[str, Any], batch: int, way: mapping.MemberMapping, steps: int
 ) -> Callable[..., Any]:
     tx = train.optimizer("sgd", momentum=MOMENTUM)
     one = train.create(model.init(jax.random.key(0)), tx, jax.random.key(0))

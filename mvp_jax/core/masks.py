@@ -46,7 +46,7 @@ def _broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
         return False
 
 
-def ones(params: Params, prunable: PyTree | trees.Rules | None = None) -> Masks:
+def ones(params: Params, prunable: PyTree | trees.PathRules | None = None) -> Masks:
     """Masks that keep everything.
 
     Args:
@@ -283,9 +283,33 @@ def cosine(a: Masks, b: Masks, params: Params | None = None) -> Array:
     Reference: Jaiswal et al. 2023, "Instant Soup" (arXiv:2306.10460), similarity of masks.
     """
     pairs = _compare(a, b, params)
-    both, left, right = (_total([p[i] for p in pairs]).astype(jnp.float32) for i in (0, 2, 3))
+    both, left, right = (_total([p[i] for p in pairs]) for i in (0, 2, 3))
+    return _cosine(both, left, right)
+
+
+def leaf_cosines(a: Masks, b: Masks) -> PyTree:
+    """The cosine of the angle between two masks read as vectors of 0 and 1, leaf by leaf (group by group).
+
+    Args:
+        a: masks.
+        b: masks of the same structure; shapes broadcast.
+
+    Returns:
+        A tree of float32[] in [0, 1], each as `cosine` gives it for the leaf alone.
+
+    >>> float(leaf_cosines({"a": jnp.array([True] * 4)}, {"a": jnp.array([True, False, False, False])})["a"])
+    0.5
+
+    Reference: Jaiswal et al. 2023, "Instant Soup" (arXiv:2306.10460), similarity of masks.
+    """
+    pairs = _compare(a, b, None)
+    return jax.tree.unflatten(jax.tree.structure(a), [_cosine(both, x, y) for both, _, x, y in pairs])
+
+
+def _cosine(both: Array, left: Array, right: Array) -> Array:
+    both, left, right = (n.astype(jnp.float32) for n in (both, left, right))
     none = (left == 0) & (right == 0)
-    return jnp.where(none, 1, both / jnp.maximum(jnp.sqrt(left) * jnp.sqrt(right), 1)).astype(jnp.float32)
+    return jnp.where(none, 1, both / jnp.maximum(jnp.sqrt(left * right), 1)).astype(jnp.float32)
 
 
 @jax.jit

@@ -156,7 +156,7 @@ class Weights(_Shared):
 
 @dataclasses.dataclass(frozen=True)
 class Channels(_Shared):
-    """All weights with one index along `axis`, in every prunable leaf by itself (coupled ones are `Units`).
+    """All weights with one index along `axis`, in every prunable leaf by itself (coupled ones are `WholeUnits`).
 
     Attributes:
         axis: of the channels; the last holds the outputs of Flax kernels.
@@ -294,7 +294,7 @@ class NofM:
 
 
 @dataclasses.dataclass(frozen=True)
-class Units:
+class WholeUnits:
     """Coupled units of the given groups, the same share of each group: filters, heads, dimensions, neurons.
 
     `prunable` does not matter here; kept entries are `{group: bool[C]}`.
@@ -331,4 +331,4 @@ class Units:
         return units.expand(kept, self.groups, params)
 
 
-__all__ = ["Blocks", "Channels", "How", "NofM", "Pattern", "Units", "Weights"]
+__all__ = ["Blocks", "Channels", "How", "NofM", "Pattern", "Weights", "WholeUnits"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax.core import allocation, topk
-from mvp_jax.core.topk import Method
+from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, PyTree, Scores
 
 keep_count = allocation.keep_count
@@ -39,7 +39,7 @@ def count_nonfinite(scores: Scores) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("segments", "method"))
 def _highest(
-    scores: list, within: list, ties: list | None, keep: Array, *, segments: tuple[int, ...], method: Method
+    scores: list, within: list, ties: list | None, keep: Array, *, segments: tuple[int, ...], method: TopkMethod
 ) -> tuple[list, Array]:
     """Masks, and how many entries of each segment are eligible."""
     sizes = [topk.eligible_count(x, w) for x, w in zip(scores, within, strict=True)]
@@ -53,7 +53,7 @@ def by_leaf(
     *,
     within: Masks | None = None,
     tie_break: Scores | None = None,
-    method: Method = "auto",
+    method: TopkMethod = "auto",
 ) -> Masks:
     """Keeps exactly `keep` entries of every leaf.
 
@@ -96,7 +96,7 @@ def across_tree(
     *,
     within: Masks | None = None,
     tie_break: Scores | None = None,
-    method: Method = "auto",
+    method: TopkMethod = "auto",
 ) -> Masks:
     """Keeps exactly `keep` entries of the whole tree: one global threshold.
 
@@ -269,7 +269,7 @@ def by_block(
     block: tuple[int, ...],
     within: Masks | None = None,
     tie_break: Scores | None = None,
-    method: Method = "auto",
+    method: TopkMethod = "auto",
 ) -> Masks:
     """Keeps exactly `keep` whole blocks of every leaf, those with the highest sum of scores.
 

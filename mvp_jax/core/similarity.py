@@ -9,8 +9,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mvp_jax.core import labels as labels_lib
 from mvp_jax.core.types import Array
 
 # Scores of near-equal tasks differ in the third digit, which a GPU's default TF32 products would blur.
@@ -41,18 +41,18 @@ def leep(source_probs: Array, labels: Array, num_classes: int, *, where: Array |
 
     Reference: Nguyen et al., "LEEP", 2020, arXiv:2002.12462, eqs. 1 and 2.
     """
-    _check_rows(source_probs, labels, "source_probs")
-    _check_labels(labels, num_classes, where, "labels")
-    _check_probs(source_probs, where)
+    labels_lib.check_rows(source_probs, labels, "source_probs")
+    labels_lib.check(labels, num_classes, where, "labels")
+    labels_lib.check_probs(source_probs, where)
     return _leep(source_probs, labels, num_classes, where)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _leep(source_probs: Array, labels: Array, num_classes: int, where: Array | None) -> Array:
-    labels, weights = _weights(labels, where)
+    labels, weights = labels_lib.weights(labels, where)
     p = source_probs.astype(jnp.float32)
     p = jnp.where(weights[:, None] > 0, p, 0.0)
-    joint = jnp.matmul(_one_hot(labels, num_classes, weights).T, p, precision=_PRECISE)  # [Y, Z], times N
+    joint = jnp.matmul(labels_lib.one_hot(labels, num_classes, weights).T, p, precision=_PRECISE)  # [Y, Z], times N
     marginal = jnp.sum(joint, axis=0)
     given = joint / jnp.where(marginal > 0, marginal, 1.0)[None, :]  # a source class never seen: 0 / 1
     expected = jnp.sum(given[labels] * p, axis=1)
@@ -87,8 +87,8 @@ def nce(
     """
     if jnp.shape(source_labels) != jnp.shape(labels):
         raise ValueError(f"{jnp.shape(source_labels)} source labels for {jnp.shape(labels)} labels; give one each")
-    _check_labels(source_labels, num_source_classes, where, "source_labels")
-    _check_labels(labels, num_classes, where, "labels")
+    labels_lib.check(source_labels, num_source_classes, where, "source_labels")
+    labels_lib.check(labels, num_classes, where, "labels")
     return _leep(jax.nn.one_hot(source_labels, num_source_classes, dtype=jnp.float32), labels, num_classes, where)
 
 
@@ -119,17 +119,17 @@ def logme(features: Array, labels: Array, num_classes: int, *, where: Array | No
 
     Reference: You et al., "LogME", 2021, arXiv:2102.11005, algorithm 1.
     """
-    _check_rows(features, labels, "features")
-    _check_labels(labels, num_classes, where, "labels")
+    labels_lib.check_rows(features, labels, "features")
+    labels_lib.check(labels, num_classes, where, "labels")
     return _logme(features, labels, num_classes, where)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _logme(features: Array, labels: Array, num_classes: int, where: Array | None) -> Array:
-    labels, weights = _weights(labels, where)
+    labels, weights = labels_lib.weights(labels, where)
     # A row of zeros in both features and targets changes no sum below, so left-out examples need no other care.
     f = jnp.where(weights[:, None] > 0, features.astype(jnp.float32), 0.0)
-    targets = _one_hot(labels, num_classes, weights)
+    targets = labels_lib.one_hot(labels, num_classes, weights)
     n, d = jnp.sum(weights), f.shape[1]
     u, sigma, _ = jnp.linalg.svd(f, full_matrices=False)
     # The evidence is the same for features of any scale; this one keeps `tiny` below tiny.
@@ -243,16 +243,16 @@ def prototypes(features: Array, labels: Array, num_classes: int, *, where: Array
 
     Reference: Snell et al., "Prototypical Networks for Few-shot Learning", 2017, arXiv:1703.05175, eq. 1.
     """
-    _check_rows(features, labels, "features")
-    _check_labels(labels, num_classes, where, "labels")
+    labels_lib.check_rows(features, labels, "features")
+    labels_lib.check(labels, num_classes, where, "labels")
     return _prototypes(features, labels, num_classes, where)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _prototypes(features: Array, labels: Array, num_classes: int, where: Array | None) -> Array:
-    labels, weights = _weights(labels, where)
+    labels, weights = labels_lib.weights(labels, where)
     f = jnp.where(weights[:, None] > 0, features.astype(jnp.float32), 0.0)
-    members = _one_hot(labels, num_classes, weights)
+    members = labels_lib.one_hot(labels, num_classes, weights)
     return jnp.matmul(members.T, f, precision=_PRECISE) / jnp.maximum(jnp.sum(members, axis=0), 1.0)[:, None]
 
 
@@ -339,61 +339,6 @@ def nearest(scores: Array, k: int) -> Array:
     if not 1 <= k <= n:
         raise ValueError(f"k = {k} of {n} scores; ask for 1 to {n}, or score more tasks")
     return rank(scores)[:k]
-
-
-def _weights(labels: Array, where: Array | None) -> tuple[Array, Array]:
-    """Labels that are safe to index with, and 1.0 for the examples that count."""
-    if where is None:
-        return labels, jnp.ones(labels.shape, jnp.float32)
-    return jnp.where(where, labels, 0), where.astype(jnp.float32)
-
-
-def _one_hot(labels: Array, num_classes: int, weights: Array) -> Array:
-    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * weights[:, None]
-
-
-def _concrete(*values: Array | None) -> bool:
-    return not any(isinstance(v, jax.core.Tracer) for v in values)
-
-
-def _check_rows(rows: Array, labels: Array, name: str) -> None:
-    if len(jnp.shape(rows)) != 2 or jnp.shape(labels) != jnp.shape(rows)[:1]:
-        raise ValueError(
-            f"{name} of shape {jnp.shape(rows)} for labels of shape {jnp.shape(labels)}; "
-            "give [N, ...] and [N], and vmap over tasks"
-        )
-
-
-def _check_labels(labels: Array, num_classes: int, where: Array | None, name: str) -> None:
-    if len(jnp.shape(labels)) != 1 or jnp.shape(labels)[0] == 0:
-        raise ValueError(f"{name} of shape {jnp.shape(labels)}; give int[N] with at least one example")
-    if where is not None and jnp.shape(where) != jnp.shape(labels):
-        raise ValueError(f"where has shape {jnp.shape(where)} for labels of shape {jnp.shape(labels)}; give bool[N]")
-    if not _concrete(labels, where):
-        return
-    values = np.asarray(labels)
-    values = values if where is None else values[np.asarray(where)]
-    if values.size == 0:
-        raise ValueError("`where` leaves no example; at least one must count")
-    if values.min() < 0 or values.max() >= num_classes:
-        wrong = sorted(set(values[(values < 0) | (values >= num_classes)].tolist()))[:5]
-        raise ValueError(
-            f"{name} outside the classes: {wrong}; {num_classes} classes allow 0 to {num_classes - 1}. "
-            "Relabel the task's classes from 0, or raise the number of classes"
-        )
-
-
-def _check_probs(probs: Array, where: Array | None) -> None:
-    if not _concrete(probs, where):
-        return
-    values = np.asarray(probs, np.float64)
-    values = values if where is None else values[np.asarray(where)]
-    sums = values.sum(axis=1)
-    if not (values.min() >= 0 and np.abs(sums - 1).max() < 1e-2):
-        raise ValueError(
-            f"source_probs from {values.min():.3g}, rows summing to {sums.min():.3g} .. {sums.max():.3g}; "
-            "each row must be probabilities that sum to 1: apply a softmax to logits first"
-        )
 
 
 __all__ = ["cka", "leep", "logme", "nce", "nearest", "prototype_cosine", "prototypes", "rank"]

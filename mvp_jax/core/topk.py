@@ -21,7 +21,7 @@ from jax import lax
 
 from mvp_jax.core.types import Array
 
-Method: TypeAlias = Literal["auto", "sampling", "bisection"]
+TopkMethod: TypeAlias = Literal["auto", "sampling", "bisection"]
 
 # For few entries, or few a segment, 32 plain passes cost no more than a sample and its sort, and compile in half the
 # time (measured on two CPU cores).
@@ -298,7 +298,7 @@ def highest(
     ties: Sequence[Any] | None,
     keep: Array,
     segments: Sequence[int],
-    method: Method = "auto",
+    method: TopkMethod = "auto",
 ) -> list[Array]:
     """Masks of the highest scores in every segment, a segment being one leaf or several neighbours.
 

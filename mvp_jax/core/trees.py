@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mvp_jax.core.types import PyTree
 
-Rules: TypeAlias = Sequence[str | tuple[str, Any]]
+PathRules: TypeAlias = Sequence[str | tuple[str, Any]]
 """Regular expressions over whole paths, each alone (meaning `True`) or paired with a value."""
 
 
@@ -64,7 +64,7 @@ def paths(tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda k, _: path_of(k), tree)
 
 
-def match(tree: PyTree, rules: Rules, default: Any = False) -> PyTree:
+def match(tree: PyTree, rules: PathRules, default: Any = False) -> PyTree:
     """Gives every leaf the value of the first rule that matches its whole path.
 
     Args:
@@ -97,7 +97,7 @@ def match(tree: PyTree, rules: Rules, default: Any = False) -> PyTree:
     return jax.tree.map(value, paths(tree))
 
 
-def select(tree: PyTree, rules: Rules) -> PyTree:
+def select(tree: PyTree, rules: PathRules) -> PyTree:
     """`match` for yes or no: `True` where the first matching rule says so, else `False`.
 
     >>> select({"conv": {"kernel": 1, "bias": 2}}, [".*/kernel"])

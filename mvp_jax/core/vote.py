@@ -15,8 +15,8 @@ from mvp_jax.core import allocation, prune, trees
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.types import Array, Key, Masks, Params, PyTree, Scores
 
-Rule: TypeAlias = Literal["mean", "union", "intersection", "majority"]
-Scope: TypeAlias = Literal["leaf", "tree"]
+VoteRule: TypeAlias = Literal["mean", "union", "intersection", "majority"]
+VoteScope: TypeAlias = Literal["leaf", "tree"]
 
 _RULES = ("mean", "union", "intersection", "majority")
 
@@ -89,7 +89,7 @@ def _perturb(scores: Scores, key: Key, temperature: Any) -> Scores:
 
 
 @functools.partial(jax.jit, static_argnames="rule")
-def _decide(ballots: Masks, weights: Array, *, rule: Rule) -> Masks:
+def _decide(ballots: Masks, weights: Array, *, rule: VoteRule) -> Masks:
     def one(b: Array) -> Array:
         w = _along(weights, b)
         counts = w > 0
@@ -102,7 +102,7 @@ def _decide(ballots: Masks, weights: Array, *, rule: Rule) -> Masks:
     return jax.tree.map(one, ballots)
 
 
-def _select(scores: Scores, keep: PyTree, scope: Scope, within: Masks | None, tie_break: Scores | None) -> Masks:
+def _select(scores: Scores, keep: PyTree, scope: VoteScope, within: Masks | None, tie_break: Scores | None) -> Masks:
     selector = prune.by_leaf if scope == "leaf" else prune.across_tree
     return selector(scores, keep, within=within, tie_break=tie_break)
 
@@ -111,8 +111,8 @@ def elect(
     ballots: Masks,
     keep: PyTree | None = None,
     *,
-    scope: Scope,
-    rule: Rule = "mean",
+    scope: VoteScope,
+    rule: VoteRule = "mean",
     weights: Array | None = None,
     within: Masks | None = None,
     tie_break: Scores | None = None,

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import bank as banks
-from mvp_jax.bank import voters
-from mvp_jax.core import similarity
 from mvp_jax.core.types import Array, Batch, Variables
 from mvp_jax.data import sources, tasks
 from mvp_jax.data.loading import prefetch
@@ -20,7 +18,6 @@ from mvp_jax.experiments.plans import FewShotPlan
 from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import few_shot
 from mvp_jax.methods.few_shot import ifp
-from mvp_jax.models.api import replace_head
 from mvp_jax.parallel import processes
 from mvp_jax.storage import records
 from mvp_jax.train import evaluation, population
@@ -163,21 +160,12 @@ class _Entry:
 
 def _prototypes(plan: FewShotPlan, variables: Variables, data: list[sources.Arrays]) -> Array:
     """Class means of the pre-trained model's features for each task: `[T, Y, F]`."""
-
-    def one(pair: sources.Arrays) -> Array:
-        batch = batch_of(pair)
-        body = replace_head(variables, plan.task_model)
-        _, features = evaluation.infer(plan.task_model, body, batch["x"])
-        return similarity.prototypes(features, batch["y"], plan.sizes.classes_per_task)
-
-    return jnp.stack([one(pair) for pair in data])
+    return jnp.stack([banks.prototypes(plan.task_model, variables, batch_of(pair)) for pair in data])
 
 
 def similarities(plan: FewShotPlan, variables: Variables, bank: Stacked, data: Batch) -> Array:
-    """How near each bank task is to one target, from the target's training images: `[T]`, higher = nearer."""
+    """Returns how near each bank task is to one target, from the target's training images: `[T]`, higher = nearer."""
     if plan.similarity == "leep":
-        return voters.leep_to_all(plan.slim, bank.slim, data, num_classes=plan.sizes.classes_per_task)
-    body = replace_head(variables, plan.task_model)
-    _, features = evaluation.infer(plan.task_model, body, data["x"])
-    own = similarity.prototypes(features, data["y"], plan.sizes.classes_per_task)
-    return jax.vmap(lambda source: similarity.prototype_cosine(own, source))(bank.prototypes)
+        return banks.leep_to_all(plan.slim, bank.slim, data, num_classes=plan.sizes.classes_per_task)
+    assert bank.prototypes is not None
+    return banks.prototypes_to_all(banks.prototypes(plan.task_model, variables, data), bank.prototypes)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mvp_jax import compact
+from mvp_jax import bank as banks
 from mvp_jax.compact import cost
 from mvp_jax.core.types import Array, Batch, Key, Variables
 from mvp_jax.data import tasks
@@ -78,9 +78,15 @@ def members_of(plan: FewShotPlan, variables: Variables, bank: Stacked) -> tuple[
 
 def voters_of(plan: FewShotPlan, variables: Variables, bank: Stacked) -> few_shot.Neighbours:
     """Returns the whole bank as voters, every entry's arrays in the dense model's shapes; similarity is still 0."""
-    like = replace_head(variables, plan.task_model)
-    dense = jax.vmap(lambda slim, kept: compact.embed(slim, plan.groups, kept, like))(bank.slim, bank.units)
-    return few_shot.Neighbours(bank.units, dense, bank.saliency, jnp.zeros(len(bank.entries)))
+    return banks.in_dense_shapes(
+        bank.slim,
+        bank.units,
+        bank.saliency,
+        jnp.zeros(len(bank.entries)),
+        groups=plan.groups,
+        like=replace_head(variables, plan.task_model),
+        head=plan.model.head,
+    )
 
 
 # What is done for each member, as values that compare equal, so that equal work finds its program again.
@@ -127,7 +133,7 @@ def run_line(
     problem: few_shot.FewShotProblem,
     members: Members,
     *,
-    mapping: population.Mapping = "vmap",
+    mapping: population.MemberMapping = "vmap",
     mesh: Mesh | None = None,
 ) -> Outcome:
     """Runs one method for all members of a chunk, and judges what it gives.

@@ -123,7 +123,7 @@ def pattern(config: ConfigDict, model: Model) -> patterns.Pattern:
     if given.name == "channels":
         return patterns.Channels(allocation="global" if given.allocation == "global" else "uniform")
     if given.name == "units":
-        return patterns.Units(tuple(g for g in model.groups if g.kind in given.kinds))
+        return patterns.WholeUnits(tuple(g for g in model.groups if g.kind in given.kinds))
     raise ValueError(f"unknown pattern {given.name!r}; choose 'weights', 'channels' or 'units'")
 
 

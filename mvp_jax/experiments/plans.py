@@ -87,7 +87,7 @@ class FewShotPlan(JobPlan):
     universal: reptile.Settings
     k: int
     seeds: int
-    mapping: population.Mapping
+    mapping: population.MemberMapping
     chunk: int
     mesh: Mesh | None
     similarity: str

@@ -183,7 +183,7 @@ def learn(plan: PretrainPlan, folder: Path) -> None:
             board as curves,
             _data(plan, pool, stream) as data,
             records.progress(settings.steps, f"pre-training, {settings.method}") as advanced,
-            records.Metrics(folder / "metrics.jsonl", after=done, board=curves) as written,
+            records.MetricsWriter(folder / "metrics.jsonl", after=done, board=curves) as written,
         ):
             advanced(done)
             while done < settings.steps:

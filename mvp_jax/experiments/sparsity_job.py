@@ -176,8 +176,7 @@ def _prunable(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, np.ndar
 
 def _write_mask(path: Path, problem: sparse.SparsityProblem, mask: Masks) -> None:
     with records.replacing(path) as temporary:
-        bits = {p: np.packbits(m) for p, m in _prunable(problem, mask).items()}
-        np.savez(temporary, **bits)  # type: ignore[arg-type]
+        np.savez(temporary, **masks.pack(_prunable(problem, mask)))
 
 
 def _density(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, float]:

@@ -6,39 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mvp_jax import reports
+from mvp_jax.core import masks
+from mvp_jax.core.types import Masks
 from mvp_jax.experiments.plans import SparsityPlan
 from mvp_jax.experiments.sparsity_job import mask_file, row_file
 from mvp_jax.reports import curves
 from mvp_jax.storage import event_files, records
 
 
-def _read_bits(path: Path) -> dict[str, np.ndarray]:
+def _read_mask(path: Path) -> Masks:
+    """A flat mask for each path, with `False` up to a whole byte: what is on file does not know the shapes."""
     with np.load(io.BytesIO(path.read_bytes())) as file:
-        return {name: np.unpackbits(file[name]).astype(bool) for name in file.files}
+        packed = {name: file[name] for name in file.files}
+    return masks.unpack(packed, {name: jax.ShapeDtypeStruct((8 * len(b),), bool) for name, b in packed.items()})
 
 
-def alike(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Cosine and intersection over union of two masks, leaf by leaf and in total (`leaf` is then `total`).
+def alike(a: Masks, b: Masks) -> list[dict[str, Any]]:
+    """Returns cosine and intersection over union of two flat masks, leaf by leaf and in total (`leaf` is `total`).
 
     >>> alike({"w": np.array([True, True])}, {"w": np.array([True, False])})[-1]["iou"]
     0.5
     """
-
-    def one(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        both, left, right = (
-            float(sum(np.sum(f(x, y)) for x, y in pairs)) for f in (np.logical_and, lambda x, _: x, lambda _, y: y)
-        )
-        either = left + right - both
-        return {
-            "leaf": name,
-            "cosine": both / np.sqrt(left * right) if left and right else float(left == right),
-            "iou": both / either if either else 1.0,
-        }
-
-    return [*(one(n, [(a[n], b[n])]) for n in a), one("total", [(a[n], b[n]) for n in a])]
+    cosines, shared = masks.leaf_cosines(a, b), masks.iou(a, b)
+    rows = [{"leaf": name, "cosine": float(cosines[name]), "iou": float(shared[name])} for name in a]
+    return [*rows, {"leaf": "total", "cosine": float(masks.cosine(a, b)), "iou": float(masks.overlap(a, b))}]
 
 
 def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
@@ -48,11 +43,11 @@ def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
         reference = mask_file(work, (plan.reference, sparsity, target.name, seed))
         if plan.reference not in plan.methods or not reference.exists():
             continue
-        theirs = _read_bits(reference)
+        theirs = _read_mask(reference)
         for method in plan.methods:
             if method in (plan.reference, "unpruned"):
                 continue
-            for entry in alike(_read_bits(mask_file(work, (method, sparsity, target.name, seed))), theirs):
+            for entry in alike(_read_mask(mask_file(work, (method, sparsity, target.name, seed))), theirs):
                 found.setdefault((method, sparsity, entry["leaf"]), []).append((entry["cosine"], entry["iou"]))
     return [
         {

@@ -84,7 +84,7 @@ class ForkSettings:
     count: int
     steps: int
     diversity: Diversity
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
 

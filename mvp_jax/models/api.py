@@ -65,7 +65,7 @@ class Model:
     apply: Callable[..., tuple[Array, PyTree]]
     inspect: Callable[..., Inspection]
     groups: tuple[Group, ...]
-    prunable: trees.Rules
+    prunable: trees.PathRules
     resize: Callable[[Mapping[str, int]], "Model"]
     with_classes: Callable[[int], "Model"]
     input_shape: tuple[int, ...]
@@ -200,7 +200,7 @@ def from_module(
     *,
     config: Any,
     groups: Sequence[Group],
-    prunable: trees.Rules,
+    prunable: trees.PathRules,
     resize: Callable[[Mapping[str, int]], Model],
     with_classes: Callable[[int], Model],
     input_shape: tuple[int, ...],

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from mvp_jax.core.trees import Rules
+from mvp_jax.core.trees import PathRules
 from mvp_jax.core.types import Array, Key, PyTree, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.models.api import Inspection, Model
@@ -19,7 +19,7 @@ def from_apply(
     *,
     input_shape: Sequence[int],
     num_classes: int,
-    prunable: Rules = (),
+    prunable: PathRules = (),
     groups: Sequence[Group] = (),
     input_dtype: Any = jnp.float32,
     init: Callable[[Key], Variables] | None = None,

@@ -46,7 +46,7 @@ class Memory(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class MappingPlan:
     """How members will be mapped, and the reason, for people.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
         why: one sentence.
     """
 
-    mapping: maps.Mapping
+    mapping: maps.MemberMapping
     chunk: int | None
     why: str
 
@@ -66,7 +66,7 @@ def memory(
     stacked: tuple[PyTree, ...],
     shared: tuple[PyTree, ...],
     *,
-    mapping: maps.Mapping,
+    mapping: maps.MemberMapping,
     chunk: int | None,
     where: Mesh | None,
 ) -> Memory:
@@ -117,11 +117,11 @@ def choose(
     *,
     where: Mesh | None,
     limit: int | None = None,
-) -> Plan:
+) -> MappingPlan:
     """The mapping for a function that can be traced. See `population.plan`."""
     k = maps.count(carried, stacked) // maps.across(where)
     if k == 1:
-        return Plan(mapping="loop", chunk=1, why="one member on each device")
+        return MappingPlan(mapping="loop", chunk=1, why="one member on each device")
     seen = jax.jit(function).trace(*maps.one_member((carried, *stacked)), *jax.tree.map(_shape, shared))
     convolves = "conv_general_dilated" in set(primitives(seen.jaxpr.jaxpr))
     backend = jax.default_backend() if where is None else where.devices.flat[0].platform
@@ -129,16 +129,22 @@ def choose(
         return _on_cpu(convolves, _flops(seen), sum(math.prod(x.shape) for x in jax.tree.leaves(seen.out_info)))
     data = 1 if where is None else where.shape.get(maps.DATA, 1)
     if data > 1:
-        return Plan(mapping="map", chunk=1, why=f"{k} members in turn: together they would gather the shared batch")
+        return MappingPlan(
+            mapping="map", chunk=1, why=f"{k} members in turn: together they would gather the shared batch"
+        )
     if convolves:
-        return Plan(mapping="map", chunk=1, why=f"{k} members in turn: together their convolutions become grouped ones")
+        return MappingPlan(
+            mapping="map", chunk=1, why=f"{k} members in turn: together their convolutions become grouped ones"
+        )
     limit = int(_SHARE * available(where)) if limit is None else limit
     need = memory(function, carried, stacked, shared, mapping="vmap", chunk=None, where=where)
     if need.total <= limit:
-        return Plan(mapping="vmap", chunk=None, why=f"{k} members at once: {_size(need.total)} of {_size(limit)}")
+        return MappingPlan(
+            mapping="vmap", chunk=None, why=f"{k} members at once: {_size(need.total)} of {_size(limit)}"
+        )
     room = max(limit - need.arguments - need.fresh, 0)
     chunk = max(min(k * room // max(need.temporary, 1), k - 1), 1)
-    return Plan(
+    return MappingPlan(
         mapping="map",
         chunk=chunk,
         why=f"{chunk} of {k} members at once: all need {_size(need.total)} of {_size(limit)}",
@@ -149,18 +155,22 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _on_cpu(convolves: bool, flops: float, returns: int) -> Plan:
+def _on_cpu(convolves: bool, flops: float, returns: int) -> MappingPlan:
     if convolves:
         why = "XLA's CPU convolutions are slow inside compiled loops and under vmap; conv='im2col' can be mapped"
-        return Plan(mapping="loop", chunk=1, why=f"a dispatch for each member: {why}")
+        return MappingPlan(mapping="loop", chunk=1, why=f"a dispatch for each member: {why}")
     each = flops / max(returns, 1)
     if flops < _SMALL:
-        return Plan(mapping="vmap", chunk=None, why=f"all at once: a member computes little, {flops / 1e6:.1f} MFLOP")
+        return MappingPlan(
+            mapping="vmap", chunk=None, why=f"all at once: a member computes little, {flops / 1e6:.1f} MFLOP"
+        )
     if each < _LIGHT:
-        return Plan(
+        return MappingPlan(
             mapping="vmap", chunk=None, why=f"all at once: only {each:.0f} FLOP for each number a member returns"
         )
-    return Plan(mapping="map", chunk=1, why=f"in turn in one program: {flops / 1e9:.2f} GFLOP a member fill a CPU")
+    return MappingPlan(
+        mapping="map", chunk=1, why=f"in turn in one program: {flops / 1e9:.2f} GFLOP a member fill a CPU"
+    )
 
 
 def _flops(traced: Any) -> float:
@@ -178,14 +188,14 @@ def resolve(
     stacked: tuple[PyTree, ...],
     shared: tuple[PyTree, ...],
     *,
-    mapping: maps.Mapping,
+    mapping: maps.MemberMapping,
     chunk: int | None,
     where: Mesh | None,
     limit: int | None = None,
-) -> Plan:
+) -> MappingPlan:
     """`auto` resolved; any other mapping as it is. A chunk given by the caller stays, if it can."""
     if mapping != "auto":
-        return Plan(mapping=mapping, chunk=chunk, why="as asked for")
+        return MappingPlan(mapping=mapping, chunk=chunk, why="as asked for")
     leaves, structure = jax.tree.flatten((carried, stacked, shared))
     found = _chosen(function, structure, tuple(map(_shape, leaves)), where, limit)
     if chunk is not None:
@@ -200,7 +210,7 @@ def _chosen(
     leaves: tuple[jax.ShapeDtypeStruct, ...],
     where: Mesh | None,
     limit: int | None,
-) -> Plan:
+) -> MappingPlan:
     """`choose`, once for each function and shapes."""
     carried, stacked, shared = jax.tree.unflatten(structure, leaves)
     found = choose(function, carried, stacked, shared, where=where, limit=limit)

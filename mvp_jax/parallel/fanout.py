@@ -13,15 +13,15 @@ from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree
 from mvp_jax.parallel import auto
 from mvp_jax.parallel import mapping as maps
-from mvp_jax.parallel.auto import Plan
-from mvp_jax.parallel.mapping import Mapping
+from mvp_jax.parallel.auto import MappingPlan
+from mvp_jax.parallel.mapping import MemberMapping
 
 
 def over(
     function: Callable[..., Any],
     *stacked: Any,
     shared: tuple[Any, ...] = (),
-    mapping: Mapping = "vmap",
+    mapping: MemberMapping = "vmap",
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
@@ -74,7 +74,7 @@ def over(
 
 
 def pmap(
-    function: Callable[..., Any], *, mapping: Mapping = "auto", chunk: int | None = None, mesh: Mesh | None = None
+    function: Callable[..., Any], *, mapping: MemberMapping = "auto", chunk: int | None = None, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
     """`over` for people who think in `jax.pmap`: any number of members, on all local devices unless a mesh says else.
 
@@ -106,7 +106,7 @@ def plan(
     shared: tuple[PyTree, ...] = (),
     mesh: Mesh | None = None,
     limit: int | None = None,
-) -> Plan:
+) -> MappingPlan:
     """What `mapping="auto"` takes for a function, and why; nothing is run or allocated.
 
     On a CPU: `loop` for native convolutions, `vmap` for members that compute little, or little for what they carry,
@@ -121,7 +121,7 @@ def plan(
         limit: bytes of one device; default nine tenths of what it has.
 
     Returns:
-        A `Plan`: `mapping`, `chunk`, `why`.
+        A `MappingPlan`: `mapping`, `chunk`, `why`.
 
     >>> plan(lambda x: x + 1, jnp.ones((4, 8))).mapping
     'vmap'

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mvp_jax.core.types import Array, Batch, PyTree
 
-Mapping: TypeAlias = Literal["vmap", "map", "loop", "auto"]
+MemberMapping: TypeAlias = Literal["vmap", "map", "loop", "auto"]
 
 MAPPINGS = ("vmap", "map", "loop", "auto")
 
@@ -82,7 +82,7 @@ def count(*stacked: PyTree) -> int:
     return int(sizes.pop())
 
 
-def at_once(own: int, mapping: Mapping, chunk: int | None) -> int:
+def at_once(own: int, mapping: MemberMapping, chunk: int | None) -> int:
     """How many of a device's `own` members are computed together."""
     return min(chunk or (own if mapping == "vmap" else 1), own)
 
@@ -293,7 +293,7 @@ def run(
     stacked: tuple[PyTree, ...],
     shared: tuple[PyTree, ...],
     *,
-    mapping: Mapping,
+    mapping: MemberMapping,
     chunk: int | None,
     where: Mesh | None,
     times: int = 1,

@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
     outputs: PyTree
 
 
-def norms(apply: Callable[..., Any], variables: PyTree, *inputs: Any, prunable: PyTree | trees.Rules) -> Inputs:
+def norms(apply: Callable[..., Any], variables: PyTree, *inputs: Any, prunable: PyTree | trees.PathRules) -> Inputs:
     """The norm of the inputs that each entry of a kernel multiplies, over examples, positions and uses.
 
     `‖x_i‖₂ = sqrt(Σ_t x_ti²)`, where `t` runs over everything that entry `i` meets: examples, tokens, and for a
@@ -98,7 +98,7 @@ class Kernels(NamedTuple):
         return jax.tree.unflatten(self.structure, [found.get(i, other) for i in self.params])
 
 
-def pick(variables: PyTree, prunable: PyTree | trees.Rules) -> Kernels:
+def pick(variables: PyTree, prunable: PyTree | trees.PathRules) -> Kernels:
     """The prunable leaves of variables, by rules or by a tree of booleans like the parameters.
 
     Raises:

@@ -182,7 +182,7 @@ def synflow_scores(
     variables: PyTree,
     input_shape: tuple[int, ...],
     *,
-    prunable: PyTree | trees.Rules,
+    prunable: PyTree | trees.PathRules,
     rescale: bool = False,
     neutral: Callable[[PyTree], PyTree] | None = None,
 ) -> Scores:
@@ -216,7 +216,7 @@ def synflow(
     input_shape: tuple[int, ...],
     counts: Any,
     *,
-    prunable: PyTree | trees.Rules,
+    prunable: PyTree | trees.PathRules,
     rescale: bool = False,
     neutral: Callable[[PyTree], PyTree] | None = None,
 ) -> Masks:

@@ -142,16 +142,80 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     ['a.txt']
     """
     file = path(file)
-    here = None if is_remote(file) else file.parent
-    if here is not None:
-        here.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=here) as folder:
-        temporary = pathlib.Path(folder) / file.name
+    with _aside(file) as temporary:
         yield temporary
-        if here is None:
+        if is_remote(file):
             file.write_bytes(temporary.read_bytes())
-        else:
-            os.replace(temporary, file)
+            return
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        sync(file.parent)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[pathlib.Path]:
+    """Gives an empty folder on this machine to write into; at the end it becomes `folder`, unless something is raised.
+
+    Args:
+        folder: to make or to replace; its parents are made if absent.
+        marker: the file in it that says, in a bucket, that the folder is complete; see `complete`.
+
+    Yields:
+        A path with the same name.
+
+    Raises:
+        ValueError: if no `marker` was written.
+
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     with replacing_folder(f"{place}/model", "model.json") as temporary:
+    ...         _ = (temporary / "model.json").write_text("{}")
+    ...     complete(f"{place}/model", "model.json")
+    True
+    """
+    folder = path(folder)
+    with _aside(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if not (temporary / marker).is_file():
+            raise ValueError(f"{folder} was made without {marker!r}, the file that says that it is complete; write it")
+        if is_remote(folder):
+            if exists(folder / marker):
+                (folder / marker).unlink()  # first, so that nobody reads old and new together
+            for name in listing(folder):
+                remove(folder / name)
+            upload(temporary, folder, marker)
+            return
+        _publish(temporary, folder)
+
+
+@contextlib.contextmanager
+def _aside(where: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path with the name of `where` to write to: hidden beside it, or on this machine if `where` is in a bucket."""
+    if is_remote(where):
+        with tempfile.TemporaryDirectory() as here:
+            yield pathlib.Path(here) / where.name
+        return
+    where.parent.mkdir(parents=True, exist_ok=True)
+    sweep(where.parent)
+    folder = hidden(where.parent)
+    try:
+        yield folder / where.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(fresh: pathlib.Path, folder: pathlib.Path) -> None:
+    """Renames a complete folder of this machine to where readers look for it."""
+    if folder.is_dir() and any(folder.iterdir()):
+        # A folder cannot be renamed over a full one; the old one steps aside first.
+        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, old)
+        os.replace(fresh, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(fresh, folder)
+    sync(folder.parent)
 
 
 def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], marker: str) -> pathlib.Path:
@@ -182,17 +246,9 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], mar
             for name, content in files.items():
                 write_bytes(fresh / name, content)
             fresh.chmod(0o755)  # mkdtemp makes it private
-            if folder.is_dir() and any(folder.iterdir()):
-                # A folder cannot be renamed over a full one; the old one steps aside first.
-                old = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-                os.replace(folder, old)
-                os.replace(fresh, folder)
-                shutil.rmtree(old)
-            else:
-                os.replace(fresh, folder)
+            _publish(fresh, folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-        sync(folder.parent)
     return folder
 
 
@@ -261,10 +317,11 @@ def _alive(pid: int) -> bool:
 
 
 def upload(source: pathlib.Path, folder: pathlib.Path, marker: str) -> None:
-    """Copies a folder of this machine, and those within, into a bucket; then the marker, an empty file."""
-    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+    """Copies a folder of this machine, and those within, into a bucket; last the marker, empty if there is none."""
+    last = source / marker
+    for file in sorted(p for p in source.rglob("*") if p.is_file() and p != last):
         (folder / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
-    (folder / marker).write_bytes(b"")
+    (folder / marker).write_bytes(last.read_bytes() if last.is_file() else b"")
 
 
 def download(folder: pathlib.Path, target: pathlib.Path) -> None:
@@ -318,6 +375,7 @@ __all__ = [
     "path",
     "remove",
     "replacing",
+    "replacing_folder",
     "sweep",
     "sync",
     "upload",

@@ -43,7 +43,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
-class Metrics:
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file, as `write_json` writes it.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(files.path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}; delete it to have it made again") from error
+
+
+class MetricsWriter:
     """An append-only file of one JSON object a line, which a resumed run continues.
 
     A line that a kill cut short is dropped on opening. Values are read when written, so hand over
@@ -59,10 +71,10 @@ class Metrics:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with Metrics(f"{folder}/metrics.jsonl") as metrics:
+    ...     with MetricsWriter(f"{folder}/metrics.jsonl") as metrics:
     ...         metrics.write(step=1, loss=0.5)
     ...         metrics.write(step=2, loss=float("nan"), rates=np.ones(2))
-    ...     with Metrics(f"{folder}/metrics.jsonl", after=1) as metrics:
+    ...     with MetricsWriter(f"{folder}/metrics.jsonl", after=1) as metrics:
     ...         metrics.write(step=2, loss=0.25)
     ...     read_metrics(f"{folder}/metrics.jsonl")
     [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]
@@ -289,11 +301,12 @@ def show(table: Any) -> None:
 
 __all__ = [
     "FIELDS",
-    "Metrics",
+    "MetricsWriter",
     "Row",
     "by_seed",
     "progress",
     "read_csv",
+    "read_json",
     "read_metrics",
     "replacing",
     "say",

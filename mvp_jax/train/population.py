@@ -17,9 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mvp_jax.core.types import Array, Batch, Key, PyTree
 from mvp_jax.parallel import auto
 from mvp_jax.parallel import mapping as maps
-from mvp_jax.parallel.auto import Plan
+from mvp_jax.parallel.auto import MappingPlan
 from mvp_jax.parallel.fanout import over, plan, pmap
-from mvp_jax.parallel.mapping import Mapping, mesh
+from mvp_jax.parallel.mapping import MemberMapping, mesh
 from mvp_jax.storage import checkpoint
 from mvp_jax.train import fitting
 from mvp_jax.train.fitting import Recipe
@@ -123,7 +123,7 @@ def advance(
     states: TrainState,
     batches: Batch,
     *,
-    mapping: Mapping = "auto",
+    mapping: MemberMapping = "auto",
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -175,7 +175,7 @@ def fit(
     *,
     index: Array | None = None,
     total: int | Array | None = None,
-    mapping: Mapping = "auto",
+    mapping: MemberMapping = "auto",
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -308,8 +308,8 @@ def restore(saved: checkpoint.Checkpoints, like: TrainState, *, count: int, step
 
 
 __all__ = [
-    "Mapping",
-    "Plan",
+    "MemberMapping",
+    "MappingPlan",
     "advance",
     "create",
     "diverged",

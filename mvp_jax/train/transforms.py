@@ -205,7 +205,7 @@ def _counts(pattern: patterns.Pattern, params: Params, prunable: PyTree, sparsit
     return jax.tree.map(falling, *counts)
 
 
-def _chosen(params: Params, prunable: PyTree | trees.Rules) -> PyTree:
+def _chosen(params: Params, prunable: PyTree | trees.PathRules) -> PyTree:
     """Which leaves are pruned, from rules over paths or from a tree of booleans."""
     if isinstance(prunable, (list, tuple)):
         # A tree may be a tuple of tuples too, but a rule begins with its pattern.
@@ -225,7 +225,7 @@ def prune_on_schedule(
     *,
     sparsity: float,
     steps: int,
-    prunable: PyTree | trees.Rules,
+    prunable: PyTree | trees.PathRules,
     begin: int = 0,
     every: int | None = None,
     schedule: str | schedules.Schedule = "cubic",

@@ -362,27 +362,6 @@ def test_entries_that_do_not_stack_are_named(tmp_path):
         bank.ballots(bank.entries(store))
 
 
-@given(
-    st.lists(st.sampled_from([-2.0, -1.5, -1.0, 0.0, float("nan"), float("-inf")]), min_size=1, max_size=8), st.data()
-)
-def test_nearest_is_a_stable_sort(scores, data):
-    found = [entry_of(f"t{i}") for i in range(len(scores))]
-    k = data.draw(st.integers(1, len(scores)))
-    order = sorted(
-        range(len(scores)), key=lambda i: (np.isnan(scores[i]), -scores[i] if scores[i] == scores[i] else 0, i)
-    )
-    assert [e.task for e in bank.nearest(found, jnp.asarray(scores), k)] == [f"t{i}" for i in order[:k]]
-
-
-def test_nearest_refusals():
-    found = [entry_of("a"), entry_of("b")]
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 2"):
-        bank.nearest(found, [1, 2, 3], 1)
-    for k in (0, 3):
-        with pytest.raises(ValueError, match=f"k is {k}, but there are 2 entries"):
-            bank.nearest(found, [1, 2], k)
-
-
 def test_fingerprints_tell_contents_apart():
     params = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "b": jnp.zeros(3, jnp.bfloat16)}
     base = bank.fingerprint(Variables(params, {}))

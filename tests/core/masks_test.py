@@ -83,6 +83,8 @@ def test_measures_against_numpy_on_the_broadcast(seed_a, seed_b):
     np.testing.assert_allclose(masks.cosine(a, b, params), expected, rtol=1e-6, atol=1e-7)
     for k, value in masks.iou(a, b).items():
         p, q = np.asarray(a[k]), np.asarray(b[k])
+        alone = masks.cosine({k: a[k]}, {k: b[k]})
+        np.testing.assert_allclose(masks.leaf_cosines(a, b)[k], alone, rtol=1e-6)
         np.testing.assert_allclose(value, (p & q).sum() / (p | q).sum() if (p | q).any() else 1.0, rtol=1e-6)
         assert np.array_equal(masks.union(a, b)[k], p | q)
         assert np.array_equal(masks.intersect(a, b, a)[k], p & q)

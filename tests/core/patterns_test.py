@@ -34,7 +34,7 @@ PATTERNS = {
     "blocks": patterns.Blocks((2, 2)),
     "blocks, global": patterns.Blocks((4,), "global"),
     "2:4": patterns.NofM(4, axis=-1),
-    "units": patterns.Units(GROUPS),
+    "units": patterns.WholeUnits(GROUPS),
 }
 
 
@@ -200,7 +200,7 @@ def test_ties_go_to_the_second_scores():
     scores = {"w": jnp.zeros(8)}
     ties = {"w": jnp.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0])}
     group = Group(name="w", size=8, slots=(Slot(path="w", axis=0, scored=True),))
-    for pattern, keep in ((patterns.Weights(), 4), (patterns.NofM(4), 2), (patterns.Units((group,)), {"w": 4})):
+    for pattern, keep in ((patterns.Weights(), 4), (patterns.NofM(4), 2), (patterns.WholeUnits((group,)), {"w": 4})):
         kept = pattern.select(scores, keep, {"w": jnp.ones(8, bool)}, ties)
         assert kept["w"].tolist() == [False, True, False, True, False, False, True, True]
 
@@ -246,7 +246,7 @@ def test_counts_are_exact(halves, sparsity, block):
     assert counts(patterns.NofM(2, axis=1)) == count(2, sparsity)
     groups = tuple(Group(name=k, size=s[1], slots=(Slot(path=k, axis=1, scored=True),)) for k, s in shapes.items())
     floored = {k: max(min(2, n), count(n, sparsity)) for k, n in columns.items()}
-    assert counts(patterns.Units(groups, min_units=2)) == floored
+    assert counts(patterns.WholeUnits(groups, min_units=2)) == floored
 
 
 def test_erk_gives_the_small_kernel_more():
@@ -298,7 +298,7 @@ def test_n_of_m_compiles_once_for_all_counts():
         (lambda: patterns.Blocks(()), r"block is \(\); give its lengths"),
         (lambda: patterns.Blocks((0, 2)), r"block is \(0, 2\)"),
         (lambda: patterns.NofM(1), "m is 1; a run has at least 2 entries"),
-        (lambda: patterns.Units(()), "no groups to prune units of"),
+        (lambda: patterns.WholeUnits(()), "no groups to prune units of"),
         (lambda: patterns.Channels(axis=2).counts(VALUES, PRUNABLE, 0.5), "channels lie along axis 2, but"),
         (
             lambda: patterns.Blocks((3, 2)).counts(VALUES, PRUNABLE, 0.5),

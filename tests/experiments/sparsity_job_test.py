@@ -272,4 +272,4 @@ def test_patterns_of_the_config():
     c.pattern.name = "channels"
     assert planning.pattern(c, model) == patterns.Channels(allocation="global")
     c.pattern.name, c.pattern.kinds = "units", ("filter",)
-    assert planning.pattern(c, model) == patterns.Units(model.groups)
+    assert planning.pattern(c, model) == patterns.WholeUnits(model.groups)

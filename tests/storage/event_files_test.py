@@ -81,7 +81,7 @@ def test_a_resumed_run_says_nothing_twice(tmp_path):
     for after, steps in ((0, (100, 200, 300)), (200, (300, 400)), (200, (300,))):
         with (
             event_files.Board(tmp_path / "board", after=after) as board,
-            records.Metrics(tmp_path / "metrics.jsonl", after=after, board=board) as metrics,
+            records.MetricsWriter(tmp_path / "metrics.jsonl", after=after, board=board) as metrics,
         ):
             for step in steps:
                 metrics.write(step=step, loss=step / 1000 + after / 64)

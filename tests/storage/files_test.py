@@ -113,7 +113,7 @@ def test_metrics_and_boards_go_on(place):
     for after, steps in ((None, (1, 2, 3)), (2, (3, 4))):
         with (
             event_files.Board(place / "board", after=after) as board,
-            records.Metrics(place / "metrics.jsonl", after=after, board=board) as metrics,
+            records.MetricsWriter(place / "metrics.jsonl", after=after, board=board) as metrics,
         ):
             for step in steps:
                 metrics.write(step=step, loss=step / 4)
@@ -126,7 +126,7 @@ def test_metrics_and_boards_go_on(place):
 def test_a_bucket_is_not_written_at_every_line(remote, monkeypatch):
     written = []
     monkeypatch.setattr(records, "write_text", lambda path, text: (written.append(text), time.sleep(0.02)))
-    with records.Metrics(f"{remote}/metrics.jsonl") as metrics:
+    with records.MetricsWriter(f"{remote}/metrics.jsonl") as metrics:
         for step in range(500):
             metrics.write(step=step)
     assert 2 <= len(written) < 20, "the first at once, all at the end, and little between"

@@ -41,7 +41,7 @@ def test_json_is_strict(tmp_path):
 
 def test_metrics_continue_after_a_kill(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with records.Metrics(path) as metrics:
+    with records.MetricsWriter(path) as metrics:
         for step in range(4):
             metrics.write(step=step, loss=np.float32(step) / 4, per_member=np.array([1.0, np.nan]))
             assert len(records.read_metrics(path)) == step + 1, "each line is there at once"
@@ -50,7 +50,7 @@ def test_metrics_continue_after_a_kill(tmp_path):
         file.write('{"step": 4, "lo')  # the kill
     assert len(records.read_metrics(path)) == 4
 
-    with records.Metrics(path, after=1) as metrics:  # the checkpoint is of step 1
+    with records.MetricsWriter(path, after=1) as metrics:  # the checkpoint is of step 1
         for step in (2, 3):
             metrics.write(step=step, loss=np.float32(step) / 4, per_member=np.array([1.0, np.nan]))
     assert path.read_text() == whole
@@ -58,7 +58,7 @@ def test_metrics_continue_after_a_kill(tmp_path):
 
     path.write_text("nonsense\n" + whole)
     with pytest.raises(ValueError, match="line 1 "):
-        records.Metrics(path)
+        records.MetricsWriter(path)
 
 
 WORDS = st.text(st.characters(exclude_categories=["C"], exclude_characters="\x85\u2028\u2029"), min_size=1, max_size=8)

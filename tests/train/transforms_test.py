@@ -193,7 +193,7 @@ PATTERNS = {
         lambda a, b, bias: a.all(0).sum() == a.any(0).sum() == 6 and b.all(0).sum() == b.any(0).sum() == 2,
     ),
     "units": (
-        patterns.Units(FILTERS),
+        patterns.WholeUnits(FILTERS),
         0.75,
         lambda a, b, bias: bias.sum() == 3 and (a == bias).all() and (b == bias[:, None]).all(),
     ),
@@ -246,12 +246,14 @@ def test_a_weight_that_one_unit_took_along_does_not_count_for_another():
         Group(name="y", size=2, slots=(Slot(path="y", axis=1, scored=True),)),
     )
     tx = transforms.prune_on_schedule(
-        optax.trace(1.0), sparsity=0.5, steps=1, prunable=[], pattern=patterns.Units(groups)
+        optax.trace(1.0), sparsity=0.5, steps=1, prunable=[], pattern=patterns.WholeUnits(groups)
     )
     params = {"x": jnp.array([0.0, 5.0]), "y": jnp.array([[0.0, 0.0], [2.0, 3.0]])}
     kept = {"x": jnp.array([False, True]), "y": jnp.array([True, True])}
     momentum = optax.TraceState({"x": jnp.zeros(2), "y": jnp.array([[50.0, 0.0], [0.0, 0.0]])})
-    state = tx.init(params)._replace(kept=kept, masks=patterns.Units(groups).masks(kept, params, None), inner=momentum)
+    state = tx.init(params)._replace(
+        kept=kept, masks=patterns.WholeUnits(groups).masks(kept, params, None), inner=momentum
+    )
     _, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
     assert state.kept["y"].tolist() == [False, True]
 

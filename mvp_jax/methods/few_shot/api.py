@@ -16,23 +16,14 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from mvp_jax import compact, train
+from mvp_jax.bank.voters import Neighbours
 from mvp_jax.core import prune, units
-from mvp_jax.core.types import Array, Batch, Key, Params, Units, UnitScores, Variables
+from mvp_jax.core.types import Array, Batch, Key, Params, Units, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.methods import checks
 from mvp_jax.methods.contract import CROSS_ENTROPY, Look, Pruned, Spent, Training, check_labels
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.train import Loss, evaluation, probe
-
-
-class Neighbours(NamedTuple):
-    """Pruned models of other tasks, in the dense model's index space; every leaf leads with `K`."""
-
-    units: Units
-    variables: Variables
-    saliency: UnitScores
-    similarity: Array
-
 
 _NOTHING = Spent(0, 0)
 

@@ -98,27 +98,23 @@ class Ballot(NamedTuple):
 
 def nearest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
     """Returns the `k` most similar neighbours, nearest first."""
-    return _taken(neighbours, similarity.nearest(neighbours.similarity, k))
+    return neighbours.take(similarity.nearest(neighbours.similarity, k))
 
 
 def farthest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
     """Returns the `k` least similar neighbours, the nearest of them first."""
-    return _taken(neighbours, similarity.nearest(-neighbours.similarity, k)[::-1])
+    return neighbours.take(similarity.nearest(-neighbours.similarity, k)[::-1])
 
 
 def random(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
     """Returns `k` neighbours drawn without replacement, nearest first."""
     drawn = jax.random.permutation(jax.random.fold_in(key, 1), neighbours.similarity.shape[-1])[:k]
-    return nearest(_taken(neighbours, drawn), k, key)
+    return nearest(neighbours.take(drawn), k, key)
 
 
 def everyone(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
     """Returns all neighbours, nearest first, whatever `k` is."""
     return nearest(neighbours, neighbours.similarity.shape[-1], key)
-
-
-def _taken(neighbours: api.Neighbours, index: Array) -> api.Neighbours:
-    return jax.tree.map(lambda leaf: leaf[index], neighbours)
 
 
 # -- what a vote weighs

@@ -107,7 +107,7 @@ def learn(
     settings: Settings,
     key: Key,
     *,
-    mapping: population.Mapping = "vmap",
+    mapping: population.MemberMapping = "vmap",
     after: Callable[[], object] = lambda: None,
 ) -> api.Start:
     """Learns one pruned initialisation for all tasks from `problem.sources`.

@@ -238,7 +238,7 @@ def finish(problem: SparsityProblem, training: SparsityTraining, run: Run, key: 
 def end(problem: SparsityProblem, training: SparsityTraining, run: Run) -> Pruned:
     """Returns the pruned model, with batch-norm statistics re-estimated for its final weights."""
     variables = evaluation.reestimate(problem.model, run.state.variables, problem.train["x"][: training.norm_examples])
-    kept = run.kept if isinstance(problem.pattern, patterns.Units) else {}
+    kept = run.kept if isinstance(problem.pattern, patterns.WholeUnits) else {}
     return Pruned(variables, run.state.masks, kept, run.spent, run.state.alive)
 
 

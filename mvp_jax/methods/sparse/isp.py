@@ -77,7 +77,7 @@ class Settings:
     soup: Literal["none", "mean", "kept"] = "none"
     landing: float | None = None
     training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:

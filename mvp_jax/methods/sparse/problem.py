@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mvp_jax import train
 from mvp_jax.core import patterns, trees
 from mvp_jax.core.patterns import Pattern
-from mvp_jax.core.trees import Rules
+from mvp_jax.core.trees import PathRules
 from mvp_jax.core.types import Batch, Key, Masks, PyTree, Variables
 from mvp_jax.methods import contract, weak_members
 from mvp_jax.methods.contract import Pruned
@@ -53,7 +53,7 @@ class SparsityProblem:
     loss: Loss = DEFAULT_LOSS
     valid: Batch | None = None
     pattern: Pattern = dataclasses.field(default_factory=patterns.Weights)
-    rules: Rules | None = None
+    rules: PathRules | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:

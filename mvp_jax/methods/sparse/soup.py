@@ -222,7 +222,7 @@ class SparseSoupSettings:
     diversity: weak_members.Diversity = dataclasses.field(default_factory=lambda: weak_members.Diversity(subset=1.0))
     recipe: SoupRecipe = "uniform"
     training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -311,7 +311,7 @@ class InstantSoupSettings:
     diversity: weak_members.Diversity = dataclasses.field(default_factory=weak_members.Diversity)
     inherit: bool = True
     training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
-    mapping: population.Mapping = "auto"
+    mapping: population.MemberMapping = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ def test_any_container_gives_what_a_dict_gives(case, kind):
 )
 def test_whole_units_go(case):
     model = mlp.mlp()
-    got = contract.run(case, model=model, pattern=patterns.Units(model.groups), sparsity=0.5)
+    got = contract.run(case, model=model, pattern=patterns.WholeUnits(model.groups), sparsity=0.5)
     assert {n: int(u.sum()) for n, u in got.units.items()} == {"a": 4, "b": 3}
     off = ~np.asarray(got.units["a"])
     assert not np.asarray(got.variables.params["one"]["kernel"])[:, off].any()
