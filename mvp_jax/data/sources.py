@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvp_jax.data import residuals
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.loading.lazy import Lazy
 
@@ -211,8 +210,8 @@ def npz(
 ) -> Source:
     """A source from an `.npz` archive.
 
-    Images may also be packed as residuals: where `X_images` is asked for and the archive has `X_residuals` instead,
-    they are unpacked (`residuals.unpack`).
+    Images and labels must be plain arrays in it, as `np.savez` writes them; an archive of another packing has to be
+    written anew first.
 
     Args:
         path: the archive.
@@ -272,12 +271,10 @@ def _read(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str]) ->
     found: dict[Any, np.ndarray] = {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            packed = {k: k.removesuffix("images") + "residuals" for k in needed if k.endswith("images")}
-            where = {k: packed[k] if k in packed and k not in archive.files else k for k in (*needed, *optional)}
-            missing = [k for k in needed if where[k] not in archive.files]
-            if not missing:
-                found = {k: archive[w] for k, w in where.items() if w in archive.files}
             there = list(archive.files)
+            missing = [k for k in needed if k not in there]
+            if not missing:
+                found = {k: archive[k] for k in (*needed, *optional) if k in there}
     except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz archive (damaged or cut short?): {error}") from error
     if missing:
@@ -285,7 +282,7 @@ def _read(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str]) ->
             f"{path} lacks {missing}; it has {there}; name its keys by train=(images, labels) and test=..., "
             "or pass test=None"
         )
-    return {k: residuals.unpack(v) if where[k] != k else v for k, v in found.items()}
+    return found
 
 
 def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:
