@@ -8,7 +8,7 @@ is made of texts by `tokens` (kept by `encoded`, padded to few lengths by `bucke
 """
 
 from mvp_jax.data import augment, groups, sources, tasks
-from mvp_jax.data.augment import basic, cropping
+from mvp_jax.data.augment import cropping
 from mvp_jax.data.checkpoint_inputs import buckets, encoded, images, tokens
 from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
 from mvp_jax.data.loading import lazy, prefetch, streams
@@ -32,5 +32,4 @@ __all__ = [
     "tasks",
     "text",
     "tokens",
-    "basic",
 ]

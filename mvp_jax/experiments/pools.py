@@ -18,16 +18,16 @@ CHECKPOINT = "checkpoint"
 GLUE = "glue/"
 """What the names of GLUE's tasks begin with."""
 
-TASKS = ("subsets", "superclasses", "whole")
+TASK_KINDS = ("subsets", "superclasses", "whole")
 """How tasks are made of classes: at random (of joined data sets, of one of them), within a superclass, or of all."""
 
 
 def load(config: ConfigDict) -> stages.Setting:
     """Reads the data, cuts it into pools and draws the tasks."""
     data = config.data
-    how = data.get("tasks") or TASKS[0]
-    if how not in TASKS:
-        raise ValueError(f"unknown data.tasks {how!r}; choose one of {list(TASKS)}")
+    how = data.get("tasks") or TASK_KINDS[0]
+    if how not in TASK_KINDS:
+        raise ValueError(f"unknown data.tasks {how!r}; choose one of {list(TASK_KINDS)}")
     source = _source(config)
     shares = 4 if source.test is None else 2
     if len(data.fractions) != shares:

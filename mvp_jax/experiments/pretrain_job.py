@@ -55,7 +55,7 @@ class Plan:
     settings: pretraining.Settings
     seed: int
     streamed: bool = False
-    host: streams.Transform | None = None
+    host: streams.HostTransform | None = None
     mesh: Mesh | None = None
     tensorboard: bool = False
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog, folders
-from mvp_jax.data.datasets.catalog import Entry
+from mvp_jax.data.datasets.catalog import CatalogEntry
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.sources import Source
 
@@ -153,7 +153,7 @@ def _home(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     return pathlib.Path(given).expanduser()
 
 
-def _info(name: str, entry: Entry, home: pathlib.Path) -> tuple[Any, pathlib.Path]:
+def _info(name: str, entry: CatalogEntry, home: pathlib.Path) -> tuple[Any, pathlib.Path]:
     """What tensorflow-datasets says of the newest prepared version, and where that is."""
     assert entry.tfds is not None
     place = home / entry.tfds
@@ -251,7 +251,7 @@ class _Tfrecords:
             return stream.read(length)
 
 
-def _index(where: pathlib.Path, entry: Entry, records: _Records) -> dict[str, np.ndarray]:
+def _index(where: pathlib.Path, entry: CatalogEntry, records: _Records) -> dict[str, np.ndarray]:
     """The labels of all records and the digests of their pictures; kept beside the files, since it reads them all."""
     stamp = json.dumps([records.files, [os.path.getmtime(f) for f, _, _ in records.files], entry.label, entry.coarse])
     mark = np.frombuffer(lazy.digest(stamp.encode()), np.uint8)
@@ -293,7 +293,7 @@ def _index(where: pathlib.Path, entry: Entry, records: _Records) -> dict[str, np
     return found
 
 
-def _names(name: str, entry: Entry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def _names(name: str, entry: CatalogEntry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     feature = info.features[entry.label]
     if feature.num_classes != entry.classes:
         raise ValueError(f"{name} has {feature.num_classes} classes here, {entry.classes} in the catalogue")
@@ -303,7 +303,7 @@ def _names(name: str, entry: Entry, info: Any, train: Mapping[str, np.ndarray]) 
     return entry.class_names or tuple(feature.names or map(str, range(entry.classes)))
 
 
-def _coarse(entry: Entry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _coarse(entry: CatalogEntry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     if not entry.coarse:
         return (), ()
     of = dict(zip(train["label"].tolist(), train["coarse"].tolist(), strict=True))

@@ -15,7 +15,7 @@ from mvp_jax.core.types import PyTree
 from mvp_jax.data.loading.lazy import Lazy
 from mvp_jax.data.loading.prefetch import prefetch
 
-Transform: TypeAlias = Callable[[Any, np.random.Generator], Any]
+HostTransform: TypeAlias = Callable[[Any, np.random.Generator], Any]
 """`(example, rng) -> array`, on the host; the generator is the example's own, another one in every epoch."""
 
 State: TypeAlias = dict[str, np.ndarray]
@@ -118,7 +118,7 @@ def stream(
     shard: int = 0,
     shards: int = 1,
     epochs: int | None = None,
-    transform: Transform | None = None,
+    transform: HostTransform | None = None,
     full: bool = False,
     shuffle: bool = True,
     drop_remainder: bool = True,
