@@ -18,7 +18,7 @@ import numpy as np
 
 from mvp_jax.data import sources
 from mvp_jax.data.sources import Arrays, Source
-from mvp_jax.storage import files
+from mvp_jax.storage import files, json_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Task, ...]:
     if not path.is_file():
         raise ValueError(f"no task list {path}; make one by `tasks.save(tasks.draw(...), path)`")
     try:
-        content = json.loads(path.read_text())
+        content = json_files.read_json(path)
         if content["format"] != "mvp_jax tasks" or content["version"] != 1:
             raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
         tasks = tuple(Task(name=str(t["name"]), classes=tuple(int(c) for c in t["classes"])) for t in content["tasks"])

@@ -3,18 +3,17 @@
 A word-level tokeniser of the texts themselves is here too, for models that are trained from nothing.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mvp_jax.data.checkpoint_inputs.tokens import Tokenizer
 from mvp_jax.data.datasets import text
+from mvp_jax.storage import files
 
 _DIGEST = 16  # bytes; behind the array in its file
 _PART = 1 << 16  # rows that are looked at together
@@ -47,6 +46,7 @@ def encoded(
     Raises:
         ValueError: as `Tokenizer.encode` does, or if the folder cannot be written.
 
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> known = words(["prune the nets", "prune more"])
     >>> first = encoded(["the nets", "more"], known, 5, folder)
@@ -105,9 +105,7 @@ def words(texts: Iterable[str], size: int = 2048) -> Tokenizer:
     vocab = backend.get_vocab(with_added_tokens=True)
     if len(vocab) == special:
         raise ValueError("the texts have no words to make a vocabulary of; give those of a training split")
-    return Tokenizer(
-        vocab=vocab, pad=text.PAD, start=text.CLS, between=(text.SEP,), end=text.SEP, backend=backend
-    )  # fmt: skip
+    return Tokenizer(vocab=vocab, pad=text.PAD, start=text.CLS, between=(text.SEP,), end=text.SEP, backend=backend)
 
 
 def _name(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer, length: int) -> str:
@@ -148,18 +146,9 @@ def _mapped(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _write(path: pathlib.Path, ids: np.ndarray) -> None:
     """Writes a file whole or not at all; of several processes that write the same one, any may win."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".ids-", delete=False) as file:
-            temporary = file.name
+        with files.replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, ids)
             file.write(_digest(path.name, ids))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise ValueError(f"cannot keep ids in {path.parent}: {error}; choose a folder that can be written") from error

@@ -5,13 +5,14 @@ that work on Pillow.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from mvp_jax.storage import json_files
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -191,15 +192,12 @@ def processor(source: str | os.PathLike[str]) -> Processor:
 def _fields(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     """What is said of pictures: in a file of its own, or in that of the whole processor."""
     for name in ("preprocessor_config.json", "processor_config.json"):
-        try:
-            parsed = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (folder / name).exists():
             continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{folder / name} is not readable JSON: {error}") from error
-        found = parsed.get("image_processor", parsed) if isinstance(parsed, dict) else parsed
+        parsed = json_files.read_json(folder / name)
+        found = parsed.get("image_processor", parsed)
         if not isinstance(found, dict):
-            raise ValueError(f"{folder / name} is a JSON {type(found).__name__}, not an object")
+            raise ValueError(f"{folder / name}: image_processor is a JSON {type(found).__name__}, not an object")
         return folder / name, {key: value for key, value in found.items() if value is not None}
     raise ValueError(f"{folder} has no preprocessor_config.json; download it with the weights, or build a Processor")
 

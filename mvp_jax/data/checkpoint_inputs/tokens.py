@@ -7,7 +7,6 @@ texts become one array of one length, with the checkpoint's own special tokens a
 import dataclasses
 import gzip
 import itertools
-import json
 import os
 import pathlib
 import zlib
@@ -15,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from mvp_jax.storage import json_files
 
 _CHUNK = 2048  # texts; what `tokenizers` returns is some hundred bytes a token, ids are four
 _PAIRS = ("vocab.json", "merges.txt")
@@ -145,7 +146,7 @@ def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     folder = pathlib.Path(source)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give the one with tokenizer.json, or vocab.txt, of a checkpoint")
-    settings, described = _settings(folder), _json(folder / "config.json")
+    settings, described = _settings(folder), json_files.read_json(folder / "config.json", missing={})
     if (folder / "tokenizer.json").exists():
         build: Callable[[pathlib.Path, dict[str, Any]], Any] = _saved
     elif (folder / "vocab.txt").exists():
@@ -220,21 +221,15 @@ def _library() -> Any:
     return tokenizers
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    """An object in a file; empty if there is no file."""
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable JSON object: {error}") from error
-
-
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
     """What is set in the files beside the vocabulary; what is null is not."""
-    config, names = (_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    config, names = (
+        json_files.read_json(folder / name, missing={}) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
     # As transformers reads them: files that list the added tokens have all names right.
     merged = names | config if "added_tokens_decoder" in config else config | names
     settings = {key: value for key, value in merged.items() if value is not None}
-    settings["added"] = list(_json(folder / "added_tokens.json"))
+    settings["added"] = list(json_files.read_json(folder / "added_tokens.json", missing={}))
     for key in ("padding_side", "truncation_side"):
         if settings.get(key, "right") != "right":
             raise ValueError(f"{folder}: {key} is {settings[key]!r:.20}; only ends of texts are padded and cut")

@@ -21,6 +21,7 @@ from mvp_jax.data.datasets import catalog, folders
 from mvp_jax.data.datasets.catalog import CatalogEntry
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.sources import Source
+from mvp_jax.storage import json_files
 
 _READABLE = ("array_record", "tfrecord")
 
@@ -175,7 +176,7 @@ def _info(name: str, entry: CatalogEntry, home: pathlib.Path) -> tuple[Any, path
         )
     where = versions[-1]
     try:
-        described = json.loads((where / "dataset_info.json").read_text())
+        described = json_files.read_json(where / "dataset_info.json")
         kinds = [described.get("fileFormat", "tfrecord"), *described.get("alternativeFileFormats", ())]
         kind = next((k for k in _READABLE if k in kinds), None)
         if kind is None:

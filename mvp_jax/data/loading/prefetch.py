@@ -1,7 +1,7 @@
 """The next batches are read and put on the device while the present one is worked on.
 
-`streams.to_device` and the jobs read ahead by this one function. Grain's `experimental.device_put` does the same for its
-own datasets only, is no faster, and would make Grain a requirement of every job.
+`streams.to_device` and the jobs read ahead by this one function. Grain's `experimental.device_put` does the same for
+its own datasets only, is no faster, and would make Grain a requirement of every job.
 """
 
 import collections
