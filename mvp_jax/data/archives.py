@@ -39,3 +39,12 @@ def read(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str] = ()
             "or pass test=None"
         )
     return found
+
+
+def texts(names: np.ndarray) -> list[str]:
+    """Returns the names in an array of strings or bytes.
+
+    >>> texts(np.array([b"ant", b"bee"]))
+    ['ant', 'bee']
+    """
+    return [n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist()]

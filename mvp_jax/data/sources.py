@@ -216,18 +216,15 @@ def npz(
 ) -> Source:
     """Reads a source from an `.npz` archive.
 
-    Images and labels must be plain arrays in it, as `np.savez` writes them; an archive of another packing has to be
-    written anew first.
+    Images and labels must be plain arrays in it, as `np.savez` writes them.
 
     Args:
         path: the archive.
         name: the name of the data set in tables; `None`: the file's name.
         train: the keys of the training images and labels.
         test: the keys of the test images and labels; `None`: the source gets no test split.
-        class_names: the key of the class names, or the names themselves; if the archive lacks the key, the classes are
-            numbered.
-        coarse_labels: the key of the superclass of each training image; if the archive lacks it, or with `None`, there
-            are no superclasses.
+        class_names: the key of the class names, or the names themselves; numbers if the archive lacks the key.
+        coarse_labels: the key of each training image's superclass; `None`, or a missing key: no superclasses.
         coarse_names: the key of the superclasses' names; if the archive lacks it, they have none.
 
     Returns:
@@ -250,7 +247,7 @@ def npz(
         name or path.stem,
         (found[train[0]], found[train[1]]),
         None if test is None else (found[test[0]], found[test[1]]),
-        class_names=[_text(n) for n in found[names]] if names and names in found else (None if names else class_names),
+        class_names=archives.texts(found[names]) if names and names in found else (None if names else class_names),
     )
     if not coarse_labels or coarse_labels not in found:
         return source
@@ -265,12 +262,8 @@ def npz(
     return dataclasses.replace(
         source,
         coarse=tuple(b for _, b in pairs),
-        coarse_names=tuple(_text(n) for n in found[coarse_names]) if coarse_names and coarse_names in found else (),
+        coarse_names=tuple(archives.texts(found[coarse_names])) if coarse_names and coarse_names in found else (),
     )
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:

@@ -31,9 +31,11 @@ def load(config: ConfigDict) -> stages.Setting:
     source = _source(config)
     shares = 4 if source.test is None else 2
     if len(data.fractions) != shares:
-        need = "no test split: give four, (source, target, valid, test)" if shares == 4 else (
-            "a test split, which gives the valid and test pools: give two, (source, target)"
-        )  # fmt: skip
+        need = (
+            "no test split: give four, (source, target, valid, test)"
+            if shares == 4
+            else ("a test split, which gives the valid and test pools: give two, (source, target)")
+        )
         raise ValueError(f"data.fractions is {tuple(data.fractions)}, but {source.name} has {need}")
     held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
     pools = stages.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
@@ -67,9 +69,13 @@ def load(config: ConfigDict) -> stages.Setting:
 
 
 def _draw(
-    apart: Iterable[Iterable[int]] | None, allowed: Iterable[int], count: int, config: ConfigDict, seed: int,
+    apart: Iterable[Iterable[int]] | None,
+    allowed: Iterable[int],
+    count: int,
+    config: ConfigDict,
+    seed: int,
     **limits: Any,
-) -> tuple[tasks.Task, ...]:  # fmt: skip
+) -> tuple[tasks.Task, ...]:
     size = config.tasks.classes_per_task
     if apart is None:
         return tasks.draw(allowed, count, size, seed, **limits)

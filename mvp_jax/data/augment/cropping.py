@@ -41,8 +41,10 @@ def resized_crop(
     Reference: Szegedy et al., arXiv:1409.4842, section 6.
     """
     if size < 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip <= 1:
-        raise ValueError(f"size {size}, scale {scale}, ratio {ratio}, flip {flip}; expected a size of at least 1, "
-                         "scale in (0, 1] and ratio positive, the lesser first, and flip in [0, 1]")  # fmt: skip
+        raise ValueError(
+            f"size {size}, scale {scale}, ratio {ratio}, flip {flip}; expected a size of at least 1, "
+            "scale in (0, 1] and ratio positive, the lesser first, and flip in [0, 1]"
+        )
     from PIL import Image
 
     def change(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -10,9 +10,21 @@ from mvp_jax.data.augment import colours, transforms
 from mvp_jax.data.augment.transforms import Scalar
 
 OPERATIONS = (
-    "identity", "autocontrast", "equalize", "rotate", "solarize", "color", "posterize", "contrast", "brightness",
-    "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
-)  # fmt: skip
+    "identity",
+    "autocontrast",
+    "equalize",
+    "rotate",
+    "solarize",
+    "color",
+    "posterize",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
 """The names of the operations, in the order of their numbers."""
 
 FILL = 128 / 255

@@ -243,9 +243,14 @@ def _rows(table: pathlib.Path, delimiter: str, least: int, header: bool = False)
 
 
 def _source(
-    name: str, classes: Sequence[str], learned: _Files, tested: _Files | None, size: int | None, lazily: bool | None,
+    name: str,
+    classes: Sequence[str],
+    learned: _Files,
+    tested: _Files | None,
+    size: int | None,
+    lazily: bool | None,
     channels: int,
-) -> Source:  # fmt: skip
+) -> Source:
     side = size or max(_common(learned, tested))
     count = len(learned.paths) + (len(tested.paths) if tested else 0)
     if lazily is None:

@@ -194,12 +194,10 @@ def arrays(
     if tokenizer is None:
         tokenizer = encoded.words((*found.train.first, *(found.train.second or ())), vocabulary)
     return {
-        split: sources.Arrays(
-            encoded.encoded(texts.first, tokenizer, length, cache, pairs=texts.second), texts.y
-        )
+        split: sources.Arrays(encoded.encoded(texts.first, tokenizer, length, cache, pairs=texts.second), texts.y)
         for split, texts in found._asdict().items()
         if texts is not None
-    }  # fmt: skip
+    }
 
 
 def source(
@@ -236,7 +234,7 @@ def source(
     found = arrays(name, path, tokenizer, length=length, vocabulary=vocabulary, cache=cache)
     return sources.Source(
         name=f"glue/{known.name}", train=found["train"], test=found["valid"], class_names=known.labels
-    )  # fmt: skip
+    )
 
 
 def _layout(known: GlueTask, folder: pathlib.Path) -> Callable[[str], Texts]:

@@ -79,9 +79,13 @@ def open(
     made = {}
     for use, part in parts.items():
         x = lazy.pictures(
-            _Pictures(part), len(part), size=size or (None if entry.native else entry.size), channels=entry.channels,
-            called=f"{name}, {chosen[use]}, picture {{}}".format, known=indexed[use]["known"],
-        )  # fmt: skip
+            _Pictures(part),
+            len(part),
+            size=size or (None if entry.native else entry.size),
+            channels=entry.channels,
+            called=f"{name}, {chosen[use]}, picture {{}}".format,
+            known=indexed[use]["known"],
+        )
         made[use] = (x if lazily else x[:], indexed[use]["label"])
     empty = sorted(set(range(len(names))) - set(indexed["train"]["label"].tolist()))
     if empty:

@@ -99,9 +99,13 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         if wrong:
             raise ValueError(f"the state is one of another stream: {'; '.join(wrong)} (batch is that of all hosts)")
         return Stream(
-            self._batches, self._made, per_epoch=self.per_epoch, total=self.total, start=int(state["position"]),
+            self._batches,
+            self._made,
+            per_epoch=self.per_epoch,
+            total=self.total,
+            start=int(state["position"]),
             threads=self._threads,
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Stops reading ahead; the next batch starts it again."""
@@ -166,8 +170,10 @@ def stream(
     _check(len(x), len(y), batch, seed, shard, shards, epochs, drop_remainder, threads)
     whole = x if full and isinstance(x, Lazy) else None
     if full and (whole is None or whole.whole is not None or transform is None):
-        raise ValueError("full=True is for lazy pictures with a transform, and without a checkpoint's processor; make "
-                         "them by lazy.pictures(...), or pass full=False")  # fmt: skip
+        raise ValueError(
+            "full=True is for lazy pictures with a transform, and without a checkpoint's processor; make "
+            "them by lazy.pictures(...), or pass full=False"
+        )
     n = len(x)
     # Two seeds as they stand would share epochs: Grain's epoch e of seed s is epoch 0 of seed s + e.
     order, chance = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint32))
@@ -197,9 +203,13 @@ def stream(
     per_epoch = len(batches)
     made = {"seed": seed, "examples": n, "batch": batch * shards, "per_epoch": per_epoch}
     return Stream(
-        batches.repeat(epochs), made, per_epoch=per_epoch, total=None if epochs is None else epochs * per_epoch,
-        start=start, threads=threads,
-    )  # fmt: skip
+        batches.repeat(epochs),
+        made,
+        per_epoch=per_epoch,
+        total=None if epochs is None else epochs * per_epoch,
+        start=start,
+        threads=threads,
+    )
 
 
 def _grain() -> Any:
@@ -211,9 +221,16 @@ def _grain() -> Any:
 
 
 def _check(
-    n: int, labels: int, batch: int, seed: int, shard: int, shards: int, epochs: int | None, drop: bool,
+    n: int,
+    labels: int,
+    batch: int,
+    seed: int,
+    shard: int,
+    shards: int,
+    epochs: int | None,
+    drop: bool,
     threads: int | None,
-) -> None:  # fmt: skip
+) -> None:
     if n != labels:
         raise ValueError(f"there are {n} examples and {labels} labels; expected one label for each example")
     asked = {"batch": batch, "shards": shards, "epochs": epochs, "threads": threads}
@@ -225,12 +242,16 @@ def _check(
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed is {seed}; expected 0 to {2**31 - 1}")
     if not drop and shards > 1:
-        raise ValueError("drop_remainder=False is for one host: the last batches of several would differ in number; "
-                         "let each read all, or drop the remainder")  # fmt: skip
+        raise ValueError(
+            "drop_remainder=False is for one host: the last batches of several would differ in number; "
+            "let each read all, or drop the remainder"
+        )
     least = batch * shards if drop else 1
     if n < least:
-        raise ValueError(f"an epoch of {n} examples holds no batch of {batch} on each of {shards} hosts; take a batch "
-                         f"of at most {n // shards}, or drop_remainder=False on one host")  # fmt: skip
+        raise ValueError(
+            f"an epoch of {n} examples holds no batch of {batch} on each of {shards} hosts; take a batch "
+            f"of at most {n // shards}, or drop_remainder=False on one host"
+        )
 
 
 def _gather(x: np.ndarray, y: np.ndarray, chosen: Sequence[int]) -> dict[str, np.ndarray]:
@@ -248,8 +269,10 @@ def _whole(x: Lazy, i: int) -> np.ndarray:
 def _stack(whole: Lazy | None, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     shapes = sorted({x.shape for x, _ in examples})
     if len(shapes) > 1:
-        raise ValueError(f"examples of one batch have the shapes {shapes[:4]}; bring them to one by a transform such "
-                         "as cropping.resized_crop(224), or read the pictures with a size")  # fmt: skip
+        raise ValueError(
+            f"examples of one batch have the shapes {shapes[:4]}; bring them to one by a transform such "
+            "as cropping.resized_crop(224), or read the pictures with a size"
+        )
     x = np.stack([x for x, _ in examples])
     return {"x": x if whole is None else whole.finish(x), "y": np.stack([y for _, y in examples])}
 
