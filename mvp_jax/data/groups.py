@@ -26,6 +26,30 @@ def whole(source: Source, name: str = "target-0000") -> Task:
     return Task(name=name, classes=tuple(range(source.num_classes)))
 
 
+def coarse_tasks(source: Source) -> tuple[Task, ...]:
+    """Makes a task of the classes of each superclass.
+
+    Args:
+        source: a data set with superclasses.
+
+    Returns:
+        One task for each superclass, in their order, with their names.
+
+    Raises:
+        ValueError: if the data set has no superclasses.
+
+    >>> from mvp_jax.data import sources
+    >>> source = sources.arrays("toy", (np.zeros((4, 1, 1), np.uint8), [0, 1, 2, 3]), coarse=(1, 0, 1, 0))
+    >>> [t.classes for t in coarse_tasks(source)]
+    [(1, 3), (0, 2)]
+    """
+    if not source.coarse:
+        raise ValueError(f"{source.name} has no superclasses; `tasks.draw` makes tasks of any source")
+    names = source.coarse_names or tuple(f"coarse-{i:04d}" for i in range(max(source.coarse) + 1))
+    members = {c: tuple(i for i, b in enumerate(source.coarse) if b == c) for c in sorted(set(source.coarse))}
+    return tuple(Task(name=names[c], classes=classes) for c, classes in members.items())
+
+
 def by_coarse(source: Source) -> tuple[tuple[int, ...], ...]:
     """Returns the classes of each superclass; in joined data sets, the superclasses are the data sets.
 
@@ -35,7 +59,7 @@ def by_coarse(source: Source) -> tuple[tuple[int, ...], ...]:
     Raises:
         ValueError: if it has none.
     """
-    return tuple(task.classes for task in tasks.coarse_tasks(source))
+    return tuple(task.classes for task in coarse_tasks(source))
 
 
 def draw_within(

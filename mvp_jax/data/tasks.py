@@ -143,29 +143,6 @@ def _few(values: Sequence[Any], most: int = 12) -> str:
     return f"{list(values[:most])}"[:-1] + (", ...]" if len(values) > most else "]")
 
 
-def coarse_tasks(source: Source) -> tuple[Task, ...]:
-    """Makes a task of the classes of each superclass.
-
-    Args:
-        source: a data set with superclasses.
-
-    Returns:
-        One task for each superclass, in their order, with their names.
-
-    Raises:
-        ValueError: if the data set has no superclasses.
-
-    >>> source = sources.arrays("toy", (np.zeros((4, 1, 1), np.uint8), [0, 1, 2, 3]), coarse=(1, 0, 1, 0))
-    >>> [t.classes for t in coarse_tasks(source)]
-    [(1, 3), (0, 2)]
-    """
-    if not source.coarse:
-        raise ValueError(f"{source.name} has no superclasses; `draw` makes tasks of any source")
-    names = source.coarse_names or tuple(f"coarse-{i:04d}" for i in range(max(source.coarse) + 1))
-    members = {c: tuple(i for i, b in enumerate(source.coarse) if b == c) for c in sorted(set(source.coarse))}
-    return tuple(Task(name=names[c], classes=classes) for c, classes in members.items())
-
-
 def shared_classes(a: Task, b: Task) -> float:
     """Returns the overlap of two tasks' classes, `|A ∩ B| / |A ∪ B|`, from 0 to 1.
 
@@ -234,7 +211,7 @@ def split(
 ) -> tuple[Arrays, ...]:
     """Cuts examples into pools that have no example in common, class by class.
 
-    Of examples with exactly equal content only the first is used, so the pools differ in content, not only in index.
+    Of examples with equal content only the first is used, so the pools differ in content, not only in index.
 
     Args:
         data: labelled examples, or a source, whose training split is cut.

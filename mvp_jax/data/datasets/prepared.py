@@ -34,20 +34,20 @@ def open(
     splits: Mapping[str, str | None] | None = None,
     lazily: bool | None = None,
 ) -> Source:
-    """A data set of `catalog.CATALOG`.
+    """Reads a data set of `catalog.CATALOG`.
 
-    Sets of up to 1.5 gigabytes are read into memory, larger ones decoded when they are looked at. An official
-    validation split joins the images to learn from, since `tasks.split` cuts its own.
+    Data sets of up to 1.5 gigabytes are read into memory, the images of larger ones are decoded when they are read. An
+    official validation split joins the images to learn from, since `tasks.split` cuts validation pools itself.
 
     Args:
-        name: of the catalogue.
-        data_dir: where tensorflow-datasets keeps its data, without it `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; of
-            those read from folders, the folder.
-        size: the shorter side is brought to it, and the middle square cut out; without it the data set's own, or the
-            usual one.
-        splits: other splits for "train" and "test", in the notation of tensorflow-datasets: `{"train":
-            "train+extra"}`; `None` for no test split.
-        lazily: whether images are decoded when they are looked at; without it, if they are too many for memory.
+        name: the data set's name in the catalogue.
+        data_dir: where tensorflow-datasets keeps its data; `None`: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. For a
+            data set that is read from a folder, that folder.
+        size: the side of the images: the shorter side of a picture is resized to it, and the middle square cut out;
+            `None`: the size of the data set's images if they have one, else the usual one in the catalogue.
+        splits: other splits for "train" and "test", in the notation of tensorflow-datasets, such as `{"train":
+            "train+extra"}`; `{"test": None}`: no test split.
+        lazily: whether images are decoded when they are read; `None`: if they are too many for memory.
 
     Returns:
         The checked source, uint8.
@@ -105,9 +105,9 @@ def prepare(
     """Downloads a data set and writes it as array_record files, once.
 
     Args:
-        name: of the catalogue.
-        data_dir: see `open`.
-        manual_dir: where the files lie that have to be downloaded by hand (ImageNet's two archives).
+        name: the data set's name in the catalogue.
+        data_dir: where tensorflow-datasets keeps its data; `None`: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        manual_dir: the folder with files that have to be downloaded by hand (ImageNet's two archives).
 
     Raises:
         ValueError: for an unknown name, one that is read from folders, or if a library is missing.
