@@ -7,33 +7,33 @@ import dataclasses
 import difflib
 
 SMALL = 1_500_000_000
-"""Bytes of uint8 images up to which a data set is kept in memory, and may live on a device."""
+"""How many bytes of uint8 images a data set may have to be kept in memory, or on a device."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
-    """A data set.
+    """What the library knows of a data set before it is read.
 
     Attributes:
-        tfds: its builder in tensorflow-datasets, with its configuration; `None`: it is read from folders.
-        home: where it is described, and its licence where that is plain.
-        classes: how many there are.
-        train: the split to learn from, as the builder calls it.
-        valid: the official validation split, or `None`.
-        test: the split to report on, or `None` where the data set has none. The official one; of ImageNet and Tiny
-            ImageNet, whose test images have no public labels, the validation images.
+        tfds: the builder in tensorflow-datasets, with its configuration; `None`: the data set is read from a folder.
+        home: the address of its description, and its licence where that is plain.
+        classes: how many classes it has.
+        train: the builder's name of the split to learn from.
+        valid: the builder's name of the official validation split; `None`: there is none.
+        test: the builder's name of the split to report on; `None`: there is none. It is the official test split; of
+            ImageNet and Tiny ImageNet, whose test images have no public labels, the validation split.
         counts: how many images `train`, `valid` and `test` have.
         label: the feature with the class.
-        coarse: the feature with the superclass, or `None`.
-        class_names: of the classes in their order, where the builder has none; `()`: the builder's.
-        name_of: a text feature with the name of an example's class, where the builder knows classes by number alone.
-        native: `(H, W)` of all its images, or `None` where they differ.
+        coarse: the feature with the superclass; `None`: there are no superclasses.
+        class_names: the names of the classes in their order, if the builder has none; `()`: the builder has them.
+        name_of: a text feature with the name of an example's class, if the builder only numbers the classes.
+        native: `(H, W)` of all images; `None`: images differ in size.
         channels: 3 for RGB, 1 for grey.
-        size: the side of the square that images are brought to where nobody says otherwise.
-        mean: of the training images in [0, 1], by channel, where it is published; `None`: it is computed.
-        std: the same.
-        manual: whether its files have to be downloaded by hand, after an agreement.
-        layout: of its folder, where it is read from one.
+        size: the side of the square that images are resized to by default.
+        mean: the published mean of the training images in [0, 1], by channel; `None`: it is computed.
+        std: their published standard deviation, by channel; `None`: it is computed.
+        manual: whether the files have to be downloaded by hand, after an agreement.
+        layout: what the folder looks like, if the data set is read from one.
     """
 
     tfds: str | None
@@ -56,7 +56,10 @@ class CatalogEntry:
     layout: str = ""
 
     def bytes_at(self, size: int | None = None) -> int:
-        """Of all its images as uint8, at a size or the usual one.
+        """Returns how many bytes all images have as uint8.
+
+        Args:
+            size: the side of the images; `None`: `self.size`.
 
         >>> CATALOG["cifar10"].bytes_at()
         184320000
@@ -64,7 +67,10 @@ class CatalogEntry:
         return sum(self.counts) * (size or self.size) ** 2 * self.channels
 
     def small(self, size: int | None = None) -> bool:
-        """Whether its images may be kept in memory, at a size or the usual one.
+        """Returns whether the images are few enough to be kept in memory.
+
+        Args:
+            size: the side of the images; `None`: `self.size`.
 
         >>> CATALOG["svhn"].small(), CATALOG["imagenet"].small(), CATALOG["imagenet"].small(32)
         (True, False, False)
@@ -157,11 +163,14 @@ CATALOG: dict[str, CatalogEntry] = {
         std=(0.229, 0.224, 0.225), manual=True,
     ),
 }  # fmt: skip
-"""Every known data set by its short name."""
+"""The known data sets by their short names."""
 
 
 def find(name: str) -> CatalogEntry:
-    """The entry of a name.
+    """Returns the catalogue's entry of a data set.
+
+    Args:
+        name: its short name.
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones.
