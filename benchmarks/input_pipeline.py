@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from mvp_jax import models, train
-from mvp_jax.data import sources
-from mvp_jax.data.augment import basic, cropping
+from mvp_jax.data import augment, sources
+from mvp_jax.data.augment import cropping
 from mvp_jax.data.loading import lazy, streams
 
 
@@ -68,13 +68,13 @@ def waiting(args: argparse.Namespace) -> dict[str, Any]:
     model = models.create(
         "resnet8" if args.quick else "resnet18", image_size=32, channels=3, classes=10, conv=args.conv, **more
     )
-    fns = (basic.crop, basic.flip)
+    fns = (augment.crop, augment.flip)
 
-    def augment(key: jax.Array, x: jax.Array) -> jax.Array:
-        return basic.batch(key, basic.normalise(x, 0.5, 0.25), fns)
+    def varied(key: jax.Array, x: jax.Array) -> jax.Array:
+        return augment.apply(key, augment.normalise(x, 0.5, 0.25), fns)
 
     tx = train.optimizer("sgd", momentum=0.9)
-    step = jax.jit(train.make_step(model, train.cross_entropy, tx, augment=augment), donate_argnums=0)
+    step = jax.jit(train.make_step(model, train.cross_entropy, tx, augment=varied), donate_argnums=0)
     settings = train.RunSettings(learning_rate=0.01)
     state = train.create(model.init(jax.random.key(0)), tx, jax.random.key(1), settings=settings)
     times: dict[str, list[float]] = {"resident": [], "streamed": [], "waited": []}

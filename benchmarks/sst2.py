@@ -29,7 +29,7 @@ from mvp_jax.data.checkpoint_inputs import buckets
 from mvp_jax.data.datasets import glue
 from mvp_jax.models import bert
 from mvp_jax.models.api import Model
-from mvp_jax.train import metrics
+from mvp_jax.train import evaluation, metrics
 
 WORDS = {1: ("fine", "moving", "a delight"), 0: ("dull", "a mess", "bland")}
 
@@ -67,7 +67,9 @@ def learn(model: Model, data: dict, valid: tuple, args: argparse.Namespace, seed
             warm = min(1.0, (i + 1) / (0.1 * total))
             rate = np.float32(args.rate * warm * 0.5 * (1 + np.cos(np.pi * i / total)))
             state, _ = step(model, tx, state, batch, rate)
-        logits, _ = buckets.infer(model, state.variables, valid[0], args.lengths, batch=args.batch)
+        logits, _ = buckets.predict(
+            functools.partial(evaluation.infer, model, state.variables), valid[0], args.lengths, batch=args.batch
+        )
         accuracy = metrics.score(("accuracy",), logits, valid[1])["accuracy"]
         if accuracy > best[1]:
             best = (jax.tree.map(np.asarray, state.variables), accuracy, epoch + 1)
@@ -148,7 +150,9 @@ def main() -> None:
     for seed in range(args.seeds):
         start = time.process_time()
         variables, valid, epoch = learn(model, data, (x[held], y[held]), args, seed)
-        logits, _ = buckets.infer(model, variables, test.x, args.lengths, batch=args.batch)
+        logits, _ = buckets.predict(
+            functools.partial(evaluation.infer, model, variables), test.x, args.lengths, batch=args.batch
+        )
         found.append(metrics.score(("accuracy", "f1", "matthews"), logits, test.y))
         print(
             f"seed {seed}: held-out phrases {valid:.1%} (epoch {epoch}), development split "

@@ -1,14 +1,14 @@
 """Where examples come from, how images vary, which classes make a task, how batches are read.
 
-Examples are a `sources.Source`: arrays, or images that are decoded when they are looked at (`lazy`). They come from
-data sets known by name (`catalog`, `prepared`), from `folders`, from `text` and `glue`, or from several of these
-(`joined`). `tasks` and `groups` choose classes, `augment` changes images on the device, `cropping` on
-the host. What does not fit on a device is read by `streams` (`prefetch` for anything iterable). A checkpoint's input
-is made of texts by `tokens` (kept by `encoded`, padded to few lengths by `buckets`), of pictures by `images`.
+Examples are a `sources.Source`: arrays, or images that are decoded when they are read (`lazy`). They come from data
+sets known by name (`catalog`, `prepared`), from `folders`, from `text` and `glue`, or from several of these (`joined`).
+`tasks` and `groups` choose classes. `augment` changes images on the device; its `cropping` cuts pictures on the host.
+What does not fit on a device is read by `streams` (`prefetch` for anything iterable). A checkpoint's input is made of
+texts by `tokens` (kept by `encoded`, padded to few lengths by `buckets`), of pictures by `images`.
 """
 
 from mvp_jax.data import augment, groups, sources, tasks
-from mvp_jax.data.augment import basic, cropping
+from mvp_jax.data.augment import cropping
 from mvp_jax.data.checkpoint_inputs import buckets, encoded, images, tokens
 from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
 from mvp_jax.data.loading import lazy, prefetch, streams
@@ -32,5 +32,4 @@ __all__ = [
     "tasks",
     "text",
     "tokens",
-    "basic",
 ]

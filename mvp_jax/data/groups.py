@@ -1,4 +1,4 @@
-"""Tasks that keep together what belongs together: of one superclass, of one of several data sets, or of all classes."""
+"""Tasks within groups of classes: within a superclass, within one of several joined data sets, or of all classes."""
 
 import itertools
 import math
@@ -13,7 +13,11 @@ from mvp_jax.data.tasks import Task
 
 
 def whole(source: Source, name: str = "target-0000") -> Task:
-    """One task of all classes of a data set.
+    """Makes one task of all classes of a data set.
+
+    Args:
+        source: the data set.
+        name: the task's name.
 
     >>> from mvp_jax.data import sources
     >>> whole(sources.digits()).classes
@@ -22,9 +26,40 @@ def whole(source: Source, name: str = "target-0000") -> Task:
     return Task(name=name, classes=tuple(range(source.num_classes)))
 
 
+def coarse_tasks(source: Source) -> tuple[Task, ...]:
+    """Makes a task of the classes of each superclass.
+
+    Args:
+        source: a data set with superclasses.
+
+    Returns:
+        One task for each superclass, in their order, with their names.
+
+    Raises:
+        ValueError: if the data set has no superclasses.
+
+    >>> from mvp_jax.data import sources
+    >>> source = sources.arrays("toy", (np.zeros((4, 1, 1), np.uint8), [0, 1, 2, 3]), coarse=(1, 0, 1, 0))
+    >>> [t.classes for t in coarse_tasks(source)]
+    [(1, 3), (0, 2)]
+    """
+    if not source.coarse:
+        raise ValueError(f"{source.name} has no superclasses; `tasks.draw` makes tasks of any source")
+    names = source.coarse_names or tuple(f"coarse-{i:04d}" for i in range(max(source.coarse) + 1))
+    members = {c: tuple(i for i, b in enumerate(source.coarse) if b == c) for c in sorted(set(source.coarse))}
+    return tuple(Task(name=names[c], classes=classes) for c, classes in members.items())
+
+
 def by_coarse(source: Source) -> tuple[tuple[int, ...], ...]:
-    """The classes of each superclass; of joined data sets, of each of them."""
-    return tuple(task.classes for task in tasks.coarse_tasks(source))
+    """Returns the classes of each superclass; in joined data sets, the superclasses are the data sets.
+
+    Args:
+        source: a data set with superclasses.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    return tuple(task.classes for task in coarse_tasks(source))
 
 
 def draw_within(
@@ -40,22 +75,22 @@ def draw_within(
 ) -> tuple[Task, ...]:
     """Draws tasks with distinct sets of classes, each set within one group of classes.
 
-    The groups take turns, in an order that the seed gives, until they have no more sets; within a group a set is drawn
-    as by `tasks.draw`. A longer list drawn with the same seed begins with the shorter one. A group of fewer classes
-    than a task has gives none.
+    The groups take turns, in an order that the seed gives, until they have no more sets; within its group a set is
+    drawn as `tasks.draw` draws it. A longer list drawn with the same seed begins with the shorter one. A group of fewer
+    classes than a task gives no tasks.
 
     Args:
-        groups: disjoint sets of classes: superclasses, or data sets that were joined.
-        count: how many tasks.
-        classes_per_task: the size of each set.
-        seed: of the draw.
-        must_include: classes of which each task holds some.
-        at_least: how many of them each task holds at the least; all of its group's, without it.
-        exclude: tasks whose sets are not to be drawn.
-        prefix: the names are `prefix-0000`, `prefix-0001` and so on.
+        groups: disjoint sets of classes, such as superclasses or joined data sets.
+        count: how many tasks to draw.
+        classes_per_task: how many classes each task has.
+        seed: the seed of the draw.
+        must_include: classes of which every task holds some.
+        at_least: how many of the group's classes in `must_include` a task holds at least; `None`: all of them.
+        exclude: tasks whose sets of classes are not drawn.
+        prefix: the beginning of the tasks' names, `prefix-0000`, `prefix-0001` and so on.
 
     Returns:
-        The tasks, each with its classes in ascending order.
+        The tasks, with their classes in ascending order.
 
     Raises:
         ValueError: if more distinct tasks are asked for than exist, groups overlap, or numbers do not fit.
@@ -99,7 +134,7 @@ def _seed(seed: int, group: int) -> int:
 def _possible(
     part: Sequence[int], size: int, *, must_include: Sequence[int], at_least: int, exclude: Sequence[Task]
 ) -> int:
-    """How many sets there are to draw from."""
+    """Counts the sets of classes that can be drawn from one group."""
     musts, others, fits = set(must_include), len(part) - len(must_include), set(part)
     ways = sum(math.comb(len(musts), j) * math.comb(others, size - j) for j in range(max(at_least, 0), size + 1))
     taken = {frozenset(t.classes) for t in exclude}

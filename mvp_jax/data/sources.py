@@ -1,31 +1,32 @@
-"""Labelled images or texts on the host: the embedded digits, `.npz` archives, arrays of one's own.
+"""Labelled images or texts on the host: arrays of one's own, scikit-learn's digits, `.npz` archives.
 
-Everything here is NumPy, or `lazy.Lazy` where images are too many for memory; a `Source` is validated once, when it is
-made, so that nothing built on it need look again.
+Examples are NumPy arrays, or `lazy.Lazy` where images are too many for memory. A `Source` is checked once, when it is
+made, so that nothing built on it has to check again.
 """
 
 import dataclasses
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvp_jax.data import residuals
+from mvp_jax.data import archives
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.loading.lazy import Lazy
 
-_MUCH = 2**29  # bytes of uint8 images, from which on they are normalised when they are looked at
-_SAMPLE = 10_000  # images that mean and deviation are taken of, where they have to be decoded for it
+_MUCH = 2**29  # bytes; more uint8 images than this are normalised only when they are read
+_SAMPLE = 10_000  # how many images give mean and deviation, if they have to be decoded for it
 
 
 class Arrays(NamedTuple):
-    """Images `x`, `[N, H, W, C]` float32 or uint8, or token ids, `int32[N, L]`; and labels `y`, `int32[N]`.
+    """Labelled examples.
 
-    Images may be in memory, in a mapped file (`np.memmap`), or decoded when they are looked at (`lazy.Lazy`).
+    Attributes:
+        x: images `[N, H, W, C]`, float32 or uint8, in memory, in a mapped file (`np.memmap`) or decoded when they are
+            read (`lazy.Lazy`); or token ids `int32[N, L]`.
+        y: labels, `int32[N]`.
     """
 
     x: np.ndarray | Lazy
@@ -37,12 +38,15 @@ class Source:
     """A labelled data set, checked when it is made.
 
     Attributes:
-        name: what tables call it.
-        train: the images to learn from.
-        test: the images to report on, where the data set has a split of its own.
-        class_names: one for each class; labels index it.
-        coarse: the superclass of each class, or `()`.
-        coarse_names: the names of the superclasses, or `()`.
+        name: the name of the data set in tables.
+        train: the examples to learn from.
+        test: the examples to report on, if the data set has such a split; else `None`.
+        class_names: the name of each class; labels are indices into it.
+        coarse: the number of each class's superclass; `()`: there are no superclasses.
+        coarse_names: the name of each superclass; `()`: they have none.
+
+    Raises:
+        ValueError: for shapes, dtypes or labels that do not fit, images with nan or inf, or splits of other shapes.
     """
 
     name: str
@@ -70,11 +74,12 @@ class Source:
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """`(H, W, C)`, or `(L,)` of token ids."""
+        """The shape of one example: `(H, W, C)` of an image, `(L,)` of token ids."""
         return self.train.x.shape[1:]
 
 
@@ -134,16 +139,16 @@ def arrays(
     coarse: Sequence[int] = (),
     coarse_names: Sequence[str] = (),
 ) -> Source:
-    """A source from arrays.
+    """Makes a source of arrays.
 
     Args:
-        name: what tables call it.
-        train: images `[N, H, W, C]` or `[N, H, W]` (uint8, or floats, kept as float32; a `lazy.Lazy` as it is), or
-            token ids `int32[N, L]`; and integer labels `[N]`.
-        test: the same, or `None`.
-        class_names: one for each class; without it the classes are `0` to the largest training label.
-        coarse: the superclass of each class.
-        coarse_names: the names of the superclasses.
+        name: the name of the data set in tables.
+        train: the training examples and their integer labels `[N]`. Examples are images `[N, H, W, C]` or `[N, H, W]`
+            (uint8; floats, which become float32; or a `lazy.Lazy`), or token ids `int32[N, L]`.
+        test: the test examples and their labels, of the same kinds; `None`: the data set has no test split.
+        class_names: the name of each class; `None`: the classes are `0` to the largest training label.
+        coarse: the number of each class's superclass; `()`: there are no superclasses.
+        coarse_names: the name of each superclass.
 
     Returns:
         The checked source.
@@ -173,10 +178,10 @@ def arrays(
 
 
 def digits(*, upsample: int = 1) -> Source:
-    """The 1,797 handwritten digits that scikit-learn carries: 8×8, one channel, in [0, 1], no download.
+    """Returns the 1,797 handwritten digits that come with scikit-learn: 8×8, one channel, float32 in [0, 1].
 
     Args:
-        upsample: how often each pixel is repeated along both axes; 2 gives 16×16.
+        upsample: how often each pixel is repeated along both axes; 2 gives images of 16×16.
 
     Returns:
         A source of ten classes without a test split; `tasks.split` makes pools.
@@ -209,19 +214,18 @@ def npz(
     coarse_labels: str | None = "train_coarse_labels",
     coarse_names: str | None = "coarse_class_names",
 ) -> Source:
-    """A source from an `.npz` archive.
+    """Reads a source from an `.npz` archive.
 
-    Images may also be packed as residuals: where `X_images` is asked for and the archive has `X_residuals` instead,
-    they are unpacked (`residuals.unpack`).
+    Images and labels must be plain arrays in it, as `np.savez` writes them.
 
     Args:
         path: the archive.
-        name: what tables call it; the file's name without it.
+        name: the name of the data set in tables; `None`: the file's name.
         train: the keys of the training images and labels.
-        test: the keys of the test images and labels; `None` to do without.
+        test: the keys of the test images and labels; `None`: the source gets no test split.
         class_names: the key of the class names, or the names themselves; numbers if the archive lacks the key.
-        coarse_labels: the key of each training image's superclass; left out if the archive lacks it.
-        coarse_names: the key of the superclasses' names; left out if the archive lacks it.
+        coarse_labels: the key of each training image's superclass; `None`, or a missing key: no superclasses.
+        coarse_names: the key of the superclasses' names; if the archive lacks it, they have none.
 
     Returns:
         The checked source.
@@ -238,14 +242,14 @@ def npz(
     path = pathlib.Path(path)
     names = class_names if isinstance(class_names, str) else None
     needed = [*train, *(test or ())]
-    found = _read(path, needed, [k for k in (names, coarse_labels, coarse_names) if k])
+    found = archives.read(path, needed, [k for k in (names, coarse_labels, coarse_names) if k])
     source = arrays(
         name or path.stem,
         (found[train[0]], found[train[1]]),
         None if test is None else (found[test[0]], found[test[1]]),
-        class_names=[_text(n) for n in found[names]] if names in found else (None if names else class_names),
+        class_names=archives.texts(found[names]) if names and names in found else (None if names else class_names),
     )
-    if coarse_labels not in found:
+    if not coarse_labels or coarse_labels not in found:
         return source
     coarse = _labels(f"{source.name}, {coarse_labels}", found[coarse_labels])
     if coarse.shape != source.train.y.shape:
@@ -258,50 +262,24 @@ def npz(
     return dataclasses.replace(
         source,
         coarse=tuple(b for _, b in pairs),
-        coarse_names=tuple(_text(n) for n in found[coarse_names]) if coarse_names in found else (),
+        coarse_names=tuple(archives.texts(found[coarse_names])) if coarse_names and coarse_names in found else (),
     )
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _read(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str]) -> dict[Any, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"no file {path}; give the path of an .npz archive")
-    found: dict[Any, np.ndarray] = {}
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            packed = {k: k.removesuffix("images") + "residuals" for k in needed if k.endswith("images")}
-            where = {k: packed[k] if k in packed and k not in archive.files else k for k in (*needed, *optional)}
-            missing = [k for k in needed if where[k] not in archive.files]
-            if not missing:
-                found = {k: archive[w] for k, w in where.items() if w in archive.files}
-            there = list(archive.files)
-    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable .npz archive (damaged or cut short?): {error}") from error
-    if missing:
-        raise ValueError(
-            f"{path} lacks {missing}; it has {there}; name its keys by train=(images, labels) and test=..., "
-            "or pass test=None"
-        )
-    return {k: residuals.unpack(v) if where[k] != k else v for k, v in found.items()}
-
-
 def normalise(source: Source, mean: Any = None, std: Any = None) -> Source:
-    """The source with float images `(x - mean) / std`, where uint8 counts as `x / 255`.
+    """Returns a source whose images are normalised, float32 `(x - mean) / std`; uint8 first becomes `x / 255`.
 
-    Images that are decoded when they are looked at, mapped from a file, or larger than half a gigabyte are normalised
-    when they are looked at.
+    Images that have to be decoded, are mapped from a file, or take more than half a gigabyte as uint8 are normalised
+    each time they are read; others now.
 
     Args:
-        source: any source.
-        mean: scalar or `[C]`; of the training images without it (of at most 10,000, evenly spread, if they are to be
-            decoded).
-        std: scalar or `[C]`; likewise.
+        source: a source of images; it stays as it is.
+        mean: what is subtracted, a scalar or `[C]`; `None`: the mean of the training images by channel (of 10,000,
+            evenly spread, if there are more and they have to be decoded).
+        std: what the images are then divided by, a scalar or `[C]`; `None`: the standard deviation of the same images.
 
     Returns:
-        A new source; the first stays as it was.
+        The normalised source.
 
     Raises:
         ValueError: if `std` is not positive everywhere, or the source holds token ids.
@@ -344,7 +322,13 @@ class _Scale:
 
 
 def to_float(x: np.ndarray | Lazy) -> np.ndarray:
-    """Float32 images in memory; uint8 is divided by 255. Token ids, int32, stay as they are.
+    """Returns images in memory as float32, those of uint8 divided by 255; token ids stay int32.
+
+    Args:
+        x: images of any kind that `Arrays` holds, or token ids.
+
+    Returns:
+        An array of the same shape.
 
     >>> to_float(np.array([0, 255], np.uint8)).tolist()
     [0.0, 1.0]
@@ -356,18 +340,28 @@ def to_float(x: np.ndarray | Lazy) -> np.ndarray:
 
 
 def hashes(x: np.ndarray | Lazy) -> list[bytes]:
-    """One digest of each image's exact pixels; of images in files, of the file's content."""
+    """Returns a digest of each image, 16 bytes, by which equal images are found.
+
+    Args:
+        x: N images. Of arrays the exact pixels are digested; of `Lazy` images the content of their files.
+
+    Returns:
+        N digests.
+
+    Raises:
+        ValueError: if a file cannot be read.
+    """
     return x.digests() if isinstance(x, Lazy) else [lazy.digest(image) for image in x]
 
 
 def drop_duplicates(source: Source) -> tuple[Source, int]:
-    """Drops test images whose exact pixels also occur in the training split.
+    """Drops the test images that also occur, pixel for pixel, in the training split.
 
     Args:
-        source: any source.
+        source: any source; one without a test split is given back.
 
     Returns:
-        The source, and how many test images went.
+        The source without these test images, and how many they were.
 
     Raises:
         ValueError: if no test image would be left.
@@ -387,12 +381,17 @@ def drop_duplicates(source: Source) -> tuple[Source, int]:
 
 
 def take(pair: Arrays, which: np.ndarray) -> Arrays:
-    """The images and labels at the given indices (or where a mask is true); what is not decoded stays so."""
+    """Returns some of the examples with their labels; images that are not decoded yet stay so.
+
+    Args:
+        pair: the examples.
+        which: indices, or a boolean mask over the examples.
+    """
     return Arrays(pair.x.take(which) if isinstance(pair.x, Lazy) else pair.x[which], pair.y[which])
 
 
 def sizes(source: Source) -> Mapping[str, int]:
-    """How many images each split has.
+    """Returns how many examples the splits `train` and `test` have.
 
     >>> sizes(digits())
     {'train': 1797, 'test': 0}

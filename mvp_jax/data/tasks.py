@@ -1,8 +1,8 @@
-"""Tasks: some of a data set's classes, drawn by a seed, and the images each learns from.
+"""Tasks: some of a data set's classes, drawn by a seed, and the images that a task learns from.
 
-A task list is data: it is drawn once, saved as JSON and reloaded the same. Which images a task gets depends on the seed
-and on each class alone, so in tasks that share a class and a seed, an image that one trains on is never one another
-validates or tests on.
+A task list is data: it is drawn once, saved as JSON and reloaded the same. Which images of a class a task gets depends
+on the seed and the class alone. So if two tasks share a class and a seed, no image that one trains on is an image that
+the other validates or tests on.
 """
 
 import dataclasses
@@ -18,16 +18,19 @@ import numpy as np
 
 from mvp_jax.data import sources
 from mvp_jax.data.sources import Arrays, Source
-from mvp_jax.storage import files
+from mvp_jax.storage import files, json_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """Some classes to tell apart.
+    """A classification task: some classes of a data set, to be told apart.
 
     Attributes:
-        name: unique in its list; names the bank entry.
-        classes: the labels in the data set; the task's own labels are the positions in this tuple.
+        name: the task's name, unique in its list; its bank entry has the same.
+        classes: labels in the data set; the task's own label of a class is its position in this tuple.
+
+    Raises:
+        ValueError: without classes, or if a class occurs twice.
     """
 
     name: str
@@ -41,11 +44,18 @@ class Task:
 
     @property
     def num_classes(self) -> int:
+        """How many classes the task has."""
         return len(self.classes)
 
 
 class TaskData(NamedTuple):
-    """A task's images with labels `0` to `Y - 1`; a split that was not asked for has no images."""
+    """A task's examples, with labels `0` to `Y - 1`; a split that was not asked for is empty.
+
+    Attributes:
+        train: examples to learn from.
+        valid: examples to choose by.
+        test: examples to report on.
+    """
 
     train: Arrays
     valid: Arrays
@@ -68,17 +78,17 @@ def draw(
     A longer list drawn with the same seed begins with the shorter one, so a bank can grow.
 
     Args:
-        classes: how many classes there are, or which may be used.
-        tasks: how many tasks.
-        classes_per_task: the size of each set.
-        seed: of the draw.
-        must_include: classes of which each task holds some.
-        at_least: how many of them each task holds at the least; all, without it.
-        exclude: tasks whose sets are not to be drawn (those of the bank, for targets).
-        prefix: the names are `prefix-0000`, `prefix-0001` and so on.
+        classes: how many classes there are, or the classes that may be used.
+        tasks: how many tasks to draw.
+        classes_per_task: how many classes each task has.
+        seed: the seed of the draw.
+        must_include: classes of which every task holds some.
+        at_least: how many of `must_include` every task holds at least; `None`: all of them.
+        exclude: tasks whose sets of classes are not drawn, such as those of the bank when targets are drawn.
+        prefix: the beginning of the tasks' names, `prefix-0000`, `prefix-0001` and so on.
 
     Returns:
-        The tasks, each with its classes in ascending order.
+        The tasks, with their classes in ascending order.
 
     Raises:
         ValueError: if more distinct tasks are asked for than exist, or for numbers that do not fit.
@@ -133,22 +143,8 @@ def _few(values: Sequence[Any], most: int = 12) -> str:
     return f"{list(values[:most])}"[:-1] + (", ...]" if len(values) > most else "]")
 
 
-def coarse_tasks(source: Source) -> tuple[Task, ...]:
-    """One task for each superclass, of its classes.
-
-    >>> source = sources.arrays("toy", (np.zeros((4, 1, 1), np.uint8), [0, 1, 2, 3]), coarse=(1, 0, 1, 0))
-    >>> [t.classes for t in coarse_tasks(source)]
-    [(1, 3), (0, 2)]
-    """
-    if not source.coarse:
-        raise ValueError(f"{source.name} has no superclasses; `draw` makes tasks of any source")
-    names = source.coarse_names or tuple(f"coarse-{i:04d}" for i in range(max(source.coarse) + 1))
-    members = {c: tuple(i for i, b in enumerate(source.coarse) if b == c) for c in sorted(set(source.coarse))}
-    return tuple(Task(name=names[c], classes=classes) for c, classes in members.items())
-
-
 def shared_classes(a: Task, b: Task) -> float:
-    """The overlap of two tasks' classes, `|A ∩ B| / |A ∪ B|`.
+    """Returns the overlap of two tasks' classes, `|A ∩ B| / |A ∪ B|`, from 0 to 1.
 
     >>> shared_classes(Task(name="a", classes=(0, 1, 2)), Task(name="b", classes=(2, 3)))
     0.25
@@ -160,6 +156,10 @@ def shared_classes(a: Task, b: Task) -> float:
 def save(tasks: Sequence[Task], path: str | os.PathLike[str]) -> None:
     """Writes a task list as JSON, whole or not at all.
 
+    Args:
+        tasks: tasks of different names.
+        path: the file; its folder is made if absent.
+
     Raises:
         ValueError: if two tasks share a name, or the file cannot be written.
     """
@@ -170,7 +170,13 @@ def save(tasks: Sequence[Task], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Task, ...]:
-    """Reads what `save` wrote.
+    """Reads a task list that `save` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tasks, as they were saved.
 
     Raises:
         ValueError: for a missing file, or one that is not a task list.
@@ -179,7 +185,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Task, ...]:
     if not path.is_file():
         raise ValueError(f"no task list {path}; make one by `tasks.save(tasks.draw(...), path)`")
     try:
-        content = json.loads(path.read_text())
+        content = json_files.read_json(path)
         if content["format"] != "mvp_jax tasks" or content["version"] != 1:
             raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
         tasks = tuple(Task(name=str(t["name"]), classes=tuple(int(c) for c in t["classes"])) for t in content["tasks"])
@@ -203,21 +209,21 @@ def split(
     fractions: Sequence[float] | None = None,
     counts: Sequence[int] | None = None,
 ) -> tuple[Arrays, ...]:
-    """Cuts images into pools that share no picture, with the same share of every class.
+    """Cuts examples into pools that have no example in common, class by class.
 
-    Of images with exactly equal pixels only the first is used, so the pools are disjoint in content, not only in index.
+    Of examples with equal content only the first is used, so the pools differ in content, not only in index.
 
     Args:
-        data: images and labels, or a source, whose training split is cut.
-        seed: of the cut.
-        fractions: the share of each class that each pool gets, together at most 1 (rounded down, image by image).
-        counts: or how many images of each class each pool gets.
+        data: labelled examples, or a source, whose training split is cut.
+        seed: the seed of the cut.
+        fractions: the part of every class that each pool gets, together at most 1; sums are rounded down to examples.
+        counts: instead of `fractions`, how many examples of every class each pool gets.
 
     Returns:
-        The pools, images in their old order.
+        The pools, with their examples in the order of `data`.
 
     Raises:
-        ValueError: for shares over 1, or a class too small for its counts or its share.
+        ValueError: for fractions that exceed 1 together, or a class with too few examples.
 
     >>> a, b = split(sources.digits(), seed=0, fractions=(0.75, 0.25))
     >>> len(a.y) + len(b.y), sorted(set(b.y.tolist()))
@@ -250,7 +256,17 @@ def split(
 
 
 def subset(pair: Arrays, classes: Sequence[int]) -> Arrays:
-    """All images of some classes, with labels `0` to `Y - 1` in the order of `classes`; what is not decoded stays so.
+    """Returns all examples of some classes, relabelled; images that are not decoded yet stay so.
+
+    Args:
+        pair: labelled examples.
+        classes: the classes; their new labels are their positions, `0` to `Y - 1`.
+
+    Returns:
+        The examples of these classes, in the order of `pair`.
+
+    Raises:
+        ValueError: if a class has no examples, or occurs twice.
 
     >>> subset(Arrays(np.zeros((4, 1, 1, 1), np.uint8), np.array([5, 2, 9, 2], np.int32)), (9, 2)).y.tolist()
     [1, 0, 1]
@@ -273,24 +289,26 @@ def materialise(
     valid_from: Arrays | None = None,
     test_from: Arrays | None = None,
 ) -> TaskData:
-    """A task's images, exactly as many of each class as asked for.
+    """Reads a task's examples into memory, equally many of every class.
 
-    Of each class, in the order that the seed gives it, the first images test, the next validate, the next train: other
-    `shots` leave the test set as it is, and more shots contain the fewer. The result's shapes depend on `data` and the
-    numbers but not on the task, so tasks of equally many classes stack. The classes take turns in every split.
+    The seed puts the examples of each class in an order: the first are for the test, the next for validation, the next
+    for training. So another number of `shots` leaves the test set as it is, and more shots contain the fewer. The
+    shapes of the result depend on `data` and the numbers, not on the task, so tasks of equally many classes can be
+    stacked. In every split the classes take turns.
 
     Args:
-        task: its classes.
-        data: where the images come from; labels are the data set's.
-        shots: training images of each class; without it all that the scarcest class in `data` can give.
-        valid: validation images of each class; without it none, or of `valid_from` all that its scarcest class has.
-        test: test images of each class, likewise.
-        seed: of the choice of images.
-        valid_from: validate on these images instead.
-        test_from: test on these images instead.
+        task: the task.
+        data: examples with the data set's labels.
+        shots: how many training examples of each class; `None`: all that the scarcest class in `data` can give.
+        valid: how many validation examples of each class; `None`: none, or with `valid_from` as many as its scarcest
+            class has.
+        test: how many test examples of each class; `None`: none, or with `test_from` as many as its scarcest class has.
+        seed: the seed of the choice of examples.
+        valid_from: examples to take the validation split from; `None`: `data`.
+        test_from: examples to take the test split from; `None`: `data`.
 
     Returns:
-        Train, validation and test images with labels `0` to `Y - 1`, in memory.
+        The three splits, with labels `0` to `Y - 1`.
 
     Raises:
         ValueError: for a class without images, too few images, or nothing to train on.
@@ -351,7 +369,16 @@ def _relabel(pair: Arrays, task: Task) -> Arrays:
 
 
 def stack(items: Sequence[TaskData]) -> TaskData:
-    """Tasks of equal shape as one, with a leading task axis on every array, for `vmap`.
+    """Stacks tasks of equal shape, so that every array gets a leading task axis, for `vmap`.
+
+    Args:
+        items: the examples of K tasks, of equal shapes.
+
+    Returns:
+        Examples `x` `[K, n, ...]` and labels `y` `[K, n]` of each split.
+
+    Raises:
+        ValueError: without tasks, or if their shapes differ.
 
     >>> t = [materialise(Task(name="", classes=c), sources.digits().train, shots=2, seed=0) for c in ((0, 1), (2, 3))]
     >>> stack(t).train.x.shape, stack(t).train.y.tolist()

@@ -1,31 +1,39 @@
-"""Settings by name, from a command line or a dict; a misspelt one, or of a wrong kind, is told in one line."""
+"""Settings by name, from a command line or a dict; a misspelt name or a value of a wrong type is told in one line.
+
+`ml_collections` parses, locks and checks types. Added here is what it leaves: every name is checked before anything is
+parsed, the nearest names are looked for in the whole config (it looks among the neighbours of one), the types in a
+tuple are checked, and what is wrong ends the program with one line instead of a traceback.
+"""
 
 import difflib
 import importlib.util
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-
-_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a tuple, as (1, 2)"}
+from ml_collections.config_flags import config_path
 
 
 def load(path: str | os.PathLike[str], arg: str | None = None) -> ConfigDict:
-    """What `get_config(arg)` of a config file gives.
+    """Returns the config that `get_config(arg)` of a config file makes.
+
+    Args:
+        path: the file, which ends in `.py`.
+        arg: what stands after the colon of `--config=FILE.py:arg`; `None`: `get_config` is called without argument.
 
     Raises:
-        ValueError: if there is no such file, or it is no config file.
+        ValueError: if there is no such file, with the nearest ones, or it has no function `get_config`.
     """
     file = pathlib.Path(path)
     if file.suffix != ".py" or not file.is_file():
-        there = sorted(str(p) for p in (file.parent if file.parent.is_dir() else pathlib.Path("configs")).glob("*.py"))
+        folder = file.parent if file.parent.is_dir() else pathlib.Path("configs")
+        there = sorted(str(p) for p in folder.glob("*.py"))
         near = [p for p in there if difflib.get_close_matches(file.stem, [pathlib.Path(p).stem], cutoff=0.7)]
-        hint = _choose(near or there, asked=bool(near)) if there else "give the path of a .py file"
-        raise ValueError(f"no config file {str(path)!r}; {hint}")
+        raise ValueError(f"no config file {str(path)!r}; {_hint(near, there) if there else 'give the path of one'}")
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -38,14 +46,14 @@ def load(path: str | os.PathLike[str], arg: str | None = None) -> ConfigDict:
 
 
 def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """A copy of a config with other values.
+    """Returns a copy of a config with other values.
 
     Args:
-        config: left as it is.
-        values: by path, as `{"train.steps": 3}`.
+        config: any config; it is left as it is.
+        values: the new values by path, as `{"train.steps": 3}`.
 
     Raises:
-        ValueError: for a path that the config has not, with the nearest ones, or a value of another kind.
+        ValueError: for a path that the config does not have, with the nearest ones, or a value of another type.
 
     >>> changed(ConfigDict({"train": {"steps": 1}}), {"train.steps": 3}).train.steps
     3
@@ -55,196 +63,111 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     """
     copy = ConfigDict(config.copy_and_resolve_references())
     for path, value in values.items():
-        fault = misspelt(config, path) or unfit(config, path, value)
-        if fault:
-            raise ValueError(fault)
-    with copy.unlocked():
-        copy.update_from_flattened_dict(dict(values))
+        _check_path(config, path)
+        _check_value(config, path, value)
+        try:
+            copy.update_from_flattened_dict({path: value})
+        except TypeError as error:
+            now, kind = config_path.get_value(path, config), config_path.get_type(path, config)
+            group = f"; set one of {', '.join(_paths(now, f'{path}.'))}" if isinstance(now, ConfigDict) else ""
+            shown = "a group of settings" if group else f"of type {kind.__name__}, as {now!r}"
+            raise ValueError(f"{path!r} is {shown}; got {value!r}{group}") from error
     return copy
 
 
-def misspelt(config: ConfigDict, path: str) -> str | None:
-    """What is wrong with a path, `None` if the config has it.
-
-    >>> misspelt(ConfigDict({"train": {"steps": 1}}), "steps")
-    "the config has no 'steps'; did you mean 'train.steps'?"
-    """
-    node: Any = config
-    done: list[str] = []
-    for part in path.split("."):
-        name, *indices = re.split(r"\[(\d+)\]", part)
-        if not isinstance(node, ConfigDict):
-            return f"{'.'.join(done)!r} is {_shown(node)}, and has no {part!r}; set it as a whole"
-        if name not in node:
-            return f"the config has no {path!r}; {_nearest(config, node, done, path)}"
-        node = node[name]
-        done.append(part)
-        for index in indices[::2]:
-            if not isinstance(node, tuple | list) or int(index) >= len(node):
-                return f"{path!r}: {name!r} is {_shown(node)}, which has no entry {index}"
-            node = node[int(index)]
-    return None
-
-
-def _nearest(config: ConfigDict, node: ConfigDict, done: list[str], path: str) -> str:
-    before = "".join(f"{d}." for d in done)
-    name, _, after = path.removeprefix(before).partition(".")
-    there = _paths(config)
-    near = [before + n for n in difflib.get_close_matches(name, list(node), 2, 0.6)]
-    near = [f"{n}.{after}" if f"{n}.{after}" in there else n for n in near]
-    near += [p for p in there if p.rpartition(".")[2] == path.rpartition(".")[2]]  # the right name in a wrong place
-    return _choose(list(dict.fromkeys(near))[:4] or [before + k for k in node], asked=bool(near))
-
-
-def _paths(config: ConfigDict, before: str = "") -> list[str]:
-    found = []
-    for name, value in config.items():
-        found.append(before + name)
-        if isinstance(value, ConfigDict):
-            found += _paths(value, f"{before}{name}.")
-    return found
-
-
-def _choose(names: Sequence[str], *, asked: bool = False) -> str:
-    words = " or ".join(map(repr, names)) if asked else ", ".join(names)
-    return f"did you mean {words}?" if asked else f"there are {words}"
-
-
-def unfit(config: ConfigDict, path: str, value: Any) -> str | None:
-    """Why a value cannot stand at a path that there is, `None` if it can.
-
-    >>> unfit(ConfigDict({"steps": (0, 5)}), "steps", (0, "x"))
-    "'steps' is a tuple of int, as (0, 5); got (0, 'x')"
-    """
-    if "[" in path:
-        return None
-    *parents, last = path.split(".")
-    node: Any = config
-    for name in parents:
-        node = node[name]
-    now, kind = node[last], node.get_type(last)
-    if isinstance(now, ConfigDict):
-        return None if isinstance(value, ConfigDict | dict) else _refusal(path, now, value)
-    if value is None or kind is type(None):
-        return None
-    if not _is(value, kind):
-        return f"{path!r} is {_KINDS.get(kind, kind.__name__)}, as {now!r}; got {value!r}"
-    if isinstance(now, tuple) and now:
-        kinds = sorted({type(v) for v in now}, key=str)
-        if not all(any(_is(v, k) for k in kinds) for v in value):
-            return f"{path!r} is a tuple of {' and '.join(k.__name__ for k in kinds)}, as {now!r}; got {value!r}"
-    return None
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if kind in (tuple, list):
-        return isinstance(value, tuple | list)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _shown(node: Any) -> str:
-    return "a group of settings" if isinstance(node, ConfigDict) else repr(node)
-
-
-def _refusal(path: str, group: ConfigDict, value: Any) -> str:
-    return f"{path!r} is a group of settings, got {value!r}; set one of {', '.join(f'{path}.{k}' for k in group)}"
-
-
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """The flags of the command line, for `app.run`; what is wrong with them ends the program with one line.
+    """Parses the flags of a command line, for `app.run`; what is wrong with them ends the program with one line.
 
     Args:
-        argv: the program's name and what follows; `--config=FILE.py[:argument]` comes before `--config.path=value`.
-        values: the flags there are.
+        argv: the program's name and what follows: `--config=FILE.py[:argument]` and `--config.path=value`.
+        values: the flags that are defined.
 
     Returns:
-        What is left.
+        The program's name, and the words that are no flags.
+
+    Raises:
+        SystemExit: with one line that says what is wrong, for a misspelt name with the nearest ones.
     """
     try:
+        file, paths = _config(argv)
+        config = load(*file) if file else None
+        for path in paths:
+            if config is None:
+                raise flags.Error(f"--config.{path} needs --config=FILE.py")
+            _check_path(config, path)
         rest: list[str] = values(list(argv))
-        fault = _unfitting(argv, values)
-    except Exception as error:
-        fault = explain(argv, error)
-        if fault is None:
-            raise
-    if fault:
-        raise SystemExit(f"error: {fault}")
-    return rest
-
-
-def explain(argv: Sequence[str], error: Exception) -> str | None:
-    """What is wrong with a command line that could not be parsed; `None` if it is none of the user's faults."""
-    file, given = _config(argv)
-    if file is None:
-        first = next((a for a in argv[1:] if re.match(r"--?(no)?config\.", a)), None)
-        hint = f"{first.partition('=')[0]} comes after --config=FILE.py" if first else None
-        return hint or (_one_line(error) if isinstance(error, flags.Error) else None)
-    try:
-        config = load(*file)
-    except ValueError as refused:
-        return str(refused) if ours(refused) else None
-    for path, _ in given:
-        if fault := misspelt(config, path):
-            return fault
-    if not isinstance(error, flags.Error):
-        return None
-    for path, value in given:
-        if f"--config.{path}={value}:" in str(error):
-            return _wrong(config, path, value)
-    return _one_line(error)
-
-
-def _wrong(config: ConfigDict, path: str, value: str) -> str:
-    *parents, last = path.split(".")
-    node: Any = config
-    for name in parents:
-        node = node[name]
-    if "[" in last:
-        return f"'{path}' cannot be {value!r}; set {last.partition('[')[0]!r} as a whole"
-    now, kind = node[last], node.get_type(last)
-    if isinstance(now, ConfigDict):
-        return _refusal(path, now, value)
-    return f"{path!r} is {_KINDS.get(kind, kind.__name__)}, as {now!r}; got {value!r}"
-
-
-def _unfitting(argv: Sequence[str], flag_values: flags.FlagValues) -> str | None:
-    """What a flag's own parser lets pass: texts among numbers, a config that could not be read."""
-    file, given = _config(argv)
-    if file is None:
-        return None
-    flag: Any = flag_values["config"]
-    values = flag.override_values if given else {}
-    config = load(*file)
-    return next(filter(None, (unfit(config, path, value) for path, value in values.items())), None)
-
-
-def _config(argv: Sequence[str]) -> tuple[tuple[str, str | None] | None, list[tuple[str, str]]]:
-    """The file and argument that a command line names, and its paths and values."""
-    file, given = None, []
-    for i, word in enumerate(argv[1:], 1):
-        name, equals, value = word.partition("=")
-        if re.fullmatch(r"--?config", name) and (equals or i + 1 < len(argv)):
-            path, colon, arg = (value if equals else argv[i + 1]).partition(":")
-            file = (path, arg if colon else None)
-        elif found := re.fullmatch(r"--?(no)?config\.(.+)", name):
-            given.append((found[2], value))
-    return file, given
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    missing = re.search(r"Flag (--\w+) must have a value other than None", text)
-    return f"{missing[1]} is missing" if missing else text
+        flag: Any = values["config"] if paths else None
+        for path, value in flag.override_values.items() if paths else ():
+            _check_value(config, path, value)
+        return rest
+    except (flags.Error, ValueError) as error:
+        if isinstance(error, flags.Error) or ours(error):
+            raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+        raise
 
 
 def ours(error: BaseException) -> bool:
-    """Whether the library itself refused: its messages need no traceback."""
+    """Returns whether an error was raised by this library's own code: its messages need no traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and "/mvp_jax/" in trace.tb_frame.f_code.co_filename.replace("\\", "/")
 
 
-__all__ = ["changed", "explain", "load", "misspelt", "ours", "parse", "unfit"]
+def _config(argv: Sequence[str]) -> tuple[tuple[str, str | None] | None, list[str]]:
+    """The file and argument that a command line names, and the paths that it sets."""
+    file, paths = None, []
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if re.fullmatch(r"--?config", name) and (equals or following):
+            path, colon, arg = (value if equals else following).partition(":")
+            file = (path, arg if colon else None)
+        elif found := re.fullmatch(r"--?(no)?config\.(.+)", name):
+            paths.append(found[2])
+    return file, paths
+
+
+def _check_path(config: ConfigDict, path: str) -> None:
+    known = list(_paths(config))
+    plain = re.sub(r"\[\d+\]", "", path)
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, 3, 0.75)
+        near += [
+            p for p in known if p.rpartition(".")[2] == plain.rpartition(".")[2]
+        ]  # the right name in a wrong place
+        raise ValueError(f"the config has no {path!r}; {_hint(list(dict.fromkeys(near))[:4], list(config))}")
+    try:
+        config_path.get_value(path, config)
+    except (IndexError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the config has no {path!r}; set {plain!r} as a whole") from error
+
+
+def _check_value(config: Any, path: str, value: Any) -> None:
+    """Refuses what ml_collections lets pass: `True` for a number, and other types in a tuple than it has now."""
+    now = config_path.get_value(path, config)
+    if isinstance(now, tuple) and isinstance(value, tuple | list):
+        if now and not all(any(_fits(v, n) for n in now) for v in value):
+            kinds = " and ".join(sorted({type(n).__name__ for n in now}))
+            raise ValueError(f"{path!r} is a tuple of {kinds}, as {now!r}; got {value!r}")
+    elif isinstance(value, bool) and isinstance(now, int | float) and not isinstance(now, bool):
+        raise ValueError(f"{path!r} is of type {type(now).__name__}, as {now!r}; got {value!r}")
+
+
+def _fits(value: Any, now: Any) -> bool:
+    kinds = {float: (int, float), tuple: (tuple, list), list: (tuple, list)}.get(type(now), (type(now),))
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(now, bool)
+
+
+def _paths(config: ConfigDict, before: str = "") -> Iterable[str]:
+    """The paths of all settings and groups of settings."""
+    for name, value in config.items():
+        yield before + name
+        if isinstance(value, ConfigDict):
+            yield from _paths(value, f"{before}{name}.")
+
+
+def _hint(near: Sequence[str], there: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(there)}"
+
+
+__all__ = ["changed", "load", "ours", "parse"]

@@ -13,27 +13,41 @@ from mvp_jax.experiments import setup
 from mvp_jax.pretrained import preprocess, tensor_files
 
 CHECKPOINT = "checkpoint"
-"""The model's name where `model.checkpoint` is a folder that says itself what it holds."""
+"""The value of `model.name` with which the folder `model.checkpoint` says itself what model it holds."""
 
 GLUE = "glue/"
-"""What the names of GLUE's tasks begin with."""
+"""The prefix of `data.name` for tasks of GLUE, as in `glue/rte`."""
 
-TASKS = ("subsets", "superclasses", "whole")
-"""How tasks are made of classes: at random (of joined data sets, of one of them), within a superclass, or of all."""
+TASK_KINDS = ("subsets", "superclasses", "whole")
+"""The values of `data.tasks`: classes drawn at random (within one of joined data sets), within a superclass, or all."""
 
 
 def load(config: ConfigDict) -> setup.Setting:
-    """Reads the data, cuts it into pools and draws the tasks."""
+    """Reads the data set that a config names, cuts it into pools and draws the tasks.
+
+    Args:
+        config: a job's resolved config; its fields `data`, `tasks`, `bank`, `targets`, `pretrain`, `model` and `seed`
+            are read.
+
+    Returns:
+        The pools, the shape of an example, the names of the classes, and the tasks for the bank and the targets.
+
+    Raises:
+        ValueError: for an unknown data set or way to make tasks, files that cannot be read, fractions that do not fit
+            the splits, or more tasks than there are.
+    """
     data = config.data
-    how = data.get("tasks") or TASKS[0]
-    if how not in TASKS:
-        raise ValueError(f"unknown data.tasks {how!r}; choose one of {list(TASKS)}")
+    how = data.get("tasks") or TASK_KINDS[0]
+    if how not in TASK_KINDS:
+        raise ValueError(f"unknown data.tasks {how!r}; choose one of {list(TASK_KINDS)}")
     source = _source(config)
     shares = 4 if source.test is None else 2
     if len(data.fractions) != shares:
-        need = "no test split: give four, (source, target, valid, test)" if shares == 4 else (
-            "a test split, which gives the valid and test pools: give two, (source, target)"
-        )  # fmt: skip
+        need = (
+            "no test split: give four, (source, target, valid, test)"
+            if shares == 4
+            else ("a test split, which gives the valid and test pools: give two, (source, target)")
+        )
         raise ValueError(f"data.fractions is {tuple(data.fractions)}, but {source.name} has {need}")
     held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
     pools = setup.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
@@ -67,9 +81,13 @@ def load(config: ConfigDict) -> setup.Setting:
 
 
 def _draw(
-    apart: Iterable[Iterable[int]] | None, allowed: Iterable[int], count: int, config: ConfigDict, seed: int,
+    apart: Iterable[Iterable[int]] | None,
+    allowed: Iterable[int],
+    count: int,
+    config: ConfigDict,
+    seed: int,
     **limits: Any,
-) -> tuple[tasks.Task, ...]:  # fmt: skip
+) -> tuple[tasks.Task, ...]:
     size = config.tasks.classes_per_task
     if apart is None:
         return tasks.draw(allowed, count, size, seed, **limits)
@@ -77,7 +95,7 @@ def _draw(
 
 
 def _sides(source: sources.Source, named: str | None) -> tuple[list[int], list[int]]:
-    """The classes for pre-training and the bank, and those for the targets: all, or of other data sets."""
+    """Returns the classes for pre-training and the bank, and those for the targets."""
     every = list(range(source.num_classes))
     if not named:
         return every, every
@@ -132,7 +150,7 @@ def _source(config: ConfigDict) -> sources.Source:
 
 
 def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
-    """One data set of images, as it was read."""
+    """Reads one data set of images; nothing is normalised yet."""
     size = config.data.get("size")
     if name == "digits":
         return sources.digits(upsample=config.data.upsample)

@@ -57,7 +57,7 @@ class PretrainPlan:
     settings: pretraining.Settings
     seed: int
     streamed: bool = False
-    host: streams.Transform | None = None
+    host: streams.HostTransform | None = None
     mesh: Mesh | None = None
     tensorboard: bool = False
 

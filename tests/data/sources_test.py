@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 import sklearn.datasets
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mvp_jax.data import residuals as packing
 from mvp_jax.data import sources
 
 
@@ -140,42 +137,6 @@ def test_a_pickle_is_refused(tmp_path):
     write(tmp_path / "t.npz", class_names=np.array(["a", "b", None], object))
     with pytest.raises(ValueError, match="not a readable"):
         sources.npz(tmp_path / "t.npz")
-
-
-def residuals(x):
-    """The packing, pixel by pixel, as the definition says it."""
-    v = x.astype(int)
-    if v.shape[-1] == 3:
-        v = np.stack([v[..., 0] - v[..., 1] + 128, v[..., 1], v[..., 2] - v[..., 1] + 128], -1) % 256
-    out = np.zeros_like(v)
-    for n, i, j, c in np.ndindex(*v.shape):
-        left, up = v[n, i, j - 1, c] if j else None, v[n, i - 1, j, c] if i else None
-        if left is not None and up is not None:
-            guess = int(np.median([left, up, left + up - v[n, i - 1, j - 1, c]]))
-        else:
-            guess = left if left is not None else up if up is not None else 0
-        out[n, i, j, c] = v[n, i, j, c] - guess
-    return (out % 256).astype(np.uint8).transpose(3, 0, 1, 2)
-
-
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]))
-def test_residuals_unpack_to_the_pixels(seed, channels):
-    x = np.random.default_rng(seed).integers(0, 256, (2, 3, 4, channels), np.uint8)
-    assert x.std() > 0
-    np.testing.assert_array_equal(packing.unpack(residuals(x)), x)
-
-
-def test_npz_unpacks_residuals(tmp_path):
-    x, y = toy()
-    r = residuals(x)
-    assert (r.transpose(1, 2, 3, 0) != x).any()
-    np.savez(tmp_path / "t.npz", train_residuals=r, train_labels=y, test_residuals=r[:, :3], test_labels=y[:3])
-    source = sources.npz(tmp_path / "t.npz")
-    np.testing.assert_array_equal(source.train.x, x)
-    assert source.test is not None
-    np.testing.assert_array_equal(source.test.x, x[:3])
-    with pytest.raises(ValueError, match="expected uint8"):
-        packing.unpack(r.astype(np.int32))
 
 
 def test_normalise():

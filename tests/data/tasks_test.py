@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvp_jax.data import sources, tasks
+from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.sources import Arrays
 from mvp_jax.data.tasks import Task
 
@@ -243,9 +243,9 @@ def test_subset_and_coarse_tasks():
     with pytest.raises(ValueError, match=r"no images of classes \[9\]"):
         tasks.subset(data, (1, 9))
     source = sources.arrays("s", data, coarse=[1, 0, 1, 1], coarse_names=["p", "q"])
-    assert [(t.name, t.classes) for t in tasks.coarse_tasks(source)] == [("p", (1,)), ("q", (0, 2, 3))]
+    assert [(t.name, t.classes) for t in groups.coarse_tasks(source)] == [("p", (1,)), ("q", (0, 2, 3))]
     with pytest.raises(ValueError, match="no superclasses"):
-        tasks.coarse_tasks(sources.arrays("s", data))
+        groups.coarse_tasks(sources.arrays("s", data))
 
 
 def test_shared_classes():

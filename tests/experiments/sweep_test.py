@@ -58,7 +58,7 @@ def sweep(tmp_path_factory, compilations):
     def job(config, folder, made):
         compilations.since()
         begun.append((folder.name, {stage: at.name for stage, at in made.items()}))
-        rows = run._run(config, folder, made)
+        rows = run._job(config, folder, made)
         compiled.append(compilations.since())
         return rows
 

@@ -33,7 +33,7 @@ class Untouched(checkpoint.Checkpoints):
 
 
 def of_a_few_shots():
-    return few_shot.Problem(variables=mlp.variables(), train=mlp.data(), model=mlp.mlp(), groups=(), keep=())
+    return few_shot.FewShotProblem(variables=mlp.variables(), train=mlp.data(), model=mlp.mlp(), groups=(), keep=())
 
 
 @pytest.mark.parametrize("name", METHODS)

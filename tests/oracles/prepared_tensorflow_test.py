@@ -32,7 +32,7 @@ class ToyOfArrays(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    entry = catalog.Entry(tfds="toy_of_arrays", home="", classes=4, counts=(28, 0, 12), native=(6, 7), size=7)
+    entry = catalog.CatalogEntry(tfds="toy_of_arrays", home="", classes=4, counts=(28, 0, 12), native=(6, 7), size=7)
     monkeypatch.setitem(catalog.CATALOG, "toy", entry)
 
 

@@ -15,6 +15,7 @@ from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets import text
 from mvp_jax.experiments import dense_model, planning, presets, sparsity_job
 from mvp_jax.experiments import run as experiment
+from mvp_jax.methods import sparse
 from mvp_jax.pretrained import key_table, preprocess, tensor_files
 from mvp_jax.pretrained.keys import clip as clip_formats
 from mvp_jax.storage import records
@@ -128,8 +129,8 @@ def test_clip_is_pruned_under_the_head_of_its_texts(pair, tmp_path):
     # Training moves the tower and leaves the head alone, weight decay too.
     training = plan.base.training
     assert training.weight_decay > 0
-    run = experiment.sparse.begin(problem, training, jax.random.key(0))
-    after = experiment.sparse.advance(problem, training, run, 2).state.variables.params
+    run = sparse.begin(problem, training, jax.random.key(0))
+    after = sparse.advance(problem, training, run, 2).state.variables.params
     np.testing.assert_array_equal(after["head"]["kernel"], problem.variables.params["head"]["kernel"])
     moved = np.abs(after["layers"]["0"]["fc1"]["kernel"] - problem.variables.params["layers"]["0"]["fc1"]["kernel"])
     assert moved.max() > 0

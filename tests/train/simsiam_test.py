@@ -7,8 +7,7 @@ import pytest
 
 from mvp_jax import models, train
 from mvp_jax.core.types import Variables
-from mvp_jax.data import sources, tasks
-from mvp_jax.data.augment import basic
+from mvp_jax.data import augment, sources, tasks
 from mvp_jax.train import evaluation, probe, simsiam
 
 D = 6
@@ -147,7 +146,7 @@ def test_equal_arguments_give_one_model_so_that_programs_are_shared():
 def gently(key, x):
     """Two views: moved by less than a pixel, with noise."""
     keys = jax.random.split(key, 4)
-    a, b = (basic.noise(keys[i], basic.shift(keys[i + 1], x, amount=0.8), 0.1) for i in (0, 2))
+    a, b = (augment.noise(keys[i], augment.shift(keys[i + 1], x, amount=0.8), 0.1) for i in (0, 2))
     return a, b
 
 

@@ -1,60 +1,43 @@
-"""Colours and sharpness of images in [0, 1]: jitter, grey, blur; and the checks that augmentations share."""
+"""Colours and sharpness: brightness, noise, jitter of colours, grey, blur.
 
-from typing import Any
+Every function takes a typed key and a batch of float images `[N, H, W, C]` on the device, and gives images of the same
+shape. Strengths may be traced, so that members of a population may each have their own; strength 0 gives the images
+back. Each image draws its own variation. What changes colours expects images in [0, 1]; `transforms.in_unit` adapts it
+to normalised ones.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from mvp_jax.core.types import Array, Key
-from mvp_jax.data.augment.basic import Scalar
+from mvp_jax.data.augment import transforms
+from mvp_jax.data.augment.transforms import Scalar
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 
 
-def check(x: Array, colours: bool = True) -> None:
-    """Raises `ValueError` unless these are float images, with `colours` of 1 or 3 channels."""
-    if jnp.ndim(x) != 4 or not jnp.issubdtype(x.dtype, jnp.floating) or (colours and x.shape[-1] not in (1, 3)):
-        raise ValueError(
-            f"images are {x.dtype}{list(jnp.shape(x))}; expected floats [N, H, W, C]"
-            + (", of 1 or 3 colours in [0, 1]" if colours else "")
-            + " (`basic.normalise` makes them of uint8)"
-        )
-
-
-def number(name: str, value: Scalar, least: float = 0.0, most: float | None = None) -> Array:
-    """A strength in float32; `ValueError` if it is known and out of range."""
-    if not isinstance(value, jax.core.Tracer) and jnp.ndim(value) == 0:
-        number = float(value)
-        if not number >= least or (most is not None and number > most):
-            upper = "" if most is None else f" and at most {most:g}"
-            raise ValueError(f"{name} is {number:g}; expected a number of at least {least:g}{upper}")
-    return jnp.asarray(value, jnp.float32)
-
-
-def pair(name: str, value: Any, least: float, most: float | None = None) -> tuple[Array, Array]:
-    """Two strengths, the least and the greatest; `ValueError` if they are known and out of range."""
-    if not hasattr(value, "__len__") or len(value) != 2:
-        raise ValueError(f"{name} is {value}; expected two numbers, the least and the greatest")
-    low, high = (number(name, v, least, most) for v in value)
-    if not any(isinstance(v, jax.core.Tracer) for v in (low, high)) and low.ndim == high.ndim == 0 and low > high:
-        raise ValueError(f"{name} is ({float(low):g}, {float(high):g}); expected the least first")
-    return low, high
-
-
 def chosen(key: Key, x: Array, probability: Array) -> Array:
-    """Which images are changed: booleans `[N, 1, 1, 1]`."""
+    """Draws which images of a batch are changed.
+
+    Args:
+        key: a typed key.
+        x: the images, `[N, H, W, C]`.
+        probability: with which an image is changed.
+
+    Returns:
+        Booleans `[N, 1, 1, 1]`.
+    """
     return jax.random.uniform(key, (x.shape[0], 1, 1, 1)) < probability
 
 
-def along_both(rows: Array, columns: Array, x: Array) -> Array:
-    """Linear maps of each image's rows and columns; exact where they are the identity."""
-    exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    tall = jnp.einsum("noh,nhwc->nowc", rows, x.astype(jnp.float32), **exact)
-    return jnp.einsum("npw,nowc->nopc", columns, tall, **exact).astype(x.dtype)
-
-
 def grey(x: Array) -> Array:
-    """Luminance, `[..., 1]`, of images of 3 colours; an image of one is its own.
+    """Returns the luminance (ITU-R 601) of images, with one channel; images of one channel are given back.
+
+    Args:
+        x: images `[..., C]` with 1 or 3 channels.
+
+    Returns:
+        `[..., 1]`.
 
     >>> grey(jnp.array([[1.0, 0.0, 0.0]]))
     Array([[0.299]], dtype=float32)
@@ -66,13 +49,76 @@ def grey(x: Array) -> Array:
 
 
 def blend(degenerate: Array, x: Array, factor: Array) -> Array:
-    """`(1 - factor) * degenerate + factor * x`, cut to [0, 1]: 1 gives `x`, more goes beyond it.
+    """Blends images with degenerate ones: `(1 - factor) * degenerate + factor * x`, cut to [0, 1].
+
+    Args:
+        degenerate: what factor 0 gives, such as black or grey images; broadcast to `x`.
+        x: the images, in [0, 1].
+        factor: 1 gives `x`; more than 1 strengthens what tells `x` from the degenerate image.
+
+    Returns:
+        The blended images, of the shape of `x`.
 
     >>> blend(jnp.zeros(1), jnp.array([0.25]), jnp.float32(2.0)).tolist()
     [0.5]
     """
     factor = factor.astype(x.dtype)
     return jnp.clip((1 - factor) * degenerate + factor * x, 0, 1)
+
+
+def noise(key: Key, x: Array, scale: Scalar = 0.1) -> Array:
+    """Adds independent normal noise to every value; nothing is cut to a range.
+
+    Args:
+        key: a typed key.
+        x: the images, floats `[N, H, W, C]`.
+        scale: the noise's standard deviation.
+
+    Returns:
+        The noisy images, `[N, H, W, C]`.
+
+    Raises:
+        ValueError: for a negative scale, or images that are not floats `[N, H, W, C]`.
+
+    >>> bool((noise(jax.random.key(0), jnp.ones((1, 2, 2, 1)), scale=0.0) == 1).all())
+    True
+    """
+    transforms.check_images(x, colours=False)
+    return _noise(key, x, transforms.strength("scale", scale))
+
+
+@jax.jit
+def _noise(key: Key, x: Array, scale: Array) -> Array:
+    return x + scale.astype(x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+
+
+def brightness(key: Key, x: Array, amount: Scalar = 0.2) -> Array:
+    """Multiplies each image by a factor uniform in `[1 - amount, 1 + amount]`.
+
+    Meant for images before normalisation; nothing is cut to a range.
+
+    Args:
+        key: a typed key.
+        x: the images, floats `[N, H, W, C]`.
+        amount: the largest change of the factor.
+
+    Returns:
+        The brighter or darker images, `[N, H, W, C]`.
+
+    Raises:
+        ValueError: for a negative amount, or images that are not floats `[N, H, W, C]`.
+
+    >>> brightness(jax.random.key(0), jnp.zeros((1, 1, 1, 1)), amount=0.5).item()
+    0.0
+    """
+    transforms.check_images(x, colours=False)
+    return _brightness(key, x, transforms.strength("amount", amount))
+
+
+@jax.jit
+def _brightness(key: Key, x: Array, amount: Array) -> Array:
+    factor = 1 + amount * jax.random.uniform(key, (x.shape[0], 1, 1, 1), minval=-1.0)
+    return x * factor.astype(x.dtype)
 
 
 def color_jitter(
@@ -86,37 +132,38 @@ def color_jitter(
 ) -> Array:
     """Changes brightness, contrast, saturation and hue of each image, in this order.
 
-    The first three by a factor uniform in `[max(0, 1 - s), 1 + s]`: between black, the mean grey, the grey image, and
-    the image; the hue by a turn of the colour circle uniform in `[-s, s]`.
+    Brightness, contrast and saturation of strength `s` blend the image with black, with its mean grey and with its
+    grey image, by a factor uniform in `[max(0, 1 - s), 1 + s]`, where 1 leaves it as it is. The hue turns on the circle
+    of colours by an angle uniform in `[-s, s]` turns.
 
     Args:
         key: a typed key.
-        x: `[N, H, W, C]` floats in [0, 1]; of one colour it has no saturation and no hue.
+        x: the images, floats `[N, H, W, C]` in [0, 1]; images of one channel have no saturation and no hue.
         brightness: strength, at least 0.
         contrast: strength, at least 0.
         saturation: strength, at least 0.
-        hue: strength, in [0, 0.5].
-        probability: of each image to be changed.
+        hue: strength, in [0, 0.5] turns.
+        probability: with which an image is changed at all.
 
     Returns:
-        `[N, H, W, C]` in [0, 1].
+        The changed images, `[N, H, W, C]` in [0, 1].
 
     Raises:
-        ValueError: for a strength out of range, or other images.
+        ValueError: for a strength out of range, or images that are not floats `[N, H, W, C]` with 1 or 3 channels.
 
     >>> color_jitter(jax.random.key(0), jnp.zeros((1, 1, 1, 3))).sum().item()
     0.0
 
     Reference: Wu et al., arXiv:1805.01978, section 3.5 (torchvision draws the order too).
     """
-    check(x)
+    transforms.check_images(x)
     strengths = (
-        number("brightness", brightness),
-        number("contrast", contrast),
-        number("saturation", saturation),
-        number("hue", hue, 0.0, 0.5),
+        transforms.strength("brightness", brightness),
+        transforms.strength("contrast", contrast),
+        transforms.strength("saturation", saturation),
+        transforms.strength("hue", hue, 0.0, 0.5),
     )
-    return _color_jitter(key, x, strengths, number("probability", probability, 0.0, 1.0))
+    return _color_jitter(key, x, strengths, transforms.strength("probability", probability, 0.0, 1.0))
 
 
 @jax.jit
@@ -137,14 +184,14 @@ def _color_jitter(key: Key, x: Array, strengths: tuple[Array, ...], probability:
 
 
 def turn_hue(x: Array, by: Array) -> Array:
-    """Turns the hue (of hue, saturation and value) of RGB images; a turn of 0 gives them back.
+    """Turns the hue of RGB images on the circle of colours; saturation and value stay.
 
     Args:
-        x: `[..., 3]` in [0, 1].
-        by: turns of the whole circle, broadcast to `[...]`.
+        x: RGB images `[..., 3]` in [0, 1].
+        by: how many turns of the whole circle, broadcast to `[...]`; 0 gives the images back.
 
     Returns:
-        `[..., 3]`.
+        The turned images, `[..., 3]`.
 
     >>> turn_hue(jnp.array([1.0, 0.0, 0.0]), jnp.float32(1 / 3)).round(3).tolist()
     [0.0, 1.0, 0.0]
@@ -173,11 +220,22 @@ def turn_hue(x: Array, by: Array) -> Array:
 def random_grayscale(key: Key, x: Array, probability: Scalar = 0.2) -> Array:
     """Makes each image grey with the given probability; it keeps its number of channels.
 
+    Args:
+        key: a typed key.
+        x: the images, floats `[N, H, W, C]` in [0, 1], with 1 or 3 channels.
+        probability: with which an image becomes grey, 0 to 1.
+
+    Returns:
+        The images, `[N, H, W, C]`.
+
+    Raises:
+        ValueError: for a probability out of range, or images of another kind.
+
     >>> random_grayscale(jax.random.key(0), jnp.ones((1, 1, 1, 3)), probability=1.0).round(3).tolist()
     [[[[1.0, 1.0, 1.0]]]]
     """
-    check(x)
-    return _random_grayscale(key, x, number("probability", probability, 0.0, 1.0))
+    transforms.check_images(x)
+    return _random_grayscale(key, x, transforms.strength("probability", probability, 0.0, 1.0))
 
 
 @jax.jit
@@ -186,17 +244,18 @@ def _random_grayscale(key: Key, x: Array, probability: Array) -> Array:
 
 
 def gaussian_blur(key: Key, x: Array, sigma: tuple[Scalar, Scalar] = (0.1, 2.0), probability: Scalar = 0.5) -> Array:
-    """Blurs each image, with the given probability, by a normal bell of its own width.
+    """Blurs each image, with the given probability, by a Gaussian kernel of its own width.
+
+    At the edge the kernel's weights of the pixels that lie inside the image are scaled to sum 1.
 
     Args:
         key: a typed key.
-        x: `[N, H, W, C]` floats.
-        sigma: least and greatest standard deviation in pixels; uniform between. At the edge the weights of the pixels
-            that there are sum to one.
-        probability: of each image to be blurred.
+        x: the images, floats `[N, H, W, C]`.
+        sigma: least and greatest standard deviation of the kernel in pixels; each image draws its own uniformly.
+        probability: with which an image is blurred, 0 to 1.
 
     Returns:
-        `[N, H, W, C]`.
+        The images, `[N, H, W, C]`.
 
     Raises:
         ValueError: for numbers out of range, or images that are not floats `[N, H, W, C]`.
@@ -206,8 +265,9 @@ def gaussian_blur(key: Key, x: Array, sigma: tuple[Scalar, Scalar] = (0.1, 2.0),
 
     Reference: Chen et al., arXiv:2002.05709, appendix A.
     """
-    check(x, colours=False)
-    return _gaussian_blur(key, x, pair("sigma", sigma, 0.0), number("probability", probability, 0.0, 1.0))
+    transforms.check_images(x, colours=False)
+    widths = transforms.strengths("sigma", sigma, 0.0)
+    return _gaussian_blur(key, x, widths, transforms.strength("probability", probability, 0.0, 1.0))
 
 
 @jax.jit
@@ -222,4 +282,4 @@ def _gaussian_blur(key: Key, x: Array, sigma: tuple[Array, Array], probability: 
         weights = jnp.exp(-0.5 * jnp.square((at - at[:, None]) / width))
         return weights / jnp.sum(weights, -1, keepdims=True)
 
-    return jnp.where(chosen(k_chosen, x, probability), along_both(bell(x.shape[1]), bell(x.shape[2]), x), x)
+    return jnp.where(chosen(k_chosen, x, probability), transforms.along_both(bell(x.shape[1]), bell(x.shape[2]), x), x)

@@ -1,10 +1,11 @@
 """Crops of pictures of many sizes, on the host while they are read: transforms for `streams.stream`."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
-Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Crop: TypeAlias = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """`(uint8[h, w, C], rng) -> uint8[size, size, C]`."""
 
 
@@ -15,22 +16,24 @@ def resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
 ) -> Crop:
-    """A transform for `stream`: a random box of the picture, resized to a square, mirrored at random.
+    """Returns a transform for `streams.stream`: a random box of a picture, resized to a square, mirrored at random.
 
-    The box has a share of the picture's area uniform in `scale` and a width by height whose logarithm is uniform in
-    `ratio`; after ten boxes that stand over the edge it is the largest in the middle whose shape is allowed.
+    The part of the area that a box covers is uniform in `scale`, and the logarithm of its width divided by its height
+    is uniform in `ratio`. Where ten boxes in a row would reach over the edge, the largest box of an allowed shape in
+    the middle of the picture is taken.
 
     Args:
-        size: the side of what comes out.
-        scale: least and greatest share of the area.
-        ratio: least and greatest width by height.
-        flip: the probability of mirroring.
+        size: the side of the square in pixels.
+        scale: least and greatest part of the picture's area, in (0, 1].
+        ratio: least and greatest width divided by height.
+        flip: the probability with which the square is mirrored left to right.
 
     Returns:
-        `(uint8[h, w, C], rng) -> uint8[size, size, C]`, by Pillow's bilinear filter, which averages what it shrinks.
+        A function `(uint8[h, w, C], rng) -> uint8[size, size, C]`; it resizes by Pillow's bilinear filter, which
+        averages over what it shrinks.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range; the function itself, for a picture that is not `uint8[h, w, 1 or 3]`.
 
     >>> resized_crop(4)(np.full((9, 7, 3), 8, np.uint8), np.random.default_rng(0)).sum()
     np.uint64(384)
@@ -38,8 +41,10 @@ def resized_crop(
     Reference: Szegedy et al., arXiv:1409.4842, section 6.
     """
     if size < 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip <= 1:
-        raise ValueError(f"size {size}, scale {scale}, ratio {ratio}, flip {flip}; expected a size of at least 1, "
-                         "scale in (0, 1] and ratio positive, the lesser first, and flip in [0, 1]")  # fmt: skip
+        raise ValueError(
+            f"size {size}, scale {scale}, ratio {ratio}, flip {flip}; expected a size of at least 1, "
+            "scale in (0, 1] and ratio positive, the lesser first, and flip in [0, 1]"
+        )
     from PIL import Image
 
     def change(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -59,7 +64,17 @@ def resized_crop(
 def box(
     rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """The box of `resized_crop`: top, left, height and width in whole pixels.
+    """Draws a random box of a picture, as `resized_crop` takes it.
+
+    Args:
+        rng: the generator that draws.
+        height: of the picture in pixels.
+        width: of the picture in pixels.
+        scale: least and greatest part of the picture's area, in (0, 1].
+        ratio: least and greatest width divided by height.
+
+    Returns:
+        Top, left, height and width of the box in whole pixels.
 
     >>> box(np.random.default_rng(0), 10, 100, (1.0, 1.0), (1.0, 1.0))
     (0, 45, 10, 10)

@@ -4,28 +4,29 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax.core.types import Array, Key
-from mvp_jax.data.augment import colours
-from mvp_jax.data.augment.basic import Scalar
+from mvp_jax.data.augment import transforms
+from mvp_jax.data.augment.transforms import Scalar
 
 _NOT_A_CLASS = -1e9
 
 
 def mixup(key: Key, x: Array, targets: Array, alpha: Scalar = 0.2) -> tuple[Array, Array]:
-    r"""Each image and its target as a mean with another's, $\lambda x_i + (1 - \lambda) x_j$.
+    r"""Makes each image and its target a weighted mean with another's, $\lambda x_i + (1 - \lambda) x_j$.
 
-    $\lambda$ follows Beta(alpha, alpha), for each pair its own; the partners are a permutation of the batch.
+    Each pair draws its own $\lambda$ from Beta(alpha, alpha); the partners are a permutation of the batch.
 
     Args:
         key: a typed key.
-        x: `[N, H, W, C]` floats.
-        targets: `[N, Y]` floats, such as `jax.nn.one_hot(labels, Y)`.
+        x: the images, floats `[N, H, W, C]`.
+        targets: floats `[N, Y]`, such as `jax.nn.one_hot(labels, Y)`.
         alpha: at least 0, traced; 0 gives images and targets back.
 
     Returns:
-        The images and the targets.
+        The mixed images `[N, H, W, C]` and targets `[N, Y]`.
 
     Raises:
-        ValueError: for a negative alpha, other images, or targets that are not floats `[N, Y]`.
+        ValueError: for a negative alpha, images that are not floats `[N, H, W, C]`, or targets that are not floats
+            `[N, Y]`.
 
     >>> x, y = mixup(jax.random.key(0), jnp.ones((2, 1, 1, 1)), jnp.eye(2), alpha=1.0)
     >>> x.ravel().round(4).tolist(), y.sum(1).round(4).tolist()
@@ -34,7 +35,7 @@ def mixup(key: Key, x: Array, targets: Array, alpha: Scalar = 0.2) -> tuple[Arra
     Reference: Zhang et al., arXiv:1710.09412, equation 1.
     """
     _check(x, targets)
-    return _mixup(key, x, targets, colours.number("alpha", alpha))
+    return _mixup(key, x, targets, transforms.strength("alpha", alpha))
 
 
 @jax.jit
@@ -46,22 +47,23 @@ def _mixup(key: Key, x: Array, targets: Array, alpha: Array) -> tuple[Array, Arr
 
 
 def cutmix(key: Key, x: Array, targets: Array, alpha: Scalar = 1.0) -> tuple[Array, Array]:
-    r"""Each image with a box taken from another; the targets are mixed by the box's share of the area.
+    r"""Pastes a box of another image into each image; the targets are mixed by the part of the area that it covers.
 
-    The box has the sides $\sqrt{1 - \lambda}$ of the image's, with $\lambda$ from Beta(alpha, alpha), and its middle
-    anywhere, so that it may stand over the edge; what counts is what lies inside.
+    The box has sides $\sqrt{1 - \lambda}$ times the image's, with $\lambda$ from Beta(alpha, alpha), and its middle
+    anywhere, so that it may reach over the edge; only the part inside the image counts.
 
     Args:
         key: a typed key.
-        x: `[N, H, W, C]` floats.
-        targets: `[N, Y]` floats, such as `jax.nn.one_hot(labels, Y)`.
+        x: the images, floats `[N, H, W, C]`.
+        targets: floats `[N, Y]`, such as `jax.nn.one_hot(labels, Y)`.
         alpha: at least 0, traced; 0 gives images and targets back.
 
     Returns:
-        The images and the targets.
+        The mixed images `[N, H, W, C]` and targets `[N, Y]`.
 
     Raises:
-        ValueError: for a negative alpha, other images, or targets that are not floats `[N, Y]`.
+        ValueError: for a negative alpha, images that are not floats `[N, H, W, C]`, or targets that are not floats
+            `[N, Y]`.
 
     >>> x, y = cutmix(jax.random.key(0), jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 8, 8, 1)), jnp.eye(2))
     >>> bool(jnp.allclose(x.mean((1, 2, 3)), y[:, 1]))
@@ -70,7 +72,7 @@ def cutmix(key: Key, x: Array, targets: Array, alpha: Scalar = 1.0) -> tuple[Arr
     Reference: Yun et al., arXiv:1905.04899, equations 1 and 2.
     """
     _check(x, targets)
-    return _cutmix(key, x, targets, colours.number("alpha", alpha))
+    return _cutmix(key, x, targets, transforms.strength("alpha", alpha))
 
 
 @jax.jit
@@ -98,7 +100,21 @@ def mix(
     cutmix_alpha: Scalar = 1.0,
     cutmix_share: Scalar = 0.5,
 ) -> tuple[Array, Array]:
-    """Mixes a batch by `cutmix` with the given probability, else by `mixup`, as vision transformers are trained.
+    """Mixes a batch of images and its targets by `cutmix` or by `mixup`, as vision transformers are trained.
+
+    Args:
+        key: a typed key.
+        x: the images, floats `[N, H, W, C]`.
+        targets: floats `[N, Y]`, such as `jax.nn.one_hot(labels, Y)`.
+        mixup_alpha: of `mixup`, at least 0, traced.
+        cutmix_alpha: of `cutmix`, at least 0, traced.
+        cutmix_share: the probability with which the whole batch is mixed by `cutmix` instead of `mixup`, traced.
+
+    Returns:
+        The mixed images `[N, H, W, C]` and targets `[N, Y]`.
+
+    Raises:
+        ValueError: for numbers out of range, other images, or targets that are not floats `[N, Y]`.
 
     >>> x, y = mix(jax.random.key(0), jnp.ones((2, 4, 4, 1)), jnp.eye(2))
     >>> x.shape, y.sum(1).round(4).tolist()
@@ -107,7 +123,7 @@ def mix(
     Reference: Touvron et al., arXiv:2012.12877, table 9.
     """
     _check(x, targets)
-    share = colours.number("cutmix_share", cutmix_share, 0.0, 1.0)
+    share = transforms.strength("cutmix_share", cutmix_share, 0.0, 1.0)
     k_lot, k_mix = jax.random.split(key)
     cut = jax.random.uniform(k_lot) < share
     pairs = zip(cutmix(k_mix, x, targets, cutmix_alpha), mixup(k_mix, x, targets, mixup_alpha), strict=True)
@@ -116,7 +132,7 @@ def mix(
 
 
 def _check(x: Array, targets: Array) -> None:
-    colours.check(x, colours=False)
+    transforms.check_images(x, colours=False)
     if jnp.ndim(targets) != 2 or len(targets) != len(x) or not jnp.issubdtype(targets.dtype, jnp.floating):
         raise ValueError(
             f"targets are {targets.dtype}{list(targets.shape)}; expected floats [{len(x)}, classes], such as "

@@ -1,4 +1,7 @@
-"""Augmentations by the names that configs give them; cached, so that compiled steps that close over them are reused."""
+"""Augmentations by the names that configs give them.
+
+A name gives the same function object each time, so that compiled steps that close over it are reused.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax.core.types import Array, Key
-from mvp_jax.data.augment import basic, compose, randaugment
-from mvp_jax.data.augment.basic import Transform
+from mvp_jax.data.augment import colours, geometry, randaugment, transforms, view_pairs
+from mvp_jax.data.augment.transforms import BatchTransform
 
 _SIMSIAM = {"simsiam": 0.5, "simsiam_sharp": 0.0}
 
@@ -16,21 +19,22 @@ _SIMSIAM = {"simsiam": 0.5, "simsiam_sharp": 0.0}
 @functools.lru_cache
 def augmentation(
     name: str, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> Transform | None:
-    """An augmentation of a batch.
+) -> BatchTransform | None:
+    """Returns the augmentation that a config names.
 
     Args:
-        name: `none`; `shift` (0.75 pixels); or some of `resized` or `crop`, `flip`, `rand`, `noisy` joined by `_`, as
-            `crop_flip` or `resized_flip_rand`: boxes resized to the image, crops of the padded image, mirroring,
-            RandAugment (two operations of magnitude 9), brightness with noise.
-        mean: what was taken from the images, `None` if they lie in [0, 1].
-        std: what they were then divided by.
+        name: `none`; `shift` (moves of up to 0.75 pixels); or some of these joined by `_`, applied in the order of the
+            name, as `crop_flip` or `resized_flip_rand`: `resized` (boxes resized to the image's size), `crop` (crops
+            of the image padded by 4 pixels), `flip` (mirroring), `rand` (RandAugment, two operations of magnitude 9),
+            `noisy` (brightness, then noise), `shift` (moves of up to 1.5 pixels).
+        mean: what was subtracted from the images, by channel; `None`: the images lie in [0, 1].
+        std: what they were then divided by, by channel; `None`: the images lie in [0, 1].
 
     Returns:
-        `(key, x [N, H, W, C]) -> x`; `None` for `none`.
+        A function `(key, x [N, H, W, C]) -> [N, H, W, C]`, or `None` for the name `none`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, with those that are allowed.
 
     >>> augmentation("crop_flip")(jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
     (2, 8, 8, 1)
@@ -38,14 +42,14 @@ def augmentation(
     if name == "none":
         return None
     if name == "shift":
-        return functools.partial(basic.shift, amount=0.75)
-    table: dict[str, Transform] = {
-        "resized": compose.random_resized_crop,
-        "crop": functools.partial(basic.crop, padding=4),
-        "flip": basic.flip,
-        "rand": compose.in_unit(randaugment.rand_augment, *_range(mean, std)),
-        "noisy": functools.partial(basic.batch, fns=(basic.brightness, basic.noise)),
-        "shift": functools.partial(basic.shift, amount=1.5),
+        return functools.partial(geometry.shift, amount=0.75)
+    table: dict[str, BatchTransform] = {
+        "resized": geometry.random_resized_crop,
+        "crop": functools.partial(geometry.crop, padding=4),
+        "flip": geometry.flip,
+        "rand": transforms.in_unit(randaugment.rand_augment, *_range(mean, std)),
+        "noisy": functools.partial(transforms.apply, fns=(colours.brightness, colours.noise)),
+        "shift": functools.partial(geometry.shift, amount=1.5),
     }
     parts = name.split("_")
     if set(parts) - set(table) or len(set(parts)) < len(parts):
@@ -53,22 +57,23 @@ def augmentation(
             f"unknown augmentation {name!r}; choose 'none', 'shift', or some of {sorted(table)} joined by '_', as "
             "'crop_flip'"
         )
-    return functools.partial(basic.batch, fns=tuple(table[part] for part in parts))
+    return functools.partial(transforms.apply, fns=tuple(table[part] for part in parts))
 
 
 @functools.lru_cache
 def views(
     name: str, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Callable[[Key, Array], tuple[Array, Array]]:
-    """Two views of a batch, drawn independently.
+    """Returns what draws two independent views of each image of a batch, for learning without labels.
 
     Args:
-        name: `simsiam`, `simsiam_sharp` (without blur, for small images), or an augmentation.
-        mean: see `augmentation`.
-        std: see `augmentation`.
+        name: `simsiam`, `simsiam_sharp` (the same without blur, for small images), or a name that `augmentation`
+            knows, whose augmentation is then drawn twice.
+        mean: what was subtracted from the images, by channel; `None`: the images lie in [0, 1].
+        std: what they were then divided by, by channel; `None`: the images lie in [0, 1].
 
     Returns:
-        `(key, x [N, H, W, C]) -> (a, b)`.
+        A function `(key, x [N, H, W, C]) -> (a, b)` with both views `[N, H, W, C]`.
 
     Raises:
         ValueError: for an unknown name, or `none`, whose views would be equal.
@@ -78,8 +83,8 @@ def views(
     (True, False)
     """
     if name in _SIMSIAM:
-        pair = functools.partial(compose.simsiam_views, blur=_SIMSIAM[name])
-        both = compose.in_unit(lambda key, x: jnp.concatenate(pair(key, x)), *_range(mean, std))
+        pair = functools.partial(view_pairs.simsiam_views, blur=_SIMSIAM[name])
+        both = transforms.in_unit(lambda key, x: jnp.concatenate(pair(key, x)), *_range(mean, std))
 
         def drawn(key: Key, x: Array) -> tuple[Array, Array]:
             first, second = jnp.split(both(key, x), 2)
@@ -99,7 +104,11 @@ def views(
 
 
 def needs_range(name: str) -> bool:
-    """Whether an augmentation looks at colours, and so has to know how images were normalised."""
+    """Returns whether the augmentation of a name needs to know how images were normalised, since it changes colours.
+
+    >>> needs_range("crop_flip_rand"), needs_range("crop_flip")
+    (True, False)
+    """
     return name in _SIMSIAM or "rand" in name.split("_")
 
 

@@ -1,4 +1,4 @@
-"""RandAugment: a few operations for each image, drawn from fourteen, all of one strength."""
+"""RandAugment: each image is changed by a few operations, drawn from fourteen, all of one strength."""
 
 from typing import Any
 
@@ -6,31 +6,43 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax.core.types import Array, Key
-from mvp_jax.data.augment import colours
-from mvp_jax.data.augment.basic import Scalar
+from mvp_jax.data.augment import colours, transforms
+from mvp_jax.data.augment.transforms import Scalar
 
 OPERATIONS = (
-    "identity", "autocontrast", "equalize", "rotate", "solarize", "color", "posterize", "contrast", "brightness",
-    "sharpness", "shear_x", "shear_y", "translate_x", "translate_y",
-)  # fmt: skip
-"""What an operation's number stands for."""
+    "identity",
+    "autocontrast",
+    "equalize",
+    "rotate",
+    "solarize",
+    "color",
+    "posterize",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+"""The names of the operations, in the order of their numbers."""
 
-GREY = 128 / 255
-"""What lies outside an image."""
+FILL = 128 / 255
+"""The grey that fills what lies outside an image, in [0, 1]."""
 
 
-def rand_augment(key: Key, x: Array, ops: int = 2, magnitude: Scalar = 9.0, fill: Scalar = GREY) -> Array:
+def rand_augment(key: Key, x: Array, ops: int = 2, magnitude: Scalar = 9.0, fill: Scalar = FILL) -> Array:
     """Applies `ops` operations to each image, each drawn from `OPERATIONS`, with a random sign where one makes sense.
 
     Args:
         key: a typed key.
-        x: `[N, H, W, C]` floats in [0, 1].
-        ops: how many; static.
-        magnitude: strength of all of them, 0 to 10; traced. 0 gives the images back.
-        fill: the value outside the image.
+        x: the images, floats `[N, H, W, C]` in [0, 1], with 1 or 3 channels.
+        ops: how many operations each image gets; static.
+        magnitude: the strength of all of them, 0 to 10, may be traced; 0 gives the images back.
+        fill: the value in [0, 1] that stands outside an image.
 
     Returns:
-        `[N, H, W, C]` in [0, 1].
+        The changed images, `[N, H, W, C]` in [0, 1].
 
     Raises:
         ValueError: for numbers out of range, or images that are not floats `[N, H, W, C]` of 1 or 3 colours.
@@ -40,11 +52,11 @@ def rand_augment(key: Key, x: Array, ops: int = 2, magnitude: Scalar = 9.0, fill
 
     Reference: Cubuk et al., arXiv:1909.13719, section 3 and figure 2.
     """
-    colours.check(x)
+    transforms.check_images(x)
     if ops < 0:
         raise ValueError(f"ops is {ops}; expected how many operations each image gets, at least 0")
-    magnitude = colours.number("magnitude", magnitude, 0.0, 10.0)
-    fill = colours.number("fill", fill, 0.0, 1.0)
+    magnitude = transforms.strength("magnitude", magnitude, 0.0, 10.0)
+    fill = transforms.strength("fill", fill, 0.0, 1.0)
     for i in range(ops):
         x = _draw(jax.random.fold_in(key, i), x, magnitude, fill)
     return x
@@ -58,23 +70,26 @@ def _draw(key: Key, x: Array, magnitude: Array, fill: Array) -> Array:
     return _operate(x, op, magnitude, sign, fill)
 
 
-def operate(x: Array, op: Array, magnitude: Scalar, sign: Any = 1.0, fill: Scalar = GREY) -> Array:
+def operate(x: Array, op: Array, magnitude: Scalar, sign: Any = 1.0, fill: Scalar = FILL) -> Array:
     """Applies to each image the operation of its number.
 
-    With `m = magnitude / 10`: rotations by 30 m degrees, shears by 0.3 m, moves by 150/331 m of the side; blends (with
-    the grey image, its mean, black, the smoothed image) by a factor 1 ± 0.9 m; bits down to 8 - 4 m; values of at
-    least 1 - m turned over; autocontrast and equalisation are whole at every m but 0.
+    With `m = magnitude / 10`, rotations are by 30 m degrees, shears by 0.3 m, moves by 150/331 m of the side. Color,
+    contrast, brightness and sharpness blend with the grey image, its mean, black and the smoothed image, by a factor
+    1 ± 0.9 m. Posterize keeps 8 - 4 m bits, solarize turns over values of at least 1 - m; autocontrast and equalize
+    are the same at every m above 0.
+
+    Operations of one kind are one computation over all images, so time and memory grow with the kinds, not with the
+    number of operations.
 
     Args:
-        x: `[N, H, W, C]` floats in [0, 1].
-        op: `int32[N]`, which of `OPERATIONS`.
-        magnitude: 0 to 10.
-        sign: 1 or -1, `[N]` or a scalar.
-        fill: the value outside the image.
+        x: the images, floats `[N, H, W, C]` in [0, 1].
+        op: `int32[N]`, the number of each image's operation in `OPERATIONS`.
+        magnitude: the strength, 0 to 10.
+        sign: the direction of moves, turns and blends, 1 or -1, `[N]` or a scalar.
+        fill: the value in [0, 1] that stands outside an image.
 
     Returns:
-        `[N, H, W, C]`. Every operation of a kind is one computation over all images, so that time and memory grow with
-        the kinds, not with the operations.
+        The changed images, `[N, H, W, C]`.
 
     >>> turned = operate(jnp.ones((1, 1, 1, 1)), jnp.array([OPERATIONS.index("solarize")]), 5.0)
     >>> turned.item()

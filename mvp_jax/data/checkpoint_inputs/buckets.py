@@ -1,34 +1,39 @@
-"""Texts by length: each is padded no further than to the next of a few lengths, so that short ones cost little.
+"""Texts by length: each text is padded only to the next of a few lengths, so that short texts cost little.
 
-Every length is one more shape to compile, so there should be few; examples of a batch share one.
+Every length is one more shape to compile, so there should be few. All texts of a batch have one length.
 """
 
-import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.core.types import Array, Variables
-from mvp_jax.models.api import Model
+from mvp_jax.core.types import PyTree
 
 LENGTHS = (32, 64, 128)
 _PART = 1 << 16  # rows that are looked at together
 
 
 class Bucket(NamedTuple):
-    """Examples of one length: which of all they are, `int[n]`, and their ids `int32[n, L]`."""
+    """Texts of one length.
+
+    Attributes:
+        indices: `int[n]`, which of all texts these are.
+        x: their token ids, `int32[n, length]`.
+    """
 
     indices: np.ndarray
     x: np.ndarray
 
 
 class Padded(NamedTuple):
-    """A bucket made up to a multiple of the batch: `indices` and `weight` `[n]`, `x` `[n, L]`.
+    """Texts of one length, filled up to a multiple of the batch by repeating the first text.
 
-    A row that was added repeats the bucket's first one, and has weight 0; all others have 1.
+    Attributes:
+        indices: `int[n]`, which of all texts these are.
+        x: their token ids, `int32[n, length]`.
+        weight: `float32[n]`, 1 for a text and 0 for a row that was added.
     """
 
     indices: np.ndarray
@@ -37,18 +42,18 @@ class Padded(NamedTuple):
 
 
 def filled(x: np.ndarray, *, pad: int = 0, tail: int = 0) -> np.ndarray:
-    """How many ids each text needs: up to the last that is not padding, and `tail` more where there are.
+    """Counts the ids that each text needs: up to the last one that is not padding, and `tail` more.
 
     Args:
-        x: `int[N, L]`.
-        pad: the id of padding; `Tokenizer.pad`.
-        tail: 1 where padding is also the mark of the end, which a model looks for (CLIP).
+        x: token ids, `int[N, L]`, padded at the end.
+        pad: the id of padding, `Tokenizer.pad`.
+        tail: how many padding ids after a text are kept; 1 for CLIP, whose padding is also the mark of the end.
 
     Returns:
-        `int[N]`, at most `L`.
+        The counts, `int[N]`, at most `L`.
 
     Raises:
-        ValueError: for other shapes.
+        ValueError: if `x` is not integers `[N, L]`.
 
     >>> filled(np.array([[5, 0, 6, 0], [0, 0, 0, 0]])).tolist()
     [3, 0]
@@ -56,28 +61,24 @@ def filled(x: np.ndarray, *, pad: int = 0, tail: int = 0) -> np.ndarray:
     if x.ndim != 2 or x.dtype.kind not in "iu":
         raise ValueError(f"texts are {x.dtype}{list(x.shape)}; give token ids, integers [N, L]")
     ends = np.arange(1, x.shape[1] + 1)
-    parts = [
-        np.max((x[i : i + _PART] != pad) * ends, axis=1, initial=0) for i in range(0, len(x), _PART)
-    ]  # fmt: skip
+    parts = [np.max((x[i : i + _PART] != pad) * ends, axis=1, initial=0) for i in range(0, len(x), _PART)]
     return np.minimum(np.concatenate([np.zeros(0, int), *parts]) + tail, x.shape[1])
 
 
-def buckets(
-    x: np.ndarray, lengths: Sequence[int] = LENGTHS, *, pad: int = 0, tail: int = 0
-) -> tuple[Bucket, ...]:  # fmt: skip
-    """Puts every text into the smallest length that holds it.
+def buckets(x: np.ndarray, lengths: Sequence[int] = LENGTHS, *, pad: int = 0, tail: int = 0) -> tuple[Bucket, ...]:
+    """Puts every text into the bucket of the smallest length that holds it.
 
     Args:
-        x: `int32[N, L]`, padded at the end.
-        lengths: rising; those beyond `L` stand for `L`.
-        pad: see `filled`.
-        tail: see `filled`.
+        x: token ids `int32[N, L]`, padded at the end.
+        lengths: the lengths to which texts may be padded, rising; those beyond `L` stand for `L`.
+        pad: the id of padding, `Tokenizer.pad`.
+        tail: how many padding ids after a text are kept; 1 for CLIP, whose padding is also the mark of the end.
 
     Returns:
-        The lengths that hold any, shortest first, the examples of each in their old order.
+        The buckets that hold any text, shortest first; within a bucket texts keep their order.
 
     Raises:
-        ValueError: for lengths that do not rise from 1, or a text that is longer than all.
+        ValueError: for lengths that do not rise from 1, or a text that is longer than all of them.
 
     >>> x = np.array([[1, 7, 2, 0, 0, 0], [1, 7, 8, 9, 9, 2], [1, 2, 0, 0, 0, 0]])
     >>> [(b.indices.tolist(), b.x.shape) for b in buckets(x, (4, 8))]
@@ -90,17 +91,24 @@ def buckets(
 
 def padded(
     x: np.ndarray, lengths: Sequence[int] = LENGTHS, *, batch: int, pad: int = 0, tail: int = 0
-) -> tuple[Padded, ...]:  # fmt: skip
-    """As `buckets`, each made up to a multiple of `batch`, so that a length has one shape.
+) -> tuple[Padded, ...]:
+    """Puts texts into buckets as `buckets` does, and fills each bucket up to a multiple of `batch`.
 
-    Every example has weight 1 once: sums weighted so count none twice, and none is left out.
+    So every batch of one length has one shape. Each text has weight 1 in exactly one row, so that weighted sums count
+    every text once.
 
     Args:
-        x: see `buckets`.
-        lengths: see `buckets`.
-        batch: examples at a time.
-        pad: see `filled`.
-        tail: see `filled`.
+        x: token ids `int32[N, L]`, padded at the end.
+        lengths: the lengths to which texts may be padded, rising; those beyond `L` stand for `L`.
+        batch: how many texts are read at a time.
+        pad: the id of padding, `Tokenizer.pad`.
+        tail: how many padding ids after a text are kept; 1 for CLIP, whose padding is also the mark of the end.
+
+    Returns:
+        The filled buckets that hold any text, shortest first.
+
+    Raises:
+        ValueError: for a batch below 1, lengths that do not rise from 1, or a text that is longer than all of them.
 
     >>> x = np.array([[1, 2, 0, 0], [1, 7, 8, 2], [1, 7, 2, 0]])
     >>> [(p.indices.tolist(), p.weight.tolist(), p.x.shape) for p in padded(x, (3, 4), batch=4)]
@@ -118,56 +126,59 @@ def padded(
     return tuple(full(bucket) for bucket in buckets(x, lengths, pad=pad, tail=tail))
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def _infer(model: Model, variables: Variables, x: Array) -> tuple[Array, Array]:
-    seen = model.inspect(variables, x)
-    return seen.logits, seen.features
-
-
-def infer(
-    model: Model,
-    variables: Variables,
+def predict(
+    function: Callable[[np.ndarray], PyTree],
     x: np.ndarray,
     lengths: Sequence[int] = LENGTHS,
     *,
     batch: int = 64,
     pad: int = 0,
     tail: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `evaluation.infer` gives, bucket by bucket; compiles at most one program a length.
+) -> PyTree:
+    """Applies a function to many texts, a batch of one length at a time, and puts its results in the texts' order.
+
+    With `functools.partial(evaluation.infer, model, variables)` the results are a model's logits and features, and at
+    most one program is compiled for each length. The model must read texts that are shorter than its longest, as BERT
+    and CLIP's text tower do.
 
     Args:
-        model: static; reads texts shorter than its longest, as `models.bert` and CLIP's text tower do.
-        variables: of one model.
-        x: `int32[N, L]`.
-        lengths: see `buckets`.
-        batch: examples at a time.
-        pad: see `filled`; must be the model's.
-        tail: see `filled`.
+        function: takes token ids `int32[batch, length]`, and gives a pytree of arrays whose first axis is the batch.
+        x: token ids `int32[N, L]`, padded at the end.
+        lengths: the lengths to which texts may be padded, rising; those beyond `L` stand for `L`.
+        batch: how many texts the function gets at a time.
+        pad: the id of padding, the tokeniser's and the model's.
+        tail: how many padding ids after a text are kept; 1 for CLIP, whose padding is also the mark of the end.
 
     Returns:
-        Logits `[N, Y]` and features `[N, F]`, in the order of `x`.
+        The function's pytree with NumPy arrays `[N, ...]`, in the order of `x`.
 
     Raises:
-        ValueError: as `buckets` does, without examples, or for a model whose outputs are as long as its texts.
+        ValueError: without texts, for lengths that do not rise from 1, a text that is longer than all of them, or
+            results whose shape depends on the texts' length.
+
+    >>> x = np.array([[1, 2, 0, 0], [1, 7, 8, 2], [1, 7, 2, 0]])
+    >>> predict(lambda ids: {"sum": ids.sum(1)}, x, (2, 4), batch=2)
+    {'sum': array([ 3, 18, 10])}
     """
     parts = padded(x, lengths, batch=batch, pad=pad, tail=tail)
     if not parts:
         raise ValueError("no texts to read; give at least one")
-    found, order = [], []
-    for part in parts:
-        for i in range(0, len(part.x), batch):
-            own = part.weight[i : i + batch] > 0
-            found.append((own, _infer(model, variables, jnp.asarray(part.x[i : i + batch]))))
-            order.append(part.indices[i : i + batch][own])
-    if found[0][1][0].ndim != 2:
-        raise ValueError(
-            f"the model gives logits {list(found[0][1][0].shape)}, one row a token, which differ in length from bucket "
-            "to bucket; use evaluation.infer"
-        )
-    back = np.argsort(np.concatenate(order))
-    logits, features = (np.concatenate([np.asarray(out[k])[own] for own, out in found])[back] for k in (0, 1))
-    return logits, features
+    starts = [(part, i) for part in parts for i in range(0, len(part.x), batch)]
+    own = [part.weight[i : i + batch] > 0 for part, i in starts]
+    found = [function(part.x[i : i + batch]) for part, i in starts]  # nothing is waited for in between
+    rows = [part.indices[i : i + batch][o] for (part, i), o in zip(starts, own, strict=True)]
+    order = np.argsort(np.concatenate(rows))
+
+    def joined(*leaves: Any) -> np.ndarray:
+        shapes = sorted({tuple(leaf.shape[1:]) for leaf in leaves})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the function gives results of shapes {shapes[:4]} a text, which depend on the texts' length, such as "
+                "one row a token; call it on texts of one length"
+            )
+        return np.concatenate([np.asarray(leaf)[o] for leaf, o in zip(leaves, own, strict=True)])[order]
+
+    return jax.tree.map(joined, *found)
 
 
 def batches(
@@ -181,27 +192,28 @@ def batches(
     pad: int = 0,
     tail: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches to train on, without end, each of texts of one bucket.
+    """Draws batches to train on, without end; all texts of a batch have one length.
 
-    An epoch has `N // batch` batches in a random order, and no example twice. What is left over of a bucket goes to
-    the next longer one; what is left over of the longest, less than a batch, waits for another epoch, as in
-    `train.batch_indices`. Batch `s` depends on data, seed and `s` alone, so that a run goes on by `start`.
+    An epoch has `N // batch` batches in a random order, in which no text occurs twice. The texts of a bucket that do
+    not fill a batch go to the next longer bucket; those left over of the longest, fewer than a batch, are left out of
+    this epoch. Batch `s` depends on the data, the seed and `s` alone, so that a run is continued by `start`.
 
     Args:
-        x: `int32[N, L]`.
-        y: `[N]`.
-        lengths: see `buckets`.
-        batch: examples a step.
-        seed: of all epochs.
-        start: steps that were already taken.
-        pad: see `filled`.
-        tail: see `filled`.
+        x: token ids `int32[N, L]`, padded at the end.
+        y: labels or scores, `[N]`.
+        lengths: the lengths to which texts may be padded, rising; those beyond `L` stand for `L`.
+        batch: how many texts a step sees.
+        seed: of the order in all epochs.
+        start: how many steps were already taken.
+        pad: the id of padding, `Tokenizer.pad`.
+        tail: how many padding ids after a text are kept; 1 for CLIP, whose padding is also the mark of the end.
 
     Yields:
-        `{"x": int32[batch, length], "y": [batch]}`, on the host.
+        `{"x": int32[batch, length], "y": [batch]}`, NumPy arrays.
 
     Raises:
-        ValueError: as `buckets` does, or for fewer examples than a batch; at once, not when the first is asked for.
+        ValueError: for fewer texts than a batch, labels that do not fit, lengths that do not rise from 1, or a text
+            that is longer than all of them; at once, not when the first batch is asked for.
 
     >>> x = np.array([[1, 2, 0, 0], [1, 7, 8, 2], [1, 7, 2, 0], [1, 8, 2, 0]])
     >>> steps = batches(x, np.arange(4), (3, 4), batch=2, seed=0)

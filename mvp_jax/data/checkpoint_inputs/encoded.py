@@ -1,20 +1,16 @@
-"""Texts as token ids, made once: kept on disk under a name that says of what, and read back without a copy.
+"""Token ids that are made once and kept on disk, and a tokeniser of words for models trained from random weights."""
 
-A word-level tokeniser of the texts themselves is here too, for models that are trained from nothing.
-"""
-
-import contextlib
 import hashlib
 import importlib.metadata
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mvp_jax.data.checkpoint_inputs.tokens import Tokenizer
 from mvp_jax.data.datasets import text
+from mvp_jax.storage import files
 
 _DIGEST = 16  # bytes; behind the array in its file
 _PART = 1 << 16  # rows that are looked at together
@@ -28,25 +24,26 @@ def encoded(
     *,
     pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """The ids of texts or of pairs of texts, as `tokenizer.encode` makes them, read from a file if they are there.
+    """Turns texts, or pairs of texts, into token ids; they are read from a file if an earlier call has kept them.
 
-    The file's name is a digest of texts, tokeniser (its vocabulary and settings, and the version of the library) and
-    length, so that what is found is what would be made; behind the ids it holds their digest, so that a damaged or
-    renamed file is made again. It is a `.npy` file to every other reader.
+    The file's name is a digest of the texts, the tokeniser (its vocabulary, its settings and the version of its
+    library) and the length, so that what is found is what would be made. Behind the ids the file holds their digest, so
+    that a damaged or renamed file is noticed and made again. To every other reader it is a `.npy` file.
 
     Args:
-        texts: N of them.
-        tokenizer: see `tokens.tokenizer` and `words`.
-        length: of the result, special tokens included.
+        texts: N strings.
+        tokenizer: a checkpoint's tokeniser (`tokens.tokenizer`), or one of `words`.
+        length: how many ids a row has, special tokens included.
         folder: where ids are kept, made if absent; `None`: nowhere.
-        pairs: the second text of each, if there is one.
+        pairs: N strings, the second text of each pair; `None`: single texts.
 
     Returns:
-        `int32[N, length]`; with a folder mapped into memory, and not to be written to.
+        `int32[N, length]`; if a folder is given, mapped into memory and read-only.
 
     Raises:
-        ValueError: as `Tokenizer.encode` does, or if the folder cannot be written.
+        ValueError: for texts that cannot be encoded, a length without room, or a folder that cannot be written.
 
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> known = words(["prune the nets", "prune more"])
     >>> first = encoded(["the nets", "more"], known, 5, folder)
@@ -68,14 +65,14 @@ def encoded(
 
 
 def words(texts: Iterable[str], size: int = 2048) -> Tokenizer:
-    """A tokeniser whose tokens are the most frequent words of some texts, in lower case and without accents.
+    """Makes a tokeniser whose tokens are the most frequent words of some texts, in lower case and without accents.
 
-    The special tokens are those of `data.text`, with the same ids, so that `bert.micro` reads it as it stands. Signs
-    are words of their own; what is not known becomes `[UNK]`. Words of equal frequency come in alphabetical order.
+    The special tokens are those of `data.text` with the same ids, as `bert.micro` expects them. Signs are words of
+    their own; an unknown word becomes `[UNK]`. Words of equal frequency come in alphabetical order.
 
     Args:
-        texts: to learn from; of a training split only.
-        size: of the vocabulary, the special tokens included; fewer if the texts have fewer words.
+        texts: the texts whose words are counted, which should be those of a training split.
+        size: how many tokens the vocabulary has at most, special tokens included.
 
     Returns:
         The tokeniser.
@@ -105,13 +102,11 @@ def words(texts: Iterable[str], size: int = 2048) -> Tokenizer:
     vocab = backend.get_vocab(with_added_tokens=True)
     if len(vocab) == special:
         raise ValueError("the texts have no words to make a vocabulary of; give those of a training split")
-    return Tokenizer(
-        vocab=vocab, pad=text.PAD, start=text.CLS, between=(text.SEP,), end=text.SEP, backend=backend
-    )  # fmt: skip
+    return Tokenizer(vocab=vocab, pad=text.PAD, start=text.CLS, between=(text.SEP,), end=text.SEP, backend=backend)
 
 
 def _name(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer, length: int) -> str:
-    """A digest of everything that decides on the ids."""
+    """Returns a digest of everything that the ids depend on."""
     own = (tokenizer.pad, tokenizer.start, tokenizer.between, tokenizer.end)
     version = importlib.metadata.version("tokenizers")
     settings = f"1 {version} {length} {own} {pairs is not None} {tokenizer.backend.to_str()}"
@@ -126,7 +121,7 @@ def _name(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenize
 
 
 def _digest(name: str, ids: np.ndarray) -> bytes:
-    """Of the ids and what they are of, so that a file which was renamed is seen to be another's."""
+    """Returns a digest of the ids and the file's name, so that a renamed file is noticed."""
     total = hashlib.blake2b(name.encode(), digest_size=_DIGEST)
     for start in range(0, len(ids), _PART):
         total.update(np.ascontiguousarray(ids[start : start + _PART]).data)
@@ -148,18 +143,9 @@ def _mapped(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _write(path: pathlib.Path, ids: np.ndarray) -> None:
     """Writes a file whole or not at all; of several processes that write the same one, any may win."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".ids-", delete=False) as file:
-            temporary = file.name
+        with files.replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, ids)
             file.write(_digest(path.name, ids))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise ValueError(f"cannot keep ids in {path.parent}: {error}; choose a folder that can be written") from error

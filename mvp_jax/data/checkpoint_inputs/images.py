@@ -1,11 +1,10 @@
 """Pictures as a checkpoint saw them when it was trained: resized, cropped and normalised as its own file says.
 
-Everything here is Pillow and NumPy on the host, in the order and with the rounding of those of transformers' processors
+Everything here is Pillow and NumPy on the host, in the order and with the rounding of the processors of transformers
 that work on Pillow.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mvp_jax.storage import json_files
+
 if TYPE_CHECKING:
     import PIL.Image
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""The names of the codes 0 to 5, by which Pillow and checkpoints call what resizes."""
+"""The names of the resizing filters whose codes 0 to 5 Pillow and checkpoints use."""
 
 _MOST = 100_000_000  # pixels of a resized picture; a strip one pixel wide would become far larger
 _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,18 +28,19 @@ _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Makes the input of a model from pictures: colours, size, crop, scale, normalisation, in this order.
+    """Makes the input of a model from pictures: colours, size, crop, scale and normalisation, in this order.
 
-    `(scale · pixel - mean) / std`, after resizing, which rounds to whole levels of brightness.
+    After resizing, which rounds to whole levels of brightness, a value is `(scale · level - mean) / std`.
 
     Attributes:
-        size: `(height, width)`; or the length of the shorter side, whatever the other one becomes; `None`: as it is.
-        resample: the filter's code, see `FILTERS`.
-        crop: `(height, width)` that is cut from the middle; what is smaller gets black edges. `None`: no crop.
-        scale: what the levels 0 to 255 are multiplied by, or `None`.
-        mean: of each channel, or of all; `None` with `std`: no normalisation.
-        std: the same.
-        convert: whether grey pictures, palettes and transparency (over white) are made RGB; they are refused without.
+        size: `(height, width)` to resize to, or the length of the shorter side, where the other side keeps the
+            proportions; `None`: pictures are not resized.
+        resample: the code of the resizing filter, an index into `FILTERS`.
+        crop: `(height, width)` that is cut from the middle; smaller pictures get black edges. `None`: no crop.
+        scale: what the levels 0 to 255 are multiplied by; `None`: they stay.
+        mean: what is subtracted, one number or one for each channel; `None` (with `std`): no normalisation.
+        std: what is then divided by, one number or one for each channel; `None` (with `mean`): no normalisation.
+        convert: whether grey pictures, palettes and transparency (over white) are made RGB; else they are refused.
 
     Raises:
         ValueError: for sizes below 1, an unknown filter, or a mean and a standard deviation that do not fit.
@@ -70,18 +72,18 @@ class Processor:
             )
 
     def __call__(self, images: "Sequence[np.ndarray | PIL.Image.Image] | np.ndarray") -> np.ndarray:
-        """The input of a model.
+        """Makes the input of a model from pictures.
 
         Args:
-            images: `uint8[N, H, W, C]`; or a list of `uint8[H, W, C]`, `uint8[H, W]` and Pillow's images, of any
-                sizes if they come out as one. C is 1, 3 or 4, the last with transparency.
+            images: `uint8[N, H, W, C]`, or a list of `uint8[H, W, C]`, `uint8[H, W]` and Pillow images, which may
+                differ in size if the results do not. C is 1, 3 or 4; the fourth channel is transparency.
 
         Returns:
-            `float32[N, S, S, C]`, or other heights and widths if the fields say so.
+            `float32[N, H', W', C]`, of the height and width that `size` and `crop` give.
 
         Raises:
-            ValueError: for anything else: floats, 16 bits a level, empty pictures, grey ones without `convert`,
-                a number of channels that the mean has not, results of several sizes or of an absurd one.
+            ValueError: for floats, 16 bits a level, empty pictures, grey pictures without `convert`, another number of
+                channels than `mean` has, or results of several sizes or of more than 100 million pixels.
 
         >>> halves = Processor(size=(2, 2), mean=0.5, std=0.5)
         >>> halves([np.full((5, 7, 3), 255, np.uint8), np.zeros((1, 1, 3), np.uint8)])[:, 0, 0].tolist()
@@ -138,7 +140,7 @@ class Processor:
 
 
 class _Kind(NamedTuple):
-    """What a kind of processor does where its file is silent; a bare number as `size` may mean a square."""
+    """What a kind of processor does by default; `square`: a bare number as `size` means a square."""
 
     size: int | tuple[int, int]
     square: bool
@@ -158,20 +160,20 @@ _KINDS = {
 
 
 def processor(source: str | os.PathLike[str]) -> Processor:
-    """The processor that a checkpoint's `preprocessor_config.json` describes.
+    """Reads the processor that a checkpoint's `preprocessor_config.json` describes.
 
-    Known are those of CLIP, ViT, DeiT and ConvNeXt, which is also ResNet's, under their old and new names. ConvNeXt's
-    `crop_pct` becomes a size and a crop: below 384 pixels the shorter side is resized to `size / crop_pct` and the
-    middle is cut out; from 384 on the whole picture is resized to a square.
+    The processors of CLIP, ViT, DeiT and ConvNeXt (which is also ResNet's) are known, under their old and new names.
+    ConvNeXt's `crop_pct` becomes a size and a crop: below 384 pixels the shorter side is resized to `size / crop_pct`
+    and the middle is cut out; from 384 on the whole picture is resized to a square.
 
     Args:
         source: the checkpoint's folder.
 
     Returns:
-        The processor; `dataclasses.replace(it, convert=True)` lets a ViT take grey pictures.
+        The processor; `dataclasses.replace(processor, convert=True)` lets a ViT take grey pictures.
 
     Raises:
-        ValueError: if the file is missing, broken, of another kind, or asks for what is not known here.
+        ValueError: if the file is missing, broken, of an unknown kind, or asks for unknown steps.
 
     >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -189,17 +191,14 @@ def processor(source: str | os.PathLike[str]) -> Processor:
 
 
 def _fields(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
-    """What is said of pictures: in a file of its own, or in that of the whole processor."""
+    """Reads the settings for pictures, from a file of their own or from that of the whole processor."""
     for name in ("preprocessor_config.json", "processor_config.json"):
-        try:
-            parsed = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (folder / name).exists():
             continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{folder / name} is not readable JSON: {error}") from error
-        found = parsed.get("image_processor", parsed) if isinstance(parsed, dict) else parsed
+        parsed = json_files.read_json(folder / name)
+        found = parsed.get("image_processor", parsed)
         if not isinstance(found, dict):
-            raise ValueError(f"{folder / name} is a JSON {type(found).__name__}, not an object")
+            raise ValueError(f"{folder / name}: image_processor is a JSON {type(found).__name__}, not an object")
         return folder / name, {key: value for key, value in found.items() if value is not None}
     raise ValueError(f"{folder} has no preprocessor_config.json; download it with the weights, or build a Processor")
 
@@ -240,7 +239,7 @@ def _processor(fields: Mapping[str, Any]) -> Processor:
 
 
 def _size(given: Any, square: bool) -> int | tuple[int, int]:
-    """A size as files write it: a number, the shorter side, or height and width."""
+    """Reads a size as files write it: a number, the shorter side, or height and width."""
     if type(given) is int:
         return (given, given) if square else given
     given = {key: n for key, n in given.items() if n is not None} if isinstance(given, dict) else given
@@ -252,7 +251,7 @@ def _size(given: Any, square: bool) -> int | tuple[int, int]:
 
 
 def _shared(size: Any, crop: Any, share: Any) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
-    """ConvNeXt's size, of which a share is kept."""
+    """Turns ConvNeXt's size and `crop_pct` into a size and a crop."""
     if isinstance(size, tuple) or crop is not None or not share > 0:
         raise ValueError(
             f"size={size!r:.40}, crop={crop!r:.40}, crop_pct={share!r:.20}; this kind takes `shortest_edge`, a share "

@@ -1,40 +1,34 @@
-"""Texts as the ids that a checkpoint was trained on: its own tokeniser, read from its own files.
+"""Texts as the token ids that a checkpoint was trained on, by its own tokeniser.
 
-The work is done by `tokenizers`, an extra (`pip install 'mvp-jax[text]'`). Here the files are found and understood, and
-texts become one array of one length, with the checkpoint's own special tokens and padding.
+Texts become one array of one length, with the checkpoint's own special tokens and padding. The tokeniser's files are
+understood by `tokenizer_files`; the work is done by `tokenizers`, an extra (`pip install 'mvp-jax[text]'`).
 """
 
 import dataclasses
 import gzip
 import itertools
-import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mvp_jax.data.checkpoint_inputs import tokenizer_files
+from mvp_jax.storage import json_files
+
 _CHUNK = 2048  # texts; what `tokenizers` returns is some hundred bytes a token, ids are four
-_PAIRS = ("vocab.json", "merges.txt")
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_WORD_PIECES = dict(zip(_NAMES, ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
-_BYTES = dict(zip(_NAMES, ("<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
-_CLIP = {"unk_token": _END, "eos_token": _END, "pad_token": _END, "bos_token": _START}
-_PADS = ("[PAD]", "<pad>", _END)  # by convention, where no file says it
-# Ends after an apostrophe stand apart, each digit alone; all other signs run together.
-_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_PADS = ("[PAD]", "<pad>", tokenizer_files.END)  # by convention, where no file says it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """What turns texts into the ids of one checkpoint, and back.
+    """A checkpoint's tokeniser: turns texts into token ids, and back.
 
     Attributes:
-        vocab: the id of each token, the special ones included.
-        pad: the id after the end of a text; CLIP pads with `end`.
+        vocab: the id of each token, special tokens included.
+        pad: the id that fills a row after the end of its text; CLIP fills with `end`.
         start: the id that a text begins with.
         between: the ids between the two texts of a pair.
         end: the id that a text ends with.
@@ -50,25 +44,26 @@ class Tokenizer:
 
     @property
     def separator(self) -> int:
-        """The id after the first text of a pair, by which a model tells it from the second."""
+        """The id that follows the first text of a pair, by which a model tells it from the second text."""
         return (*self.between, self.end)[0]
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, length: int) -> np.ndarray:
-        """The ids of texts or of pairs of texts, all of one length.
+        """Turns texts, or pairs of texts, into token ids of one length.
 
-        What is too long loses its end, and keeps its special tokens. Of a pair each text may fill half of the room,
-        and more if the other leaves it some.
+        A text that is too long loses its end, and keeps its special tokens. Each text of a pair may fill half of the
+        room, and more if the other text leaves some.
 
         Args:
-            texts: N of them.
-            pairs: the second text of each, if there is one.
-            length: of the result, special tokens included.
+            texts: N strings.
+            pairs: N strings, the second text of each pair; `None`: single texts.
+            length: how many ids a row has, special tokens included.
 
         Returns:
             `int32[N, length]`, padded at the end.
 
         Raises:
-            ValueError: if there is no room beside the special tokens, or for anything but strings, as many of each.
+            ValueError: if the length has no room beside the special tokens, for anything but strings, or for another
+                number of second texts than of first ones.
         """
         first, second = _texts("texts", texts), None if pairs is None else _texts("pairs", pairs)
         if second is not None and len(second) != len(first):
@@ -88,16 +83,16 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """The text of each row, without special tokens; the two texts of a pair run on.
+        """Turns token ids back into texts, without special tokens; the two texts of a pair become one.
 
         Args:
             ids: `int[N, L]`.
 
         Returns:
-            N texts, lower-case and with blanks as the vocabulary has them.
+            N texts, with lower case and blanks as the vocabulary has them.
 
         Raises:
-            ValueError: for other shapes or kinds, or ids beyond the vocabulary.
+            ValueError: if `ids` is not integers `[N, L]`, or has ids that are not in the vocabulary.
         """
         ids = np.asarray(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
@@ -112,16 +107,16 @@ class Tokenizer:
 
 
 def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
-    r"""The tokeniser in a checkpoint's folder.
+    r"""Reads the tokeniser in a checkpoint's folder.
 
-    Read is `tokenizer.json`; or `vocab.txt`, as BERT's word pieces; or `vocab.json` with `merges.txt`, as RoBERTa's
-    or CLIP's byte pairs, whichever `tokenizer_class` in `tokenizer_config.json` or `model_type` in `config.json`
-    names. Settings (`do_lower_case`, `strip_accents`, names of special tokens) are those of `tokenizer_config.json`
-    and `special_tokens_map.json`. CLIP's texts are put into lower case and their blanks are joined; broken or
-    HTML-coded characters stay, which OpenAI's own code mends.
+    One of these is read: `tokenizer.json`; `vocab.txt`, as BERT's word pieces; `vocab.json` with `merges.txt`, as
+    RoBERTa's or CLIP's byte pairs, whichever `tokenizer_class` in `tokenizer_config.json` or `model_type` in
+    `config.json` names. Settings (`do_lower_case`, `strip_accents`, names of special tokens) come from
+    `tokenizer_config.json` and `special_tokens_map.json`. CLIP's texts are put into lower case and their blanks are
+    joined; broken or HTML-coded characters, which OpenAI's own code mends, stay as they are.
 
     Args:
-        source: the folder.
+        source: the checkpoint's folder.
 
     Returns:
         The tokeniser.
@@ -141,24 +136,12 @@ def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     Reference: Wu et al., arXiv:1609.08144, section 4.1 (word pieces); Sennrich et al., arXiv:1508.07909, section 3.2
     (byte pairs).
     """
-    _library()
+    tokenizer_files.library()
     folder = pathlib.Path(source)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give the one with tokenizer.json, or vocab.txt, of a checkpoint")
-    settings, described = _settings(folder), _json(folder / "config.json")
-    if (folder / "tokenizer.json").exists():
-        build: Callable[[pathlib.Path, dict[str, Any]], Any] = _saved
-    elif (folder / "vocab.txt").exists():
-        build, settings = _word_pieces, _WORD_PIECES | settings
-    else:
-        missing = [name for name in _PAIRS if not (folder / name).exists()]
-        if missing:
-            raise ValueError(
-                f"{folder} has neither tokenizer.json nor vocab.txt, and no {' and no '.join(missing)}; download the "
-                "tokeniser's files with the weights"
-            )
-        clip = _is_clip(folder, settings, described)
-        build, settings = (_clip, _CLIP | settings) if clip else (_bytes, _BYTES | settings)
+    build, settings = tokenizer_files.builder(folder)
+    described = json_files.read_json(folder / "config.json", missing={})
     try:
         made = _finished(build(folder, settings), settings.get("pad_token"))
     except Exception as error:  # `tokenizers` raises nothing more special
@@ -174,15 +157,16 @@ def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
 
 
 def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
-    """CLIP's tokeniser from OpenAI's own file, `bpe_simple_vocab_16e6.txt.gz`.
+    """Reads CLIP's tokeniser from OpenAI's own file, `bpe_simple_vocab_16e6.txt.gz`.
 
-    Ids are the 256 bytes in the order of the characters that stand for them, the same as ends of words, the merges in
-    the order of the file, and the two marks of start and end. The same ids as from `vocab.json` and `merges.txt` of
-    the published checkpoints; padding is the end mark, as there, where OpenAI's code has zeros.
+    Its ids are the 256 bytes in the order of the characters that stand for them, the 256 bytes as ends of words, the
+    merges in the order of the file, and the marks of start and end. They equal the ids that `vocab.json` and
+    `merges.txt` of the published checkpoints give. Rows are padded with the end mark, as there; OpenAI's code pads with
+    zeros.
 
     Args:
-        path: the file.
-        size: how many ids there are; the file has more merges than CLIP uses.
+        path: the gzipped file.
+        size: how many ids the vocabulary has; the file has more merges than CLIP uses.
 
     Returns:
         The tokeniser.
@@ -192,7 +176,7 @@ def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
 
     Reference: Radford et al., arXiv:2103.00020, section 2.4.
     """
-    alphabet = sorted(_library().pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(tokenizer_files.library().pre_tokenizers.ByteLevel.alphabet())
     count = size - 2 * len(alphabet) - 2
     if count < 0:
         raise ValueError(f"size={size} must hold {len(alphabet)} bytes twice and two marks; CLIP's is 49408")
@@ -205,152 +189,24 @@ def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
     good = sum(len(merge) == 2 for merge in merges)
     if good < count:
         raise ValueError(f"{path} has {good} merges of two tokens in its first {count} lines; size={size} needs all")
-    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges), _START, _END]
+    words = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *(a + b for a, b in merges),
+        tokenizer_files.START,
+        tokenizer_files.END,
+    ]
     try:
-        return _finished(_clip_around(({word: i for i, word in enumerate(words)}, merges), _CLIP), _END)
+        return _finished(
+            tokenizer_files.clip_pairs(({word: i for i, word in enumerate(words)}, merges), tokenizer_files.CLIP),
+            tokenizer_files.END,
+        )
     except Exception as error:  # `tokenizers` raises nothing more special
         raise ValueError(f"the merges in {path} do not build on each other: {error}") from error
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ValueError("tokenisers need the package `tokenizers`: pip install 'mvp-jax[text]'") from error
-    return tokenizers
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    """An object in a file; empty if there is no file."""
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable JSON object: {error}") from error
-
-
-def _settings(folder: pathlib.Path) -> dict[str, Any]:
-    """What is set in the files beside the vocabulary; what is null is not."""
-    config, names = (_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
-    # As transformers reads them: files that list the added tokens have all names right.
-    merged = names | config if "added_tokens_decoder" in config else config | names
-    settings = {key: value for key, value in merged.items() if value is not None}
-    settings["added"] = list(_json(folder / "added_tokens.json"))
-    for key in ("padding_side", "truncation_side"):
-        if settings.get(key, "right") != "right":
-            raise ValueError(f"{folder}: {key} is {settings[key]!r:.20}; only ends of texts are padded and cut")
-    return settings
-
-
-def _name(token: Any) -> str:
-    """The text of a special token, which may stand in an object with its options."""
-    name = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(name, str):
-        raise ValueError(f"a special token is {token!r:.60}; it must be a string, or an object with `content`")
-    return name
-
-
-def _special(backend: Any, settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, tuple[str, int]]:
-    """Marks the special tokens, which are never cut, as such; gives each with its id. The mask may be missing."""
-    options, found = ("single_word", "lstrip", "rstrip", "normalized"), {}
-    for key in names:
-        token, name = settings[key], _name(settings[key])
-        known = backend.token_to_id(name)
-        if known is not None:
-            given = {o: bool(token[o]) for o in options if o in token} if isinstance(token, dict) else {}
-            backend.add_special_tokens([_library().AddedToken(name, special=True, **given)])
-            found[key] = name, known
-        elif key != "mask_token":
-            raise ValueError(f"{key} {name!r} is not in the vocabulary; name it right in tokenizer_config.json")
-    added = [*settings.get("added", ()), *map(_name, dict(settings.get("added_tokens_decoder", {})).values())]
-    strange = sorted(name for name in added if backend.token_to_id(name) is None)
-    if strange:
-        raise ValueError(f"{strange[:5]} are added to the vocabulary's tokens; save it with tokenizer.json")
-    return found
-
-
-def _saved(folder: pathlib.Path, settings: dict[str, Any]) -> Any:
-    """A whole tokeniser; what the settings say of lower case and accents has the last word, as in transformers."""
-    library = _library()
-    backend = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    old = backend.normalizer
-    if isinstance(old, library.normalizers.BertNormalizer):
-        backend.normalizer = library.normalizers.BertNormalizer(
-            clean_text=old.clean_text,
-            handle_chinese_chars=settings.get("tokenize_chinese_chars", old.handle_chinese_chars),
-            strip_accents=settings.get("strip_accents", old.strip_accents),
-            lowercase=settings.get("do_lower_case", old.lowercase),
-        )
-    return backend
-
-
-def _word_pieces(folder: pathlib.Path, settings: dict[str, Any]) -> Any:
-    library = _library()
-    kind = str(settings.get("tokenizer_class", "BertTokenizer")).removesuffix("Fast")
-    split = settings.get("do_basic_tokenize", True)
-    if kind not in ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer") or not split:
-        raise ValueError(f"vocab.txt of a {kind}, do_basic_tokenize={split}, is not BERT's; save tokenizer.json")
-    # Not str.splitlines, as some tokens are line separators of Unicode.
-    with (folder / "vocab.txt").open(encoding="utf-8") as file:
-        vocab = {line.removesuffix("\n"): i for i, line in enumerate(file)}
-    backend = library.Tokenizer(library.models.WordPiece(vocab=vocab, unk_token=_name(settings["unk_token"])))
-    backend.normalizer = library.normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = library.decoders.WordPiece(prefix="##")
-    special = _special(backend, settings, _WORD_PIECES)
-    backend.post_processor = library.processors.BertProcessing(special["sep_token"], special["cls_token"])
-    return backend
-
-
-def _is_clip(folder: pathlib.Path, settings: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
-    named = str(settings.get("tokenizer_class") or described.get("model_type")).removesuffix("Fast")
-    kinds = {"CLIPTokenizer": True, "RobertaTokenizer": False, "clip": True, "clip_text_model": True, "roberta": False}
-    if named not in kinds:
-        raise ValueError(
-            f"{folder}: vocab.json and merges.txt are of {named!r:.40} (tokenizer_class in tokenizer_config.json, or "
-            f"model_type in config.json); known are {sorted(kinds)}, any other needs tokenizer.json"
-        )
-    return kinds[named]
-
-
-def _bytes(folder: pathlib.Path, settings: dict[str, Any]) -> Any:
-    """RoBERTa's byte pairs, in which a blank belongs to the word after it."""
-    library = _library()
-    backend = library.Tokenizer(library.models.BPE.from_file(*(str(folder / name) for name in _PAIRS)))
-    backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
-    backend.decoder = library.decoders.ByteLevel()
-    if settings["mask_token"] == _BYTES["mask_token"]:  # it takes in the blank before it, as in training
-        settings = settings | {"mask_token": {"content": _BYTES["mask_token"], "lstrip": True}}
-    special = _special(backend, settings, _BYTES)
-    backend.post_processor = library.processors.RobertaProcessing(special["sep_token"], special["cls_token"])
-    return backend
-
-
-def _clip(folder: pathlib.Path, settings: dict[str, Any]) -> Any:
-    return _clip_around(_library().models.BPE.read_file(*(str(folder / name) for name in _PAIRS)), settings)
-
-
-def _clip_around(pairs: tuple[Mapping[str, int], Sequence[tuple[str, ...]]], settings: Mapping[str, Any]) -> Any:
-    """CLIP's byte pairs, in which a word's end is marked, given as its vocabulary and merges."""
-    library = _library()
-    normal, before = library.normalizers, library.pre_tokenizers
-    unknown, marks = _name(settings["unk_token"]), {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
-    backend = library.Tokenizer(library.models.BPE(*pairs, unk_token=unknown, **marks))
-    backend.normalizer = normal.Sequence([normal.NFC(), normal.Replace(library.Regex(r"\s+"), " "), normal.Lowercase()])
-    words = before.Split(library.Regex(_CLIP_WORDS), behavior="removed", invert=True)
-    backend.pre_tokenizer = before.Sequence([words, before.ByteLevel(add_prefix_space=False)])
-    backend.decoder = library.decoders.ByteLevel()
-    special = _special(backend, settings, _CLIP)
-    backend.post_processor = library.processors.RobertaProcessing(special["eos_token"], special["bos_token"])
-    return backend
-
-
 def _finished(backend: Any, pad: Any) -> Tokenizer:
-    """Reads off what the special ids are, by what is put around a letter."""
+    """Makes a `Tokenizer` of a backend; its special ids are read off what the backend puts around a letter."""
     padding = backend.padding
     backend.no_padding()
     backend.no_truncation()
@@ -359,7 +215,7 @@ def _finished(backend: Any, pad: Any) -> Tokenizer:
     start, end, between = alone[0], alone[-1], pair[1 + len(own) : -1 - len(own)]
     if not own or alone != [start, *own, end] or pair != [start, *own, *between, *own, end]:
         raise ValueError(f"{own} becomes {alone}, as a pair {pair}; around both must stand one special id each")
-    names = [_name(pad)] if pad is not None else [padding["pad_token"]] if padding else _PADS
+    names = [tokenizer_files.name_of(pad)] if pad is not None else [padding["pad_token"]] if padding else _PADS
     found = [i for i in map(backend.token_to_id, names) if i is not None]
     if not found:
         raise ValueError(f"there is no padding token {names}; name one as pad_token in tokenizer_config.json")

@@ -14,7 +14,7 @@ from mvp_jax.data.loading import lazy
 from mvp_jax.data.sources import Source
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-"""Of the names of files that are taken for pictures, in lower or upper case."""
+"""The endings of files that are taken for pictures, in lower or upper case."""
 
 _TRAIN = "train"
 _HELD_OUT = ("test", "val", "valid", "validation")
@@ -43,20 +43,21 @@ def folder(
     lazily: bool | None = None,
     channels: int = 3,
 ) -> Source:
-    """A source from a folder with one folder of pictures for each class.
+    """Reads a source from a folder that has one folder of pictures for each class.
 
-    `PATH/train/CLASS/...` and `PATH/test/CLASS/...`, where `val`, `valid` or `validation` may stand for `test`; or
-    `PATH/CLASS/...` without splits. If there are both a test and a validation folder, the validation pictures join
-    those to learn from, since `tasks.split` cuts its own. Classes and files are sorted by name; files below a class's
-    folder count wherever they lie.
+    The layout is `PATH/train/CLASS/...` with `PATH/test/CLASS/...`, where `val`, `valid` or `validation` may stand for
+    `test`; or `PATH/CLASS/...` without splits. If there are both a test and a validation folder, the validation
+    pictures join those to learn from, since `tasks.split` cuts validation pools itself. Classes and files are sorted
+    by name; pictures count at any depth below a class's folder.
 
     Args:
         path: the folder.
-        name: what tables call it; the folder's name without it.
-        size: the shorter side is brought to it, and the middle square cut out; without it all pictures must have one
-            size.
-        test: the folder to report on, instead of the first of those above; `""`: none.
-        lazily: whether pictures are decoded when they are looked at; without it, if they are too many for memory.
+        name: the name of the data set in tables; `None`: the folder's name.
+        size: the side of the images: the shorter side of a picture is resized to it, and the middle square cut out;
+            `None`: all pictures must have one size.
+        test: the name of the folder to report on; `None`: the first there is of `test`, `val`, `valid`, `validation`;
+            `""`: no test split.
+        lazily: whether pictures are decoded when they are read; `None`: if they are too many for memory.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
@@ -97,19 +98,20 @@ def folder(
 
 
 def tiny_imagenet(path: str | os.PathLike[str], *, size: int | None = None, lazily: bool | None = None) -> Source:
-    """Tiny ImageNet as it is unpacked: 200 classes, 64×64; the official validation pictures are those to report on.
+    """Reads Tiny ImageNet as it is unpacked: 200 classes, 64×64; the official validation pictures are the test split.
 
     Args:
-        path: holds `train/n01443537/images/*.JPEG`, `val/images`, `val/val_annotations.txt` and `words.txt`, itself or
-            in `tiny-imagenet-200`.
-        size: see `folder`; 64 without it.
-        lazily: see `folder`.
+        path: a folder with `train/n01443537/images/*.JPEG` and so on, `val/images`, `val/val_annotations.txt` and
+            `words.txt`, or with these in `tiny-imagenet-200`.
+        size: the side of the images in pixels; `None`: 64.
+        lazily: whether pictures are decoded when they are read; `None`: if they are too many for memory.
 
     Returns:
-        The checked source; a class is called by the first of its words.
+        The checked source; a class's name is the first of its words.
 
     Raises:
-        ValueError: as `folder` does, or if `val_annotations.txt` is missing or does not fit.
+        ValueError: for a folder that is missing or without pictures, a broken picture, or if
+            `val_annotations.txt` is missing or does not fit.
     """
     root = _root(path, "tiny-imagenet-200")
     classes = _classes(root / _TRAIN)
@@ -128,19 +130,23 @@ def tiny_imagenet(path: str | os.PathLike[str], *, size: int | None = None, lazi
 
 
 def gtsrb(path: str | os.PathLike[str], *, size: int | None = None, lazily: bool | None = None) -> Source:
-    """The German Traffic Sign Recognition Benchmark as it is unpacked: 43 classes, pictures of 15 to 250 pixels a side.
+    """Reads the German Traffic Sign Recognition Benchmark as it is unpacked.
+
+    It has 43 classes of pictures of 15 to 250 pixels a side.
 
     Args:
-        path: holds `Train/00000` to `Train/00042` and `Test`, or `Final_Training/Images` and `Final_Test/Images`,
-            itself or in `GTSRB`; the table of the test pictures, `GT-final_test.csv`, beside them or in the folder.
-        size: see `folder`; 32 without it.
-        lazily: see `folder`.
+        path: a folder with `Train/00000` to `Train/00042` and `Test`, or with `Final_Training/Images` and
+            `Final_Test/Images`, or with these in `GTSRB`. The table of the test pictures, `GT-final_test.csv`, lies
+            beside the test pictures or in the folder.
+        size: the side of the images in pixels; `None`: 32.
+        lazily: whether pictures are decoded when they are read; `None`: if they are too many for memory.
 
     Returns:
-        The checked source; the frame of about 10 % around a sign stays.
+        The checked source; pictures keep the frame of about 10 % around a sign.
 
     Raises:
-        ValueError: as `folder` does, or if the table is missing or does not fit.
+        ValueError: for a folder that is missing or without pictures, a broken picture, or if
+            the table is missing or does not fit.
 
     Reference: Stallkamp et al., "Man vs. computer", Neural Networks 2012.
     """
@@ -191,7 +197,7 @@ def _folders(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _classes(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
-    """The pictures of each class, sorted."""
+    """Returns the pictures of each class, sorted by name."""
     found = {p.name: tuple(_pictures(p)) for p in _folders(root)} if root.is_dir() else {}
     empty = [kind for kind, paths in found.items() if not paths]
     if not any(found.values()):
@@ -208,7 +214,7 @@ def _pictures(root: pathlib.Path) -> Iterable[pathlib.Path]:
 
 
 def _same(classes: dict[str, tuple[pathlib.Path, ...]], root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
-    """The pictures of the same classes in another split."""
+    """Returns the pictures of the same classes in another split."""
     found = _classes(root)
     if set(found) != set(classes):
         missing, further = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
@@ -229,7 +235,7 @@ def _together(a: _Files, b: _Files) -> _Files:
 
 
 def _rows(table: pathlib.Path, delimiter: str, least: int, header: bool = False) -> list[list[str]]:
-    """The rows of a table."""
+    """Reads the rows of a table, with or without its header line."""
     try:
         with table.open(newline="", encoding="utf-8") as stream:
             found = [row for row in csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
@@ -243,9 +249,14 @@ def _rows(table: pathlib.Path, delimiter: str, least: int, header: bool = False)
 
 
 def _source(
-    name: str, classes: Sequence[str], learned: _Files, tested: _Files | None, size: int | None, lazily: bool | None,
+    name: str,
+    classes: Sequence[str],
+    learned: _Files,
+    tested: _Files | None,
+    size: int | None,
+    lazily: bool | None,
     channels: int,
-) -> Source:  # fmt: skip
+) -> Source:
     side = size or max(_common(learned, tested))
     count = len(learned.paths) + (len(tested.paths) if tested else 0)
     if lazily is None:
@@ -259,7 +270,7 @@ def _source(
 
 
 def _common(*splits: _Files | None) -> tuple[int, int]:
-    """The one size of all pictures, read from their heads."""
+    """Returns the one size `(height, width)` of all pictures, read from the headers of their files."""
     from PIL import Image
 
     first: tuple[tuple[int, int], pathlib.Path] | None = None

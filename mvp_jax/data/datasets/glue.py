@@ -26,17 +26,17 @@ _BEST, _WORST = 5.0, 0.0  # of a similarity
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """What is particular about a task.
+    """A task of GLUE, and how its files are read.
 
     Attributes:
-        name: as in tensorflow-datasets.
-        folder: in GLUE's own layout.
-        columns: in the tables of that layout: of the label, then of the sentences.
-        header: the names of all columns where these tables have no header.
-        features: of the sentences in tensorflow-datasets, in the same order.
-        labels: the name of each class; none for a regression (scores from 0 to 5).
-        metrics: that GLUE reports; see `mvp_jax.metrics`.
-        broken: GLUE's own tables have rows with missing columns, which everybody leaves out.
+        name: the task's name in tensorflow-datasets.
+        folder: its folder in GLUE's own layout.
+        columns: the columns of that layout's tables with the label, then with the sentences.
+        header: the names of all columns, for tables without a header line; `()`: the tables have one.
+        features: the sentences' names in tensorflow-datasets, in the same order.
+        labels: the name of each class; `()`: the task is a regression, of scores from 0 to 5.
+        metrics: the names of the metrics that GLUE reports.
+        broken: whether GLUE's own tables have rows with missing columns, which are left out, as everybody does.
     """
 
     name: str
@@ -55,11 +55,12 @@ class GlueTask:
 
     @property
     def regression(self) -> bool:
+        """Whether the task asks for a score instead of a class."""
         return not self.labels
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """In the names of files; the first is to learn from, the second to report on."""
+        """The splits as file names call them; the first is to learn from, the second to report on."""
         return ("train", "dev_matched", "dev_mismatched") if self.name == "mnli" else ("train", "dev")
 
 
@@ -103,27 +104,39 @@ TASKS: dict[str, GlueTask] = {
 left out."""
 
 
-class Texts(NamedTuple):
-    """A split: N sentences, the second ones if there are pairs, labels `int32[N]` or scores `float32[N]`."""
+class GlueTexts(NamedTuple):
+    """The texts of one split.
+
+    Attributes:
+        first: N sentences.
+        second: N sentences, the second ones of pairs; `None`: the task has single sentences.
+        y: labels `int32[N]`, or scores `float32[N]` of a regression.
+    """
 
     first: tuple[str, ...]
     second: tuple[str, ...] | None
     y: np.ndarray
 
 
-class Raw(NamedTuple):
-    """A task's texts: to learn from, to report on, and of MNLI those of other genres than it learns from."""
+class GlueSplits(NamedTuple):
+    """The texts of all splits of a task.
 
-    train: Texts
-    valid: Texts
-    mismatched: Texts | None = None
+    Attributes:
+        train: the official training split, to learn from.
+        valid: the official development split, to report on; of MNLI the matched one.
+        mismatched: MNLI's development split of genres that are not trained on; `None` for other tasks.
+    """
+
+    train: GlueTexts
+    valid: GlueTexts
+    mismatched: GlueTexts | None = None
 
 
 def task(name: str) -> GlueTask:
-    """The task of a name, which may begin with `glue/`.
+    """Returns the task of a name, which may begin with `glue/`.
 
     Raises:
-        ValueError: for an unknown name, with those that are near.
+        ValueError: for an unknown name, with the nearest ones.
 
     >>> task("glue/mrpc").metrics
     ('accuracy', 'f1')
@@ -136,15 +149,15 @@ def task(name: str) -> GlueTask:
     return TASKS[short]
 
 
-def read(name: str, path: str | os.PathLike[str] = "") -> Raw:
-    r"""A task's texts and labels.
+def read(name: str, path: str | os.PathLike[str] = "") -> GlueSplits:
+    r"""Reads a task's texts and labels.
 
     Args:
-        name: of `TASKS`.
-        path: the folder that has one of the three layouts; empty: where tensorflow-datasets puts its own.
+        name: the task's name, one of `TASKS`.
+        path: a folder in one of the three layouts; empty: `$TFDS_DATA_DIR`, or where tensorflow-datasets puts its data.
 
     Returns:
-        The splits, in the order of their files.
+        The splits, with their examples in the order of the files.
 
     Raises:
         ValueError: for an unknown task, a folder without its files, a missing split; a file that is empty, not UTF-8
@@ -162,7 +175,7 @@ def read(name: str, path: str | os.PathLike[str] = "") -> Raw:
     """
     known = task(name)
     one = _layout(known, pathlib.Path(path or os.environ.get("TFDS_DATA_DIR") or _HOME).expanduser())
-    return Raw(*(one(split) for split in known.splits))
+    return GlueSplits(*(one(split) for split in known.splits))
 
 
 def arrays(
@@ -174,32 +187,33 @@ def arrays(
     vocabulary: int = 2048,
     cache: str | os.PathLike[str] | None = None,
 ) -> dict[str, sources.Arrays]:
-    """A task's splits as token ids: `train`, `valid` and, of MNLI, `mismatched`.
+    """Reads a task's splits as token ids.
 
-    Pairs become one row, with the tokeniser's separator between them; a model tells the two by it. Labels are
-    `int32[N]`, or the scores `float32[N]` of a regression.
+    A pair becomes one row, with the tokeniser's separator between its texts, by which a model tells them apart.
 
     Args:
-        name: of `TASKS`.
-        path: see `read`.
-        tokenizer: of a checkpoint; without it the words of the training split make one (`encoded.words`).
-        length: of every row.
-        vocabulary: of the tokeniser that is made here.
-        cache: a folder in which ids are kept, so that the next run need not make them again.
+        name: the task's name, one of `TASKS`.
+        path: a folder in one of the three layouts; empty: `$TFDS_DATA_DIR`, or where tensorflow-datasets puts its data.
+        tokenizer: a checkpoint's tokeniser; `None`: one is made of the words of the training split (`encoded.words`).
+        length: how many ids a row has.
+        vocabulary: how many tokens the tokeniser that is made here has.
+        cache: a folder in which ids are kept, so that the next run need not make them again; `None`: nowhere.
+
+    Returns:
+        Token ids `int32[N, length]` with labels `int32[N]`, or scores `float32[N]` of a regression, for the splits
+        `train`, `valid` and, of MNLI, `mismatched`.
 
     Raises:
-        ValueError: as `read`, `encoded.words` and `encoded.encoded` do.
+        ValueError: for files that cannot be read, texts that cannot be encoded, or a cache that cannot be written.
     """
     found = read(name, path)
     if tokenizer is None:
         tokenizer = encoded.words((*found.train.first, *(found.train.second or ())), vocabulary)
     return {
-        split: sources.Arrays(
-            encoded.encoded(texts.first, tokenizer, length, cache, pairs=texts.second), texts.y
-        )
+        split: sources.Arrays(encoded.encoded(texts.first, tokenizer, length, cache, pairs=texts.second), texts.y)
         for split, texts in found._asdict().items()
         if texts is not None
-    }  # fmt: skip
+    }
 
 
 def source(
@@ -211,21 +225,24 @@ def source(
     vocabulary: int = 2048,
     cache: str | os.PathLike[str] | None = None,
 ) -> sources.Source:
-    """A classification task as a data set whose test split is the official development split (of MNLI, the matched).
+    """Reads a classification task as a data set; its test split is the official development split.
+
+    Of MNLI this is the matched development split.
 
     Args:
-        name: of `TASKS`.
-        path: see `read`.
-        tokenizer: see `arrays`.
-        length: see `arrays`.
-        vocabulary: see `arrays`.
-        cache: see `arrays`.
+        name: the task's name, one of `TASKS`.
+        path: a folder in one of the three layouts; empty: `$TFDS_DATA_DIR`, or where tensorflow-datasets puts its data.
+        tokenizer: a checkpoint's tokeniser; `None`: one is made of the words of the training split (`encoded.words`).
+        length: how many ids a row has.
+        vocabulary: how many tokens the tokeniser that is made here has.
+        cache: a folder in which ids are kept, so that the next run need not make them again; `None`: nowhere.
 
     Returns:
         A source of token ids `int32[N, length]`.
 
     Raises:
-        ValueError: as `arrays` does, and for the regression `stsb`.
+        ValueError: for the regression `stsb`, files that cannot be read, texts that cannot be encoded, or a cache that
+            cannot be written.
     """
     known = task(name)
     if known.regression:
@@ -236,11 +253,11 @@ def source(
     found = arrays(name, path, tokenizer, length=length, vocabulary=vocabulary, cache=cache)
     return sources.Source(
         name=f"glue/{known.name}", train=found["train"], test=found["valid"], class_names=known.labels
-    )  # fmt: skip
+    )
 
 
-def _layout(known: GlueTask, folder: pathlib.Path) -> Callable[[str], Texts]:
-    """What reads one split, by the layout that the folder has."""
+def _layout(known: GlueTask, folder: pathlib.Path) -> Callable[[str], GlueTexts]:
+    """Returns a function that reads a split, by the layout that the folder has."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder} with the texts of {known.name}; {_expected(known, folder)}")
     plain, own = (lambda split: folder / f"{known.name}_{split}.tsv"), (lambda split: folder / f"{split}.tsv")
@@ -270,8 +287,8 @@ def _expected(known: GlueTask, folder: pathlib.Path) -> str:
 
 def _table(
     known: GlueTask, path: pathlib.Path, columns: tuple[str, ...], header: tuple[str, ...] = (), broken: bool = False
-) -> Texts:
-    """A split from a table; nothing in it is quoted."""
+) -> GlueTexts:
+    """Reads a split from a table, in which nothing is quoted."""
     if not path.is_file():
         raise ValueError(f"no file {path}; {known.name} has the splits {', '.join(known.splits)}, give all of them")
     try:
@@ -300,11 +317,11 @@ def _table(
     label, *texts = (names.index(name) for name in columns)
     y = _labels(known, [cells[label] for _, cells in rows], lambda i: f"{path}, line {rows[i][0]}")
     found = [tuple(cells[at] for _, cells in rows) for at in texts]
-    return Texts(found[0], found[1] if len(found) > 1 else None, y)
+    return GlueTexts(found[0], found[1] if len(found) > 1 else None, y)
 
 
 def _labels(known: GlueTask, given: Iterable[Any], where: Callable[[int], str]) -> np.ndarray:
-    """Labels by name or by number; scores as they are."""
+    """Turns labels, given by name or by number, into numbers; scores stay."""
     index = {name: i for i, name in enumerate(known.labels)} | {str(i): i for i in range(len(known.labels))}
     found: list[float] = []
     for i, value in enumerate(given):
@@ -321,8 +338,8 @@ def _labels(known: GlueTask, given: Iterable[Any], where: Callable[[int], str]) 
     return np.array(found, np.float32 if known.regression else np.int32)
 
 
-def _prepared(known: GlueTask, folder: pathlib.Path, split: str) -> Texts:
-    """A split of what tensorflow-datasets prepared."""
+def _prepared(known: GlueTask, folder: pathlib.Path, split: str) -> GlueTexts:
+    """Reads a split that tensorflow-datasets prepared."""
     try:
         import array_record  # noqa: F401  # what reads the files
         import tensorflow_datasets as tfds
@@ -348,7 +365,7 @@ def _prepared(known: GlueTask, folder: pathlib.Path, split: str) -> Texts:
     if not rows:
         raise ValueError(f"{folder} has no examples in {split!r}; prepare it anew")
     y = _labels(known, labels, lambda i: f"{folder}, {split}, record {i}")
-    return Texts(found[0], found[1] if len(found) > 1 else None, y)
+    return GlueTexts(found[0], found[1] if len(found) > 1 else None, y)
 
 
 def _line(error: Exception) -> str:

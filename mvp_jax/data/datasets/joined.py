@@ -35,16 +35,18 @@ class _Parts:
 
 
 def join(sources: Sequence[Source], *, size: int | None = None) -> Source:
-    """Several data sets as one, whose superclasses are the data sets.
+    """Joins several data sets of images into one, whose superclasses are the data sets.
+
+    Grey images become RGB if any data set is RGB.
 
     Args:
-        sources: of images before normalisation: uint8, or floats in [0, 1], which become uint8.
-        size: the side of the square that all images are brought to; without it that of the first data set, or what
-            all have in common. Grey images become RGB if others are.
+        sources: data sets of images before normalisation: uint8, or floats in [0, 1], which become uint8.
+        size: the side of the square that all images are resized to; `None`: the size that all have in common, or else
+            that of the first data set.
 
     Returns:
-        A source of classes `cifar100/apple` with a superclass for each data set. It has a test split if each of them
-        has; otherwise none, and the test images of the others are left out.
+        A source of classes such as `cifar100/apple`, with a superclass for each data set. It has a test split if all
+        of the data sets have one; otherwise it has none, and test images are left out.
 
     Raises:
         ValueError: for fewer than two data sets, two of one name, texts, or images that are already normalised.
@@ -90,7 +92,7 @@ def join(sources: Sequence[Source], *, size: int | None = None) -> Source:
 
 
 def _levels(name: str, x: np.ndarray | Lazy) -> Lazy:
-    """Images of 256 levels, not decoded yet."""
+    """Returns images as lazy ones of 256 levels; floats in [0, 1] are rounded."""
     if isinstance(x, Lazy):
         if x.steps or x.whole is not None:
             raise ValueError(f"images of {name} are already normalised or processed; join them as they were read")

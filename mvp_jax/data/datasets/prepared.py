@@ -18,9 +18,10 @@ import numpy as np
 
 from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog, folders
-from mvp_jax.data.datasets.catalog import Entry
+from mvp_jax.data.datasets.catalog import CatalogEntry
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.sources import Source
+from mvp_jax.storage import json_files
 
 _READABLE = ("array_record", "tfrecord")
 
@@ -33,20 +34,20 @@ def open(
     splits: Mapping[str, str | None] | None = None,
     lazily: bool | None = None,
 ) -> Source:
-    """A data set of `catalog.CATALOG`.
+    """Reads a data set of `catalog.CATALOG`.
 
-    Sets of up to 1.5 gigabytes are read into memory, larger ones decoded when they are looked at. An official
-    validation split joins the images to learn from, since `tasks.split` cuts its own.
+    Data sets of up to 1.5 gigabytes are read into memory, the images of larger ones are decoded when they are read. An
+    official validation split joins the images to learn from, since `tasks.split` cuts validation pools itself.
 
     Args:
-        name: of the catalogue.
-        data_dir: where tensorflow-datasets keeps its data, without it `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; of
-            those read from folders, the folder.
-        size: the shorter side is brought to it, and the middle square cut out; without it the data set's own, or the
-            usual one.
-        splits: other splits for "train" and "test", in the notation of tensorflow-datasets: `{"train":
-            "train+extra"}`; `None` for no test split.
-        lazily: whether images are decoded when they are looked at; without it, if they are too many for memory.
+        name: the data set's name in the catalogue.
+        data_dir: where tensorflow-datasets keeps its data; `None`: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. For a
+            data set that is read from a folder, that folder.
+        size: the side of the images: the shorter side of a picture is resized to it, and the middle square cut out;
+            `None`: the size of the data set's images if they have one, else the usual one in the catalogue.
+        splits: other splits for "train" and "test", in the notation of tensorflow-datasets, such as `{"train":
+            "train+extra"}`; `{"test": None}`: no test split.
+        lazily: whether images are decoded when they are read; `None`: if they are too many for memory.
 
     Returns:
         The checked source, uint8.
@@ -78,9 +79,13 @@ def open(
     made = {}
     for use, part in parts.items():
         x = lazy.pictures(
-            _Pictures(part), len(part), size=size or (None if entry.native else entry.size), channels=entry.channels,
-            called=f"{name}, {chosen[use]}, picture {{}}".format, known=indexed[use]["known"],
-        )  # fmt: skip
+            _Pictures(part),
+            len(part),
+            size=size or (None if entry.native else entry.size),
+            channels=entry.channels,
+            called=f"{name}, {chosen[use]}, picture {{}}".format,
+            known=indexed[use]["known"],
+        )
         made[use] = (x if lazily else x[:], indexed[use]["label"])
     empty = sorted(set(range(len(names))) - set(indexed["train"]["label"].tolist()))
     if empty:
@@ -100,9 +105,9 @@ def prepare(
     """Downloads a data set and writes it as array_record files, once.
 
     Args:
-        name: of the catalogue.
-        data_dir: see `open`.
-        manual_dir: where the files lie that have to be downloaded by hand (ImageNet's two archives).
+        name: the data set's name in the catalogue.
+        data_dir: where tensorflow-datasets keeps its data; `None`: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        manual_dir: the folder with files that have to be downloaded by hand (ImageNet's two archives).
 
     Raises:
         ValueError: for an unknown name, one that is read from folders, or if a library is missing.
@@ -153,7 +158,7 @@ def _home(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     return pathlib.Path(given).expanduser()
 
 
-def _info(name: str, entry: Entry, home: pathlib.Path) -> tuple[Any, pathlib.Path]:
+def _info(name: str, entry: CatalogEntry, home: pathlib.Path) -> tuple[Any, pathlib.Path]:
     """What tensorflow-datasets says of the newest prepared version, and where that is."""
     assert entry.tfds is not None
     place = home / entry.tfds
@@ -175,7 +180,7 @@ def _info(name: str, entry: Entry, home: pathlib.Path) -> tuple[Any, pathlib.Pat
         )
     where = versions[-1]
     try:
-        described = json.loads((where / "dataset_info.json").read_text())
+        described = json_files.read_json(where / "dataset_info.json")
         kinds = [described.get("fileFormat", "tfrecord"), *described.get("alternativeFileFormats", ())]
         kind = next((k for k in _READABLE if k in kinds), None)
         if kind is None:
@@ -251,7 +256,7 @@ class _Tfrecords:
             return stream.read(length)
 
 
-def _index(where: pathlib.Path, entry: Entry, records: _Records) -> dict[str, np.ndarray]:
+def _index(where: pathlib.Path, entry: CatalogEntry, records: _Records) -> dict[str, np.ndarray]:
     """The labels of all records and the digests of their pictures; kept beside the files, since it reads them all."""
     stamp = json.dumps([records.files, [os.path.getmtime(f) for f, _, _ in records.files], entry.label, entry.coarse])
     mark = np.frombuffer(lazy.digest(stamp.encode()), np.uint8)
@@ -293,7 +298,7 @@ def _index(where: pathlib.Path, entry: Entry, records: _Records) -> dict[str, np
     return found
 
 
-def _names(name: str, entry: Entry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def _names(name: str, entry: CatalogEntry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     feature = info.features[entry.label]
     if feature.num_classes != entry.classes:
         raise ValueError(f"{name} has {feature.num_classes} classes here, {entry.classes} in the catalogue")
@@ -303,7 +308,7 @@ def _names(name: str, entry: Entry, info: Any, train: Mapping[str, np.ndarray]) 
     return entry.class_names or tuple(feature.names or map(str, range(entry.classes)))
 
 
-def _coarse(entry: Entry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _coarse(entry: CatalogEntry, info: Any, train: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     if not entry.coarse:
         return (), ()
     of = dict(zip(train["label"].tolist(), train["coarse"].tolist(), strict=True))

@@ -1,7 +1,7 @@
 """English text without a download: the docstrings of SciPy and scikit-learn, which are installed with this package.
 
-A subpackage is a class (`scipy.signal`, `sklearn.cluster`), a window of consecutive words an example. Sources are read
-as files, never imported. The texts are those of the installed versions; a run that wants to be repeated records
+A class is a subpackage (`scipy.signal`, `sklearn.cluster`), an example a window of consecutive words. The packages'
+files are read, never imported. The texts are those of the installed versions; a run that is to be repeated records
 `versions()`.
 """
 
@@ -39,12 +39,12 @@ _SKIPPED_SECTIONS = ("references", "see also")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Text(Source):
-    """Texts as token ids, with what reads them.
+    """A source of texts as token ids, with the words that the ids stand for.
 
     Attributes:
-        vocabulary: the word of each id; `SPECIAL` first.
-        left_out: classes with too little text, and how many windows each has.
-        versions: of the packages that the text was read from.
+        vocabulary: the word of each id; the words of `SPECIAL` come first.
+        left_out: the classes with too little text, with how many windows each has.
+        versions: the versions of the packages that the text was read from.
     """
 
     vocabulary: tuple[str, ...]
@@ -52,7 +52,7 @@ class Text(Source):
     versions: Mapping[str, str]
 
     def words(self, ids: np.ndarray) -> str:
-        """The words of one example."""
+        """Returns the words of one example, `int[L]`, without padding."""
         return " ".join(self.vocabulary[int(i)] for i in ids if i != PAD)
 
 
@@ -65,26 +65,26 @@ def docstrings(
     max_run: int | None = None,
     seed: int = 0,
 ) -> Text:
-    """Windows of the docstrings of SciPy and scikit-learn, each to be assigned to the subpackage it comes from.
+    """Returns windows of the docstrings of SciPy and scikit-learn; the label is the subpackage that a window is from.
 
-    Of each docstring the prose is taken (`prose`), as lower-case words of at least two letters without the names of
-    packages and subpackages, and cut into consecutive windows that do not overlap; a rest of less than half a window
-    is dropped. Of windows with equal ids one stays, and none of those that occur in several classes. The classes are
-    balanced: of each the first windows in an order drawn by the seed.
+    Of each docstring the sentences are taken (`prose`), as lower-case words of at least two letters without the names
+    of packages and subpackages, and cut into consecutive windows that do not overlap; a rest of less than half a window
+    is dropped. Of windows with equal ids one is kept, or none if they occur in several classes. All classes have
+    equally many windows: the first in an order drawn by the seed.
 
-    `tasks.split` may put windows of one docstring into several pools, and what docstrings repeat of each other too:
-    with the defaults, every fourth held-out window shares twelve words in a row with a training window of its class.
-    `max_run` rules that out and costs text.
+    `tasks.split` may put windows of one docstring, and sentences that docstrings repeat, into several pools: with the
+    defaults, every fourth held-out window shares twelve words in a row with a training window of its class. `max_run`
+    rules that out and costs text.
 
     Args:
-        per_class: windows of each class; classes with fewer are left out. `None`: as many as the scarcest has, of
-            the classes that are named.
-        classes: which (`"scipy.signal"`), in this order; all that have enough text, without it.
-        words: of a window.
-        vocabulary: ids, the special ones included; the words are the most frequent of all windows of all subpackages.
-        max_run: a window that shares more words in a row than this with an earlier one, of any class, is dropped.
-            `None`: only windows that are equal.
-        seed: of the choice of windows.
+        per_class: how many windows each class has; classes with fewer are left out. `None`: as many as the scarcest of
+            `classes` has.
+        classes: the classes in their order, such as `"scipy.signal"`; `None`: all that have enough text.
+        words: how many words a window has.
+        vocabulary: how many ids there are, special ones included; the words are the most frequent in all windows.
+        max_run: a window that shares more than so many words in a row with an earlier window of any class is dropped;
+            `None`: only equal windows are dropped.
+        seed: the seed of the choice of windows.
 
     Returns:
         A source whose `x` is `int32[N, words + 2]`: `CLS`, words, `SEP`, and padding after a rest; no test split.
@@ -116,23 +116,32 @@ def docstrings(
 
 
 def counts(words: int = 24, vocabulary: int = 2048, max_run: int | None = None) -> dict[str, int]:
-    """How many windows each subpackage has; see `docstrings`."""
+    """Returns how many windows each subpackage has.
+
+    Args:
+        words: how many words a window has.
+        vocabulary: how many ids there are, special ones included.
+        max_run: how many words in a row a window may share with an earlier one; `None`: any number, if it is not equal.
+    """
     return {name: len(ids) for name, ids in _encoded(words, vocabulary, max_run)[1].items()}
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages whose docstrings are read."""
+    """Returns the versions of the packages whose docstrings are read.
+
+    Raises:
+        ValueError: if a package is not installed.
+    """
     for package in PACKAGES:
         _folder(package)
     return {name: importlib.metadata.version(name) for name in PACKAGES.values()}
 
 
 def prose(docstring: str) -> str:
-    r"""The sentences of a docstring in reStructuredText.
+    r"""Returns the sentences of a docstring in reStructuredText.
 
-    Dropped: headings with their underlines, the sections of references and of what to see also, doctests up to the
-    next blank line, directives with their blocks (but notes and warnings), literal blocks, and what is set in
-    backquotes.
+    Dropped are headings with their underlines, the sections "References" and "See Also", doctests up to the next blank
+    line, directives with their blocks (but notes and warnings stay), literal blocks, and text in backquotes.
 
     >>> prose("Sum of :math:`x`.\n\nNotes\n-----\nUse it so::\n\n    f(x)\n\nEasy.\n\n>>> f(1)\n1").split()
     ['Sum', 'of', '.', 'Use', 'it', 'so', 'Easy.']
@@ -165,7 +174,7 @@ def prose(docstring: str) -> str:
 
 @functools.cache
 def _encoded(words: int, vocabulary: int, max_run: int | None) -> tuple[tuple[str, ...], Mapping[str, np.ndarray]]:
-    """The vocabulary, and `int32[n, words + 2]` of each subpackage that has any, in the order of its files."""
+    """Returns the vocabulary, and the windows `int32[n, words + 2]` of each subpackage in the order of its files."""
     if words < 2 or vocabulary <= len(SPECIAL) or (max_run is not None and max_run < 1):
         raise ValueError(
             f"words={words}, vocabulary={vocabulary}, max_run={max_run}; give windows of at least 2 words, more ids "
@@ -190,7 +199,7 @@ def _encoded(words: int, vocabulary: int, max_run: int | None) -> tuple[tuple[st
 
 
 def _unlike(windows: Iterable[tuple[int, ...]], max_run: int) -> Iterator[tuple[int, ...]]:
-    """Those that share at most `max_run` words in a row with any before."""
+    """Yields the windows that share at most `max_run` words in a row with any window before."""
     seen: set[tuple[int, ...]] = set()
     for ids in windows:
         words = ids[1 : ids.index(SEP)]
@@ -202,7 +211,7 @@ def _unlike(windows: Iterable[tuple[int, ...]], max_run: int) -> Iterator[tuple[
 
 @functools.cache
 def _texts() -> Mapping[str, tuple[tuple[str, ...], ...]]:
-    """The words of every docstring of every subpackage."""
+    """Returns the words of every docstring of every subpackage."""
     folders = {
         f"{package}.{folder.name}": folder
         for package in PACKAGES
@@ -245,7 +254,7 @@ def _folder(package: str) -> pathlib.Path:
 
 
 def _chosen(counts: Mapping[str, int], classes: Sequence[str] | None, per_class: int | None) -> tuple[list[str], int]:
-    """The classes, and how many windows each gives."""
+    """Returns the classes, and how many windows each gives."""
     unknown = [c for c in classes or () if c not in counts]
     if unknown or (classes is not None and len(set(classes)) < max(1, len(classes))):
         raise ValueError(f"classes {list(classes or ())} with unknown {unknown}; choose each once, of {sorted(counts)}")

@@ -1,7 +1,7 @@
-"""Images that are decoded when they are looked at, for sets too large for memory.
+"""Images that are decoded each time they are read, for data sets too large for memory.
 
-A `Lazy` stands where an array of images would: it has a shape and a dtype, is indexed, taken from and mapped. What it
-holds are files or records; a picture is read, decoded and brought to size in the moment it is asked for.
+A `Lazy` stands where an array of images would: it has a shape and a dtype, and is indexed. Behind it are files or
+records; a picture is read, decoded and resized at the moment it is asked for.
 """
 
 import concurrent.futures
@@ -26,20 +26,20 @@ _LEVELS = np.dtype(np.uint8)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Lazy:
-    """Images `[N, H, W, C]` by what gives each of them; made by `pictures` or `rows`.
+    """Images `[N, H, W, C]` that are decoded each time they are read; made by `pictures` or `rows`.
 
     Attributes:
-        read: gives the picture of a number: a file's content, or `uint8[h, w, C]`.
-        indices: `int64[N]`, the numbers of these images in what `read` gives.
-        image_shape: `(H, W, C)` of an image as it is handed out.
-        known: `uint8[M, 17]`, the digest of every picture that `read` gives, with a 1 behind it once it is computed;
-            shared by all that is taken from these images.
-        dtype: uint8, or what the last step of `map` gives.
+        read: a function that returns picture number `i` as the content of its file, or as pixels `uint8[h, w, C]`.
+        indices: `int64[N]`, the numbers of these images among the M pictures that `read` knows.
+        image_shape: `(H, W, C)` of an image as it is returned.
+        known: `uint8[M, 17]`, the 16 bytes of every picture's digest, and a 1 behind them once they are computed; all
+            images taken from the same pictures share it.
+        dtype: the dtype of the images, uint8 or that of the last step of `map`.
         channels: 3 for RGB, 1 for grey.
-        size: the side of the square in which the middle of a picture is handed out; `None`: pictures have one shape.
-        whole: makes an image of a list of one picture at its full size, instead of `size`.
-        steps: functions of a batch, one after the other.
-        called: what messages call the picture of a number.
+        size: the side of the square that a picture's middle is resized to; `None`: all pictures have one shape.
+        whole: instead of `size`, a function that makes the image of a list of one picture at its full size.
+        steps: functions of a batch that are applied in turn after decoding; `map` adds one.
+        called: a function of a picture's number that returns its name for messages.
 
     >>> x = rows(np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1))
     >>> half = x.take([2, 0]).map(lambda batch: batch / np.float32(2), np.float32)
@@ -60,10 +60,12 @@ class Lazy:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """`(N, H, W, C)`."""
         return (len(self.indices), *self.image_shape)
 
     @property
     def ndim(self) -> int:
+        """How many axes the images have together."""
         return len(self.shape)
 
     def __repr__(self) -> str:
@@ -79,7 +81,7 @@ class Lazy:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def __getitem__(self, which: Any) -> np.ndarray:
-        """The images at an index `[H, W, C]`, or at a slice, indices or a mask `[n, H, W, C]`, decoded."""
+        """Decodes the image at an index, `[H, W, C]`, or those at a slice, indices or a mask, `[n, H, W, C]`."""
         numbers = self.indices[which]
         if np.ndim(numbers) == 0:
             return self._one(int(numbers))
@@ -92,18 +94,18 @@ class Lazy:
         return out
 
     def take(self, which: Any) -> "Lazy":
-        """The images at the given indices, or where a mask is true, still not decoded."""
+        """Returns the images at indices, or where a mask is true, without decoding them."""
         return dataclasses.replace(self, indices=self.indices[np.asarray(which)])
 
     def map(
         self, step: Callable[[np.ndarray], np.ndarray], dtype: Any = None, shape: tuple[int, ...] | None = None
     ) -> "Lazy":
-        """The images after one more step.
+        """Returns these images with one more step that is applied after decoding.
 
         Args:
-            step: makes `[n, *shape]` of a batch `[n, H, W, C]`, image by image.
-            dtype: of its result; the same as before without it.
-            shape: of an image of its result; the same as before without it.
+            step: makes `[n, *shape]` of a batch `[n, H, W, C]`, where each image depends on its own picture alone.
+            dtype: the dtype of its result; `None`: the dtype does not change.
+            shape: the shape of one image of its result; `None`: the shape does not change.
         """
         return dataclasses.replace(
             self,
@@ -113,10 +115,10 @@ class Lazy:
         )
 
     def processed(self, whole: Callable[[list[np.ndarray]], np.ndarray]) -> "Lazy":
-        """The images as a processor makes them of the pictures at their full size (`data.images.Processor`).
+        """Returns these images as a checkpoint's processor makes them of the pictures at their full size.
 
         Args:
-            whole: makes `[1, H, W, C]` of a list of one picture `uint8[h, w, C]`.
+            whole: makes `[1, H, W, C]` of a list of one picture `uint8[h, w, C]`, such as an `images.Processor`.
 
         Raises:
             ValueError: if the images are already mapped.
@@ -127,11 +129,11 @@ class Lazy:
         return dataclasses.replace(self, whole=whole, dtype=first.dtype, image_shape=first.shape)
 
     def finish(self, batch: np.ndarray) -> np.ndarray:
-        """A batch of uint8 images after all steps of `map`: for crops that are made elsewhere."""
+        """Applies all steps of `map` to a batch `[n, H, W, C]` of uint8 images that were decoded elsewhere."""
         return functools.reduce(lambda x, step: step(x), self.steps, batch)
 
     def encoded(self, i: int) -> bytes:
-        """The content of the file of image `i`; of pixels, that of a PNG."""
+        """Returns the content of the file of image `i`; where `read` gives pixels, the content of a PNG of them."""
         found = self.read(int(self.indices[i]))
         if isinstance(found, bytes):
             return found
@@ -142,15 +144,21 @@ class Lazy:
         return stream.getvalue()
 
     def decode(self, content: bytes) -> np.ndarray:
-        """A file's picture at its full size, `uint8[h, w, 3]`, or `[h, w, 1]` where images are grey.
+        """Decodes a file's content to a picture of its full size, `uint8[h, w, channels]`.
 
         Raises:
-            ValueError: if it cannot be read, or has more than 8 bits a level.
+            ValueError: if it is no picture, or has more than 8 bits a level.
         """
         return decode(content, self.channels)
 
     def digests(self) -> list[bytes]:
-        """One digest of each file's content (of pixels: of these), computed once; nothing is decoded."""
+        """Returns N digests of the files' contents, or of the pixels where `read` gives these; nothing is decoded.
+
+        Each digest is computed once.
+
+        Raises:
+            ValueError: if a file cannot be read.
+        """
         missing = np.unique(self.indices[self.known[self.indices, -1] == 0])
 
         def put(row: int) -> None:
@@ -188,17 +196,17 @@ def pictures(
     called: Callable[[int], str] = "picture {}".format,
     known: np.ndarray | None = None,
 ) -> Lazy:
-    """Images by a function that reads them.
+    """Makes lazy images of a function that reads pictures.
 
     Args:
-        read: gives the content of the file of picture `0` to `count - 1`, or its pixels `uint8[h, w, C]`; is called by
-            several threads.
-        count: how many there are.
-        size: the shorter side of a picture is brought to it, and the middle square handed out; without it all
-            pictures have the shape of the first.
+        read: returns picture `0` to `count - 1` as the content of its file, or as pixels `uint8[h, w, C]`; it is called
+            by several threads.
+        count: how many pictures there are.
+        size: the side of the images: the shorter side of a picture is resized to it, and the middle square cut out;
+            `None`: all pictures have the shape of the first.
         channels: 3 for RGB, 1 for grey.
-        called: what messages call a picture.
-        known: `uint8[count, 17]`, digests computed before; see `Lazy`.
+        called: a function of a picture's number that returns its name for messages.
+        known: `uint8[count, 17]`, digests that were computed before, as `Lazy.known`; `None`: none were.
 
     Returns:
         The images, of which at most the first has been decoded.
@@ -212,9 +220,14 @@ def pictures(
     if count < 1 or (size is not None and size < 1) or channels not in (1, 3):
         raise ValueError(f"{count} pictures, size={size}, channels={channels}; give at least one, a size >= 1, 1 or 3")
     found = Lazy(
-        read=read, indices=np.arange(count), channels=channels, size=size, called=called,
-        known=unknown(count) if known is None else known, image_shape=(size or 1, size or 1, channels),
-    )  # fmt: skip
+        read=read,
+        indices=np.arange(count),
+        channels=channels,
+        size=size,
+        called=called,
+        known=unknown(count) if known is None else known,
+        image_shape=(size or 1, size or 1, channels),
+    )
     if size is not None:
         return found
     try:
@@ -226,30 +239,41 @@ def pictures(
 
 
 def rows(x: np.ndarray) -> Lazy:
-    """An array's images, as one of a file that is mapped into memory.
+    """Makes lazy images of an array, such as one that is mapped from a file.
 
     Args:
-        x: `[N, H, W, C]`, uint8 or float32.
+        x: images `[N, H, W, C]`, uint8 or float32.
     """
     return Lazy(
-        read=x.__getitem__, indices=np.arange(len(x)), dtype=x.dtype, image_shape=x.shape[1:], channels=x.shape[-1],
+        read=x.__getitem__,
+        indices=np.arange(len(x)),
+        dtype=x.dtype,
+        image_shape=x.shape[1:],
+        channels=x.shape[-1],
         known=unknown(len(x)),
-    )  # fmt: skip
+    )
 
 
 def unknown(count: int) -> np.ndarray:
-    """No digest computed yet: `uint8[count, 17]` of zeros."""
+    """Returns a table for `Lazy.known` in which no digest is computed yet: `uint8[count, 17]` of zeros."""
     return np.zeros((count, 17), np.uint8)
 
 
 def digest(content: "bytes | np.ndarray") -> bytes:
-    """16 bytes that stand for a file's content, or for an image's exact pixels."""
+    """Returns 16 bytes that stand for a file's content, or for the exact pixels of an image (BLAKE2b)."""
     whole = content if isinstance(content, bytes) else content.tobytes()
     return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def decode(content: bytes, channels: int = 3) -> np.ndarray:
-    """A file's picture, `uint8[h, w, channels]`; what is transparent is put over white.
+    """Decodes a picture, `uint8[h, w, channels]`; what is transparent is put over white.
+
+    Args:
+        content: a file's content, in any format that Pillow reads.
+        channels: 3 for RGB, 1 for grey.
+
+    Raises:
+        ValueError: if it is no picture, or has more than 8 bits a level.
 
     >>> decode(b"no picture")
     Traceback (most recent call last):
@@ -277,11 +301,17 @@ def _mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
 
 
 def channelled(x: np.ndarray, channels: int) -> np.ndarray:
-    """A picture with as many channels: grey ones are repeated, colours become their brightness.
+    """Gives a picture the wanted number of channels: grey is repeated, colours become their brightness.
 
     Args:
-        x: `uint8[h, w, C]` or `[h, w]`.
+        x: `uint8[h, w, C]` or `uint8[h, w]`, with 1 or 3 channels.
         channels: 1 or 3.
+
+    Returns:
+        `uint8[h, w, channels]`.
+
+    Raises:
+        ValueError: for other dtypes or numbers of channels.
 
     >>> channelled(np.full((1, 1, 1), 7, np.uint8), 3).tolist()
     [[[7, 7, 7]]]
@@ -299,11 +329,14 @@ def channelled(x: np.ndarray, channels: int) -> np.ndarray:
 
 
 def fit(picture: np.ndarray, size: int | None) -> np.ndarray:
-    """The middle square of a picture, resized (bilinear, over the area that a pixel stands for).
+    """Cuts out the middle square of a picture and resizes it by Pillow's bilinear filter, which averages areas.
 
     Args:
         picture: `uint8[h, w, C]`.
-        size: the side; `None` gives the picture as it is.
+        size: the side of the result in pixels; `None`: the picture is returned as it is.
+
+    Returns:
+        `uint8[size, size, C]`.
 
     >>> fit(np.zeros((5, 9, 3), np.uint8), 4).shape
     (4, 4, 3)
@@ -321,7 +354,7 @@ def fit(picture: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def each(put: Callable[[int], None], count: int) -> None:
-    """Calls a function for 0 to `count - 1`, by several threads."""
+    """Calls `put` with every number from 0 to `count - 1`, in several threads; raises what a call raises."""
     if count < 4:
         for row in range(count):
             put(row)

@@ -1,7 +1,11 @@
-"""The next batches are read and put on the device while the present one is worked on."""
+"""The next batches are read and put on the device while the present one is worked on.
 
-import queue
-import threading
+`streams.to_device` and the jobs read ahead by this one function. Grain's `experimental.device_put` does the same for
+its own datasets only, is no faster, and would make Grain a requirement of every job.
+"""
+
+import collections
+import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -9,19 +13,21 @@ import jax
 
 T = TypeVar("T")
 
+_END: Any = object()
+
 
 def prefetch(items: Iterable[T], *, place: Callable[[T], Any] = jax.device_put, ahead: int = 2) -> Iterator[Any]:
-    """Runs through `items` in a thread, up to `ahead` of who consumes them.
+    """Runs through `items` in a thread, up to `ahead` items before the one that is worked on.
 
     Args:
         items: anything iterable, such as a generator that reads batches of NumPy arrays; it is run in the thread.
-        place: what is done to each in the thread as well; by default it is put on the default device. For members on a
-            mesh: `functools.partial(population.place_batches, mesh=mesh)`.
-        ahead: how many may wait; each takes memory on the device.
+        place: a function of an item that is called in the thread too; by default it puts the item on the default
+            device. For members on a mesh: `functools.partial(population.place_batches, mesh=mesh)`.
+        ahead: how many placed items may wait at most; each takes memory on the device.
 
     Yields:
-        `place(item)` in the order of the items. What `items` raises is raised here, after the items before it. When
-        the consumer stops early, so does the thread.
+        `place(item)` in the order of the items. What `items` or `place` raises is raised here, after the items before
+        it. When the consumer stops early, so does the thread.
 
     Raises:
         ValueError: if `ahead` is less than 1.
@@ -32,47 +38,19 @@ def prefetch(items: Iterable[T], *, place: Callable[[T], Any] = jax.device_put, 
     """
     if ahead < 1:
         raise ValueError(f"ahead is {ahead}; at least one item must be allowed to wait")
-    return _consume(items, place, ahead)
+    return _consume(iter(items), place, ahead)
 
 
-class _Failure:
-    def __init__(self, error: BaseException):
-        self.error = error
+def _consume(items: Iterator[T], place: Callable[[T], Any], ahead: int) -> Iterator[Any]:
+    def step() -> Any:
+        item = next(items, _END)
+        return _END if item is _END else place(item)
 
-
-_END = object()
-
-
-def _consume(items: Iterable[T], place: Callable[[T], Any], ahead: int) -> Iterator[Any]:
-    ready: queue.Queue[Any] = queue.Queue(ahead)
-    stopped = threading.Event()
-
-    def hand_over(value: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
+        waiting = collections.deque(thread.submit(step) for _ in range(ahead))
         try:
-            for item in items:
-                if not hand_over(place(item)):
-                    return
-        except BaseException as error:
-            hand_over(_Failure(error))
-        else:
-            hand_over(_END)
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (value := ready.get()) is not _END:
-            if isinstance(value, _Failure):
-                raise value.error
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
+            while (found := waiting.popleft().result()) is not _END:
+                waiting.append(thread.submit(step))
+                yield found
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,6 @@
 """Batches read from data that need not fit in memory, in an order that a seed and a position determine.
 
-Grain reads ahead in threads; hosts read disjoint shards; a stream goes on where a checkpoint left it.
+Grain reads ahead in threads, hosts read disjoint shards, and a stream continues where a checkpoint was saved.
 """
 
 import functools
@@ -15,15 +15,15 @@ from mvp_jax.core.types import PyTree
 from mvp_jax.data.loading.lazy import Lazy
 from mvp_jax.data.loading.prefetch import prefetch
 
-Transform: TypeAlias = Callable[[Any, np.random.Generator], Any]
-"""`(example, rng) -> array`, on the host; the generator is the example's own, another one in every epoch."""
+HostTransform: TypeAlias = Callable[[Any, np.random.Generator], Any]
+"""`(example, rng) -> array`, on the host; every example gets a generator of its own, another one in every epoch."""
 
 State: TypeAlias = dict[str, np.ndarray]
-"""`position` (batches handed out), `seed`, `examples`, `batch` (of all hosts) and `per_epoch`: int32 scalars."""
+"""int32 scalars: `position` (batches handed out), `seed`, `examples`, `batch` (of all hosts together), `per_epoch`."""
 
 
 class Labelled(Protocol):
-    """Examples `x` (an array, a memory map, anything with `len` and `x[i]`) and their labels `y`."""
+    """Anything with examples `x` (an array, a memory map, an object with `len` and `x[i]`) and their labels `y`."""
 
     @property
     def x(self) -> Any: ...
@@ -32,12 +32,12 @@ class Labelled(Protocol):
 
 
 class Stream(Iterator[dict[str, np.ndarray]]):
-    """Batches `{"x": [B, ...], "y": [B, ...]}` of NumPy arrays; made by `stream`.
+    """An iterator over batches `{"x": [B, ...], "y": [B, ...]}` of NumPy arrays; made by `stream`.
 
     Attributes:
-        position: how many batches the consumer has got, since the first batch of the first epoch.
-        per_epoch: batches in an epoch, on every host the same number.
-        total: batches in all epochs; `None` if there is no end.
+        position: how many batches were handed out, counted from the first batch of the first epoch.
+        per_epoch: how many batches an epoch has, the same on every host.
+        total: how many batches all epochs have together; `None`: there is no end.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Stream(Iterator[dict[str, np.ndarray]]):
 
     @property
     def epoch(self) -> int:
-        """Of the next batch, from 0."""
+        """The epoch of the next batch, counted from 0."""
         return self.position // self.per_epoch
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
-        """The batches from `position` on, read ahead by Grain; moves nothing. `to_device` uses it."""
+        """Iterates over the batches from `position` on, read ahead by Grain; `position` does not move."""
         import grain
 
         if self.total is not None and self.position >= self.total:
@@ -78,16 +78,16 @@ class Stream(Iterator[dict[str, np.ndarray]]):
             found.close()
 
     def state(self) -> State:
-        """Where the consumer is, to be saved beside the training state; the same on all hosts."""
+        """Returns the stream's position, to be saved beside the training state; it is the same on all hosts."""
         return {n: np.asarray(v, np.int32) for n, v in {"position": self.position, **self._made}.items()}
 
     def at(self, state: Mapping[str, Any]) -> "Stream":
-        """This stream, to go on where `state` was taken.
+        """Returns a stream of the same data that continues where a state was taken.
 
-        The number of hosts may differ, if the batch of all of them together does not: each step sees the same examples.
+        The number of hosts may differ if the batch of all hosts together does not: every step sees the same examples.
 
         Args:
-            state: from `state()`.
+            state: what `state()` returned.
 
         Raises:
             ValueError: if the state is of another stream, with what differs.
@@ -99,12 +99,16 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         if wrong:
             raise ValueError(f"the state is one of another stream: {'; '.join(wrong)} (batch is that of all hosts)")
         return Stream(
-            self._batches, self._made, per_epoch=self.per_epoch, total=self.total, start=int(state["position"]),
+            self._batches,
+            self._made,
+            per_epoch=self.per_epoch,
+            total=self.total,
+            start=int(state["position"]),
             threads=self._threads,
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
-        """Stops reading ahead; the next batch starts it again."""
+        """Stops reading ahead; asking for another batch starts it again."""
         if self._reader is not None:
             self._reader.close()  # type: ignore[attr-defined]
             self._reader = None
@@ -118,35 +122,38 @@ def stream(
     shard: int = 0,
     shards: int = 1,
     epochs: int | None = None,
-    transform: Transform | None = None,
+    transform: HostTransform | None = None,
     full: bool = False,
     shuffle: bool = True,
     drop_remainder: bool = True,
     threads: int | None = None,
     start: int = 0,
 ) -> Stream:
-    """Batches of a source, shuffled anew in every epoch, as a function of the seed and the position alone.
+    """Returns the batches of a source, shuffled anew in every epoch; they depend on the seed and the position alone.
 
-    Step `s` of an epoch sees examples `s * batch * shards` onwards of the epoch's order; host `shard` takes each
-    `shards`-th of them. What does not fill a batch of all hosts is left out, other examples in every epoch.
+    Step `s` of an epoch sees `batch * shards` examples of the epoch's order, from number `s * batch * shards` on; host
+    `shard` takes every `shards`-th of them. The examples that do not fill a batch of all hosts are left out; they are
+    others in every epoch.
 
     Args:
-        source: images or token ids `x` and labels `y`, such as `Source.train`: arrays, memory maps, lazy pictures.
-        batch: examples in a batch of this host.
-        seed: of order and transforms, from 0.
-        shard: which host this is, as `jax.process_index()`.
-        shards: how many hosts there are, as `jax.process_count()`.
-        epochs: how often the data are gone through; without end if `None`.
-        transform: `(x[i], rng) -> array`, on the host, in the reading threads, such as `cropping.resized_crop(224)`.
-        full: give the transform pictures of lazy `x` at their full size, uint8; what was mapped on `x`, such as
-            normalisation, comes after the transform.
+        source: examples `x` and labels `y`, such as `Source.train`: arrays, memory maps or lazy images.
+        batch: how many examples a batch of this host has.
+        seed: the seed of the order and the transforms, from 0 to `2**31 - 1`.
+        shard: which host this is, as `jax.process_index()` says.
+        shards: how many hosts there are, as `jax.process_count()` says.
+        epochs: how often all examples are read; `None`: without end.
+        transform: a function `(x[i], rng) -> array` that runs on the host in the reading threads, such as
+            `cropping.resized_crop(224)`; `None`: examples stay as they are.
+        full: whether the transform gets the pictures of lazy `x` at their full size, uint8; the steps that were mapped
+            on `x`, such as normalisation, then come after the transform.
         shuffle: `False` keeps the order of the source.
-        drop_remainder: `False` keeps an epoch's last examples as a smaller batch; for one host.
-        threads: that read batches ahead, each a batch of its own; by default two for arrays in memory, else one a core.
-        start: how many batches were seen already.
+        drop_remainder: `False` keeps an epoch's last examples as a smaller batch; for one host only.
+        threads: how many threads read ahead, each a batch of its own; `None`: two for arrays in memory, else as many
+            as the host has cores.
+        start: how many batches were handed out before.
 
     Returns:
-        The stream, an iterator.
+        The stream, an iterator over `{"x": [batch, ...], "y": [batch]}`.
 
     Raises:
         ValueError: if Grain is missing, a number is out of range, or an epoch holds less than a batch; while reading,
@@ -166,8 +173,10 @@ def stream(
     _check(len(x), len(y), batch, seed, shard, shards, epochs, drop_remainder, threads)
     whole = x if full and isinstance(x, Lazy) else None
     if full and (whole is None or whole.whole is not None or transform is None):
-        raise ValueError("full=True is for lazy pictures with a transform, and without a checkpoint's processor; make "
-                         "them by lazy.pictures(...), or pass full=False")  # fmt: skip
+        raise ValueError(
+            "full=True is for lazy pictures with a transform, and without a checkpoint's processor; make "
+            "them by lazy.pictures(...), or pass full=False"
+        )
     n = len(x)
     # Two seeds as they stand would share epochs: Grain's epoch e of seed s is epoch 0 of seed s + e.
     order, chance = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint32))
@@ -197,9 +206,13 @@ def stream(
     per_epoch = len(batches)
     made = {"seed": seed, "examples": n, "batch": batch * shards, "per_epoch": per_epoch}
     return Stream(
-        batches.repeat(epochs), made, per_epoch=per_epoch, total=None if epochs is None else epochs * per_epoch,
-        start=start, threads=threads,
-    )  # fmt: skip
+        batches.repeat(epochs),
+        made,
+        per_epoch=per_epoch,
+        total=None if epochs is None else epochs * per_epoch,
+        start=start,
+        threads=threads,
+    )
 
 
 def _grain() -> Any:
@@ -211,9 +224,16 @@ def _grain() -> Any:
 
 
 def _check(
-    n: int, labels: int, batch: int, seed: int, shard: int, shards: int, epochs: int | None, drop: bool,
+    n: int,
+    labels: int,
+    batch: int,
+    seed: int,
+    shard: int,
+    shards: int,
+    epochs: int | None,
+    drop: bool,
     threads: int | None,
-) -> None:  # fmt: skip
+) -> None:
     if n != labels:
         raise ValueError(f"there are {n} examples and {labels} labels; expected one label for each example")
     asked = {"batch": batch, "shards": shards, "epochs": epochs, "threads": threads}
@@ -225,12 +245,16 @@ def _check(
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed is {seed}; expected 0 to {2**31 - 1}")
     if not drop and shards > 1:
-        raise ValueError("drop_remainder=False is for one host: the last batches of several would differ in number; "
-                         "let each read all, or drop the remainder")  # fmt: skip
+        raise ValueError(
+            "drop_remainder=False is for one host: the last batches of several would differ in number; "
+            "let each read all, or drop the remainder"
+        )
     least = batch * shards if drop else 1
     if n < least:
-        raise ValueError(f"an epoch of {n} examples holds no batch of {batch} on each of {shards} hosts; take a batch "
-                         f"of at most {n // shards}, or drop_remainder=False on one host")  # fmt: skip
+        raise ValueError(
+            f"an epoch of {n} examples holds no batch of {batch} on each of {shards} hosts; take a batch "
+            f"of at most {n // shards}, or drop_remainder=False on one host"
+        )
 
 
 def _gather(x: np.ndarray, y: np.ndarray, chosen: Sequence[int]) -> dict[str, np.ndarray]:
@@ -248,14 +272,16 @@ def _whole(x: Lazy, i: int) -> np.ndarray:
 def _stack(whole: Lazy | None, examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     shapes = sorted({x.shape for x, _ in examples})
     if len(shapes) > 1:
-        raise ValueError(f"examples of one batch have the shapes {shapes[:4]}; bring them to one by a transform such "
-                         "as cropping.resized_crop(224), or read the pictures with a size")  # fmt: skip
+        raise ValueError(
+            f"examples of one batch have the shapes {shapes[:4]}; bring them to one by a transform such "
+            "as cropping.resized_crop(224), or read the pictures with a size"
+        )
     x = np.stack([x for x, _ in examples])
     return {"x": x if whole is None else whole.finish(x), "y": np.stack([y for _, y in examples])}
 
 
 class OnDevice(Iterator[dict[str, jax.Array]]):
-    """What `to_device` returns: an iterator over batches on the device, to be closed."""
+    """An iterator over batches on the device and a context manager, made by `to_device`; closing it ends its thread."""
 
     def __init__(self, source: Stream, place: Callable[[PyTree], PyTree], ahead: int) -> None:
         self._stream = source
@@ -273,24 +299,24 @@ class OnDevice(Iterator[dict[str, jax.Array]]):
         self.close()
 
     def state(self) -> State:
-        """That of the stream after the last batch handed out, whatever was read ahead."""
+        """Returns the stream's state after the last batch handed out; batches read ahead do not count."""
         return self._stream.state()
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops reading ahead and ends the thread."""
         self._found.close()  # type: ignore[attr-defined]
 
 
 def to_device(source: Stream, *, sharding: jax.sharding.Sharding | None = None, ahead: int = 2) -> OnDevice:
-    """The batches of a stream on the device, read and copied while the ones before are worked on.
+    """Iterates over the batches of a stream on the device; they are read and copied while earlier ones are used.
 
-    The stream's own position moves with what is handed out; a batch that waits counts as not seen. Read the stream by
-    one of both ways at a time.
+    The stream's position moves with every batch handed out; a batch that waits counts as not seen. While this iterator
+    is used, the stream must not be read by other means.
 
     Args:
-        source: from `stream`, from where it stands.
-        sharding: of the batches' first axis; with several processes each gives its shard of the batch of all. Without
-            it the default device.
+        source: a stream; its batches from its position on are read.
+        sharding: how a batch's first axis is spread over devices; with several processes, each gives its part of the
+            batch of all. `None`: batches are put on the default device.
         ahead: how many batches may wait on the device.
 
     Returns:

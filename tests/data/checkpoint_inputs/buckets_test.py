@@ -1,6 +1,7 @@
 """Texts by length: every one once, in few shapes, and the same numbers as without."""
 
 import collections
+import functools
 import itertools
 
 import jax
@@ -71,14 +72,15 @@ def test_the_same_numbers_from_few_programs(model):
     x = texts(57)
     x[::3, 3] = 2  # a separator: there are segments too
     logits, features = evaluation.infer(model, variables, x, batch=16)
-    before = buckets._infer._cache_size()
+    before = evaluation._infer._cache_size()
+    infer = functools.partial(evaluation.infer, model, variables)
     for n in (57, 33, 57):
-        got = buckets.infer(model, variables, x[:n], LENGTHS, batch=8)
+        got = buckets.predict(infer, x[:n], LENGTHS, batch=8)
         np.testing.assert_allclose(got[0], logits[:n], atol=1e-5)
         np.testing.assert_allclose(got[1], features[:n], atol=1e-5)
-    assert 1 < buckets._infer._cache_size() - before <= len(LENGTHS)
+    assert 1 < evaluation._infer._cache_size() - before <= len(LENGTHS)
     assert np.ptp(got[0], axis=0).min() > 1e-3
-    memory = buckets.infer(model, variables, x[:5], batch=8)  # all lengths beyond the rows' stand for theirs
+    memory = buckets.predict(infer, x[:5], batch=8)  # all lengths beyond the rows' stand for theirs
     np.testing.assert_allclose(memory[0], logits[:5], atol=1e-5)
 
 
@@ -87,7 +89,7 @@ def test_padding_of_another_id():
     model = bert.build(config)
     variables = model.init(jax.random.key(1))
     x = texts(12, pad=1)
-    got, _ = buckets.infer(model, variables, x, LENGTHS, batch=4, pad=1)
+    got, _ = buckets.predict(functools.partial(evaluation.infer, model, variables), x, LENGTHS, batch=4, pad=1)
     np.testing.assert_allclose(got, evaluation.infer(model, variables, x)[0], atol=1e-5)
 
 
@@ -154,9 +156,8 @@ def test_refused(model):
         buckets.batches(x, np.arange(8), batch=2, seed=0)
     with pytest.raises(ValueError, match="start=-1"):
         buckets.batches(x, np.arange(9), batch=2, seed=0, start=-1)
-    variables = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="no texts"):
-        buckets.infer(model, variables, x[:0])
+        buckets.predict(lambda x: x, x[:0])
     words = bert.build(bert.micro(400, positions=16, dim=8, heads=2, layers=1, mlp=8, task="masked_lm"))
     with pytest.raises(ValueError, match="one row a token"):
-        buckets.infer(words, words.init(jax.random.key(0)), x, (16,), batch=16)
+        buckets.predict(functools.partial(evaluation.infer, words, words.init(jax.random.key(0))), x, (8, 16), batch=16)

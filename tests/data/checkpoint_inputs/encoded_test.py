@@ -152,10 +152,11 @@ def test_a_renamed_file_is_not_taken(tmp_path, known):
 
 
 def test_nothing_half_written_stays(tmp_path, known, monkeypatch):
-    def full(*_):
+    def full(file, _):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(np, "save", full)
     with pytest.raises(ValueError, match=r"cannot keep ids in .*No space left.*choose a folder"):
         encoded.encoded(TEXTS, known, 9, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -265,8 +265,8 @@ BROKEN = {
     "listed": (lambda p: word_pieces(p, added_tokens_decoder={"14": {"content": "new"}}), r"\['new'\] are added"),
     "not a list": (lambda p: word_pieces(p, added_tokens_decoder=[3]), "is refused"),
     "not a flag": (lambda p: word_pieces(p, do_lower_case="no"), "is refused"),
-    "broken settings": (lambda p: (word_pieces(p) / "tokenizer_config.json").write_text("{"), "not a readable JSON"),
-    "no object": (lambda p: (word_pieces(p) / "config.json").write_text("[1]"), "not a readable JSON object"),
+    "broken settings": (lambda p: (word_pieces(p) / "tokenizer_config.json").write_text("{"), "is not readable JSON"),
+    "no object": (lambda p: (word_pieces(p) / "config.json").write_text("[1]"), "is a JSON list, not an object"),
     "broken tokeniser": (lambda p: (p / "tokenizer.json").write_text('{"model": 3}'), "is refused"),
     "merges of nothing": (lambda p: byte_pairs(p, ROBERTA, ["x y"], model_type="roberta"), "is refused"),
     "a small model": (

@@ -22,7 +22,9 @@ from tests.pictures_on_disk import encoded, pixels
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 COUNTS = {"train": 24, "validation": 9, "test": 12}
 NAMES = ("ant", "bee", "cow")
-ENTRY = catalog.Entry(tfds="toy_pictures", home="", classes=3, counts=(24, 0, 12), coarse="kind", native=(8, 8), size=8)
+ENTRY = catalog.CatalogEntry(
+    tfds="toy_pictures", home="", classes=3, counts=(24, 0, 12), coarse="kind", native=(8, 8), size=8
+)
 
 
 def images(split):
@@ -119,7 +121,8 @@ def test_a_small_set_comes_as_arrays(toy):
 def test_without_tensorflow(toy):
     code = (
         "import sys\nfrom mvp_jax.data import catalog, prepared\n"
-        f"catalog.CATALOG['toy'] = catalog.Entry(tfds='toy_pictures', home='', classes=3, counts=(24, 0, 12), size=8)\n"
+        "catalog.CATALOG['toy'] = catalog.CatalogEntry("
+        "tfds='toy_pictures', home='', classes=3, counts=(24, 0, 12), size=8)\n"
         f"print(prepared.open('toy', data_dir={str(toy)!r}).train.x.sum())\n"
         "assert 'tensorflow' not in sys.modules"
     )
@@ -163,7 +166,7 @@ def test_labels_and_digests_are_read_once(toy, monkeypatch):
 
 
 def test_splits(toy, monkeypatch):
-    entry = catalog.Entry(**{**vars(ENTRY), "valid": "validation"})
+    entry = catalog.CatalogEntry(**{**vars(ENTRY), "valid": "validation"})
     monkeypatch.setitem(catalog.CATALOG, "toy", entry)
     assert pairs(prepared.open("toy", data_dir=toy).train) == expected("train", "validation")
     for splits, count in (
@@ -179,7 +182,7 @@ def test_splits(toy, monkeypatch):
 
 
 def test_names_from_a_feature(toy, monkeypatch):
-    monkeypatch.setitem(catalog.CATALOG, "toy", catalog.Entry(**{**vars(ENTRY), "name_of": "bird/name"}))
+    monkeypatch.setitem(catalog.CATALOG, "toy", catalog.CatalogEntry(**{**vars(ENTRY), "name_of": "bird/name"}))
     assert prepared.open("toy", data_dir=toy).class_names == ("the ant", "the bee", "the cow")
 
 
@@ -272,10 +275,10 @@ def test_files_that_are_not_as_they_should_be(toy, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="not a data set that can be read"):
         prepared.open("toy", data_dir=toy)
     info.write_text(good)
-    monkeypatch.setitem(catalog.CATALOG, "toy", catalog.Entry(**{**vars(ENTRY), "classes": 4}))
+    monkeypatch.setitem(catalog.CATALOG, "toy", catalog.CatalogEntry(**{**vars(ENTRY), "classes": 4}))
     with pytest.raises(ValueError, match="3 classes here, 4 in the catalogue"):
         prepared.open("toy", data_dir=toy)
-    monkeypatch.setitem(catalog.CATALOG, "toy", catalog.Entry(**{**vars(ENTRY), "coarse": "species"}))
+    monkeypatch.setitem(catalog.CATALOG, "toy", catalog.CatalogEntry(**{**vars(ENTRY), "coarse": "species"}))
     with pytest.raises(ValueError, match="a record cannot be read, or lacks"):
         prepared.open("toy", data_dir=toy)
     monkeypatch.setitem(catalog.CATALOG, "toy", ENTRY)

@@ -29,12 +29,12 @@ def test_reading_goes_on_while_the_consumer_works_but_only_so_far_ahead():
     found = prefetch(items(), place=lambda i: i, ahead=3)
     assert next(found) == 0
     deadline = time.monotonic() + 10
-    while len(read) < 5 and time.monotonic() < deadline:
+    while len(read) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)
-    # One given out, three waiting, one in the thread's hand.
-    assert len(read) == 5
-    assert {name for _, name in read} == {"prefetch"}
+    # One given out, three waiting or in the thread's hand.
+    assert len(read) == 4
+    assert {name for _, name in read} == {"prefetch_0"}
     assert list(found) == list(range(1, 20))
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from mvp_jax import train
 from mvp_jax.data import augment
-from mvp_jax.data.augment import basic, colours, compose, randaugment
+from mvp_jax.data.augment import colours, geometry, randaugment
 
 N, H, W = 24, 17, 22
 
@@ -112,7 +112,7 @@ def test_rand_augment_draws_every_operation_and_both_signs():
 def test_a_crop_is_the_resized_box():
     x, key = pictures(n=N), jax.random.key(4)
     out = np.asarray(augment.random_resized_crop(key, x.astype(np.float32)))
-    boxes = compose._boxes(key, x.shape[:3], (0.08, 1.0), (3 / 4, 4 / 3))
+    boxes = geometry._boxes(key, x.shape[:3], (0.08, 1.0), (3 / 4, 4 / 3))
     top, left, height, width = (np.asarray(v).astype(int) for v in boxes)
     assert len({*zip(height, width, strict=True)}) > N // 2
     for n in range(N):
@@ -123,7 +123,7 @@ def test_a_crop_is_the_resized_box():
 
 def test_boxes_have_the_asked_areas_and_shapes():
     height, width = 200, 120
-    boxes = compose._boxes(jax.random.key(0), (4000, height, width), (0.1, 0.4), (0.5, 2.0))
+    boxes = geometry._boxes(jax.random.key(0), (4000, height, width), (0.1, 0.4), (0.5, 2.0))
     top, left, h, w = (np.asarray(v) for v in boxes)
     assert (top >= 0).all()
     assert (left >= 0).all()
@@ -136,7 +136,7 @@ def test_boxes_have_the_asked_areas_and_shapes():
     assert 0.48 < shape.min() < 0.55
     assert 1.7 < shape.max() < 2.05
     assert abs(np.median(np.log(shape))) < 0.1
-    middle = [np.asarray(v) for v in compose._boxes(jax.random.key(0), (3, 10, 100), (1.0, 1.0), (1.0, 1.0))]
+    middle = [np.asarray(v) for v in geometry._boxes(jax.random.key(0), (3, 10, 100), (1.0, 1.0), (1.0, 1.0))]
     assert [v.tolist() for v in middle] == [[0] * 3, [45] * 3, [10] * 3, [10] * 3]
 
 
@@ -367,11 +367,11 @@ def test_one_compilation_serves_every_magnitude():
         (lambda k, x: augment.color_jitter(k, x, hue=0.6), "hue is 0.6; expected a number of at least 0 and at most"),
         (lambda k, x: augment.gaussian_blur(k, x, (-1, 1)), "sigma is -1"),
         (lambda k, x: augment.random_grayscale(k, x, 1.5), "probability is 1.5"),
-        (lambda k, x: augment.random_grayscale(k, x.astype(jnp.uint8)), "`basic.normalise` makes them"),
+        (lambda k, x: augment.random_grayscale(k, x.astype(jnp.uint8)), "`augment.normalise` makes them"),
         (lambda k, x: augment.mixup(k, x, jnp.eye(2), -1), "alpha is -1"),
         (lambda k, x: augment.cutmix(k, x, jnp.zeros(2, jnp.int32)), r"targets are int32\[2\]; expected floats \[2, "),
         (lambda k, x: augment.soft_cross_entropy(jnp.ones((2, 3)), jnp.ones((2, 4))), r"targets are \[2, 4\]"),
-        (lambda k, x: augment.in_unit(basic.flip, 0.5, 0.0), "std is 0"),
+        (lambda k, x: augment.in_unit(augment.flip, 0.5, 0.0), "std is 0"),
     ],
 )
 def test_refusals(call, message):

@@ -10,7 +10,7 @@ import scipy.ndimage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvp_jax.data.augment import basic
+from mvp_jax.data import augment
 
 N, H, W, C = 64, 6, 5, 2
 
@@ -20,12 +20,12 @@ def images(seed=0, n=N):
 
 
 FNS = {
-    "crop": functools.partial(basic.crop, padding=2),
-    "flip": basic.flip,
-    "shift": functools.partial(basic.shift, amount=1.5),
-    "cutout": functools.partial(basic.cutout, size=3),
-    "noise": functools.partial(basic.noise, scale=0.1),
-    "brightness": functools.partial(basic.brightness, amount=0.2),
+    "crop": functools.partial(augment.crop, padding=2),
+    "flip": augment.flip,
+    "shift": functools.partial(augment.shift, amount=1.5),
+    "cutout": functools.partial(augment.cutout, size=3),
+    "noise": functools.partial(augment.noise, scale=0.1),
+    "brightness": functools.partial(augment.brightness, amount=0.2),
 }
 ZERO = {
     "crop": {"padding": 0},
@@ -40,7 +40,7 @@ ZERO = {
 @pytest.mark.parametrize(("mode", "pad"), [("zeros", "constant"), ("edge", "edge"), ("reflect", "reflect")])
 def test_crops_are_windows_of_the_padded_image(mode, pad):
     x, p = images(), 2
-    out = np.asarray(basic.crop(jax.random.key(1), x, p, mode))
+    out = np.asarray(augment.crop(jax.random.key(1), x, p, mode))
     padded = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)), mode=pad)
     windows = {(i, j): padded[:, i : i + H, j : j + W] for i in range(2 * p + 1) for j in range(2 * p + 1)}
     hit = np.array([[np.array_equal(out[n], w[n]) for w in windows.values()] for n in range(N)])
@@ -53,17 +53,17 @@ def test_crops_are_windows_of_the_padded_image(mode, pad):
 
 def test_flips_are_mirrored_or_not():
     x = images()
-    out = np.asarray(basic.flip(jax.random.key(0), x, 0.25))
+    out = np.asarray(augment.flip(jax.random.key(0), x, 0.25))
     turned = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, x, strict=True)])
     kept = np.array([np.array_equal(a, b) for a, b in zip(out, x, strict=True)])
     assert (turned ^ kept).all()
     assert 4 <= turned.sum() <= 30
-    np.testing.assert_array_equal(basic.flip(jax.random.key(0), x, 1.0), x[:, :, ::-1])
+    np.testing.assert_array_equal(augment.flip(jax.random.key(0), x, 1.0), x[:, :, ::-1])
 
 
 def test_shift_interpolates_as_scipy_does():
     x, key, amount = images(n=8), jax.random.key(3), 1.7
-    out = np.asarray(basic.shift(key, x, amount))
+    out = np.asarray(augment.shift(key, x, amount))
     moves = np.asarray(jax.random.uniform(key, (2, 8), minval=-1.0)) * amount
     assert np.abs(moves).max() > 1
     assert (moves < 0).any()
@@ -74,7 +74,7 @@ def test_shift_interpolates_as_scipy_does():
 
 def test_cutout_is_one_square():
     x, side = images(), 3
-    hole = np.asarray(basic.cutout(jax.random.key(0), x, side)) == 0
+    hole = np.asarray(augment.cutout(jax.random.key(0), x, side)) == 0
     assert (hole.all(-1) == hole.any(-1)).all()
     whole = 0
     for h in hole[..., 0]:
@@ -86,15 +86,15 @@ def test_cutout_is_one_square():
         assert (np.diff(cols) == 1).all()
         whole += len(rows) == len(cols) == side
     assert whole > N // 4
-    np.testing.assert_array_equal(np.asarray(basic.cutout(jax.random.key(0), x, side))[~hole], x[~hole])
+    np.testing.assert_array_equal(np.asarray(augment.cutout(jax.random.key(0), x, side))[~hole], x[~hole])
 
 
 def test_noise_and_brightness_have_the_asked_size():
     x = images()
-    added = np.asarray(basic.noise(jax.random.key(0), x, 0.3)) - x
+    added = np.asarray(augment.noise(jax.random.key(0), x, 0.3)) - x
     assert abs(added.std() - 0.3) < 0.02
     assert abs(added.mean()) < 0.02
-    factor = np.asarray(basic.brightness(jax.random.key(0), x, 0.4)) / x
+    factor = np.asarray(augment.brightness(jax.random.key(0), x, 0.4)) / x
     np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1, :1, :1], factor.shape), rtol=1e-5)
     assert 0.6 <= factor.min() < 0.7
     assert 1.3 < factor.max() <= 1.4
@@ -103,7 +103,7 @@ def test_noise_and_brightness_have_the_asked_size():
 @pytest.mark.parametrize("name", ZERO)
 def test_strength_zero_changes_nothing(name):
     x = images()
-    np.testing.assert_array_equal(getattr(basic, name)(jax.random.key(0), x, **ZERO[name]), x)
+    np.testing.assert_array_equal(getattr(augment, name)(jax.random.key(0), x, **ZERO[name]), x)
 
 
 @pytest.mark.parametrize("name", FNS)
@@ -132,7 +132,7 @@ def test_strengths_are_traced(name):
     @jax.jit
     def run(key, x, strength):
         calls.append(name)
-        return getattr(basic, name)(key, x, **{argument: strength})
+        return getattr(augment, name)(key, x, **{argument: strength})
 
     x = jnp.asarray(images(n=4))
     outs = [run(jax.random.key(0), x, s) for s in (0.0, 0.5, 1.0, 2.0)]
@@ -152,43 +152,43 @@ def test_half_precision_stays(name):
 @given(seed=st.integers(0, 2**32 - 1), padding=st.integers(0, 20), mode=st.sampled_from(["zeros", "edge", "reflect"]))
 def test_crops_hold_only_pixels_of_their_image(seed, padding, mode):
     x = images(seed, n=3)
-    out = np.asarray(basic.crop(jax.random.key(seed), x, padding, mode))
+    out = np.asarray(augment.crop(jax.random.key(seed), x, padding, mode))
     for a, b in zip(out, x, strict=True):
         assert set(a.ravel().tolist()) <= set(b.ravel().tolist()) | ({0.0} if mode == "zeros" else set())
 
 
-def test_batch_gives_each_its_own_key():
+def test_apply_gives_each_its_own_key():
     x, key = images(n=4), jax.random.key(9)
     fns = [FNS["brightness"], FNS["crop"], FNS["brightness"]]
     want = x
     for i, fn in enumerate(fns):
         want = fn(jax.random.fold_in(key, i), want)
-    np.testing.assert_array_equal(basic.batch(key, x, fns), want)
-    np.testing.assert_array_equal(basic.batch(key, x, []), x)
-    two = np.asarray(basic.batch(key, x, [FNS["brightness"], FNS["brightness"]])) / x
-    one = np.asarray(basic.batch(key, x, [FNS["brightness"]])) / x
+    np.testing.assert_array_equal(augment.apply(key, x, fns), want)
+    np.testing.assert_array_equal(augment.apply(key, x, []), x)
+    two = np.asarray(augment.apply(key, x, [FNS["brightness"], FNS["brightness"]])) / x
+    one = np.asarray(augment.apply(key, x, [FNS["brightness"]])) / x
     assert np.abs(two - one**2).max() > 0.01
 
 
 def test_normalise_matches_numpy():
     x = np.random.default_rng(0).integers(0, 256, (3, H, W, 3), np.uint8)
     mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3])
-    np.testing.assert_allclose(basic.normalise(x, mean, std), (x / 255 - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(augment.normalise(x, mean, std), (x / 255 - mean) / std, atol=1e-5)
     floats = (x / 255).astype(np.float32)
-    np.testing.assert_allclose(basic.normalise(floats, mean, std), (floats - mean) / std, atol=1e-5)
-    assert basic.normalise(x, 0, 1).dtype == jnp.float32
+    np.testing.assert_allclose(augment.normalise(floats, mean, std), (floats - mean) / std, atol=1e-5)
+    assert augment.normalise(x, 0, 1).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda k, x: basic.crop(k, x, -1), "padding is -1.0"),
-        (lambda k, x: basic.crop(k, x, 1, "wrap"), "unknown mode 'wrap'"),
-        (lambda k, x: basic.flip(k, x, 1.5), "expected 0 to 1"),
-        (lambda k, x: basic.noise(k, x, float("nan")), "scale is nan"),
-        (lambda k, x: basic.shift(k, x[0]), r"expected floats \[N, H, W, C\]"),
-        (lambda k, x: basic.cutout(k, x.astype(jnp.uint8)), "`normalise` makes them"),
-        (lambda k, x: basic.batch(k, x[0], [basic.flip]), "expected floats"),
+        (lambda k, x: augment.crop(k, x, -1), "padding is -1; expected a number of at least 0"),
+        (lambda k, x: augment.crop(k, x, 1, "wrap"), "unknown mode 'wrap'"),
+        (lambda k, x: augment.flip(k, x, 1.5), "at least 0 and at most 1"),
+        (lambda k, x: augment.noise(k, x, float("nan")), "scale is nan"),
+        (lambda k, x: augment.shift(k, x[0]), r"expected floats \[N, H, W, C\]"),
+        (lambda k, x: augment.cutout(k, x.astype(jnp.uint8)), "`augment.normalise` makes them"),
+        (lambda k, x: augment.apply(k, x[0], [augment.flip]), "expected floats"),
     ],
 )
 def test_refusals(call, message):
