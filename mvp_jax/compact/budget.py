@@ -59,7 +59,7 @@ def isomorphic(groups: Sequence[Group]) -> dict[str, tuple[Any, ...]]:
 
     Ranking within classes compares like with like (isomorphic pruning, Fang et al., 2024, arXiv:2407.04616).
 
-    >>> from mvp_jax.units import Slot
+    >>> from mvp_jax.core.units import Slot
     >>> a, b = (Group(name=n, size=4, slots=(Slot(path=f"{n}/kernel", axis=1, scored=True),)) for n in "ab")
     >>> len(set(isomorphic([a, b]).values()))
     1
@@ -253,7 +253,7 @@ def meter(
     >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
     >>> cost_of = meter(mlp, params, graph.groups(mlp, params, jnp.ones((1, 3))), jnp.ones((1, 3)))
     >>> cost_of({}), cost_of({"a": 2})
-    (Totals(params=40, flops=88, activations=18), Totals(params=10, flops=22, activations=6))
+    (Totals(params=40, flops=80, activations=18), Totals(params=10, flops=20, activations=6))
     """
     traced = graph.trace(apply, variables, *inputs, rules=RULES | dict(rules))
     found = {g.name: graph.find(traced, g) for g in groups}

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 
+from mvp_jax.core import flops as arithmetic
 from mvp_jax.core.types import PyTree, Variables
 
 
@@ -47,20 +47,20 @@ def bytes(tree: PyTree) -> int:
 
 
 def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int], *, dtype: Any = jnp.float32) -> float:
-    """Floating-point operations of `apply(variables, x)`, one example's share, as XLA counts them.
+    """Floating-point operations of `apply(variables, x)` for one example.
 
-    The count is taken from the program before optimisation: what the mathematics needs, equal on every device and
-    without compiling. XLA counts the body of a loop once; bodies of `lax.scan` and `lax.map` are counted here as often
-    as they run, those of a `while_loop`, whose number nobody knows, once.
+    They are counted in the traced program, so that they are equal on every device and nothing is compiled; the
+    convention is XLA's, see `core.flops`. The body of `lax.scan` or `lax.map` counts as often as it runs, the body of a
+    `while_loop` once.
 
     Args:
         apply: a model's `apply`, or any traceable function of variables and a batch.
-        variables: arrays or shapes.
-        shape: of the batch, `[N, ...]`.
-        dtype: of the batch; a model's `input_dtype`.
+        variables: the variables, as arrays or as `jax.ShapeDtypeStruct`s.
+        shape: the shape of the batch, `[N, ...]`.
+        dtype: the dtype of the batch, such as a model's `input_dtype`.
 
     Returns:
-        The count over `N`.
+        The operations of the whole batch divided by `N`.
 
     >>> flops(lambda v, x: x @ v, jnp.zeros((3, 5)), (4, 3))
     30.0
@@ -76,32 +76,7 @@ def _flops(
 ) -> float:
     variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(s, d) for s, d in leaves])
     x = jax.ShapeDtypeStruct(shape, dtype)
-    return (_counted(apply, variables, x) + _repeated(jax.make_jaxpr(apply)(variables, x).jaxpr)) / shape[0]
-
-
-def _counted(function: Callable[..., Any], *shapes: Any) -> float:
-    """What XLA counts, loop bodies once."""
-    counted: Any = jax.jit(function).lower(*shapes).cost_analysis()
-    counted = counted[0] if isinstance(counted, list) else counted  # older versions: one entry per device
-    return float(counted.get("flops", 0.0))
-
-
-def _repeated(jaxpr: Any) -> float:
-    """What loop bodies do beyond their first run, nested ones included."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            if not hasattr(inner, "eqns"):
-                continue
-            open_one: Any = getattr(inner, "jaxpr", inner)
-            further = _repeated(open_one)
-            if eqn.primitive.name == "scan":
-                length = eqn.params["length"]
-                body = jax.extend.core.jaxpr_as_fun(inner)
-                shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in open_one.invars]
-                further = length * further + (length - 1) * _counted(body, *shapes)
-            total += further
-    return total
+    return arithmetic.count(jax.make_jaxpr(apply)(variables, x)) / shape[0]
 
 
 def of(model: Any, variables: Variables, batch: int = 1) -> Cost:

@@ -52,7 +52,7 @@ def curves(
         ValueError: before anything is compiled, for ratios, scores or groups that do not fit, and for a metric that
             cannot be traced or is not one number.
 
-    >>> from mvp_jax.units import Slot
+    >>> from mvp_jax.core.units import Slot
     >>> group = Group(name="fc", size=4, slots=(Slot(path="w", axis=0, scored=True),))
     >>> variables = {"w": jnp.array([4.0, 1.0, 3.0, 2.0])}
     >>> curves(lambda v: v["w"].sum(), variables, [group], {"fc": variables["w"]}, (0, 0.25, 0.5))["fc"].tolist()

@@ -155,7 +155,7 @@ def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
     Raises:
         ValueError: naming the groups without a norm, or a path that the parameters lack.
 
-    >>> from mvp_jax.units import Slot
+    >>> from mvp_jax.core.units import Slot
     >>> g = Group(name="conv", size=2, slots=(Slot(path="bn/scale", axis=0, scored=True),))
     >>> batch_norm_scale({"bn": {"scale": jnp.array([-3.0, 0.5])}}, [g])["conv"].tolist()
     [3.0, 0.5]
