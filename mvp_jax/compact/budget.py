@@ -22,7 +22,7 @@ from mvp_jax.graph.dims import Expr
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 
-Scope = Literal["group", "isomorphic", "all"]
+RankScope = Literal["group", "isomorphic", "all"]
 Normalisation = Literal["none", "mean", "max", "sum", "standard"]
 Measure = Literal["params", "flops", "latency"]
 
@@ -75,7 +75,7 @@ def counts(
     scores: UnitScores,
     ratio: float,
     *,
-    scope: Scope = "group",
+    scope: RankScope = "group",
     min_units: int = 1,
     multiple: int | Mapping[str, int] = 1,
 ) -> dict[str, int]:
@@ -150,11 +150,11 @@ def fit(
     *inputs: Any,
     target: float,
     measure: Measure = "flops",
-    scope: Scope = "group",
+    scope: RankScope = "group",
     min_units: int = 1,
     multiple: int | Mapping[str, int] = 1,
     repeats: int = 20,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> Fit:
     """The most units such that a share of the dense cost is not exceeded.
 
@@ -237,7 +237,11 @@ class Totals(NamedTuple):
 
 
 def meter(
-    apply: Callable[..., Any], variables: PyTree, groups: Sequence[Group], *inputs: Any, rules: graph.Rules = ()
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    *inputs: Any,
+    rules: graph.PrimitiveRules = (),
 ) -> Callable[[Mapping[str, int]], Totals]:
     """The cost of a function as a function of how many units each group keeps; nothing is compiled.
 
@@ -293,7 +297,7 @@ def savings(
     ratio: float = 0.5,
     latency: bool = False,
     repeats: int = 20,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> list[Saving]:
     """The cost of each group: what is saved if a share of its units is removed and no other group is touched.
 
@@ -332,7 +336,7 @@ def _latency(
     scores: UnitScores,
     inputs: tuple[Any, ...],
     repeats: int,
-    rules: graph.Rules,
+    rules: graph.PrimitiveRules,
 ) -> Callable[[Mapping[str, int]], float]:
     """Share of the dense function's time, measured."""
     before = cost.latency(jax.jit(apply), variables, *inputs, repeats=repeats)

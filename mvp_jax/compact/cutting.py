@@ -18,14 +18,14 @@ from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, PyTree, Units
 from mvp_jax.core.units import Group, Slot
 
-Cuts: TypeAlias = tuple[tuple[int, tuple[tuple[str, Slot], ...]], ...]
+ArrayCuts: TypeAlias = tuple[tuple[int, tuple[tuple[str, Slot], ...]], ...]
 """`((axis, ((group name, slot), ...)), ...)`: what to cut in one array."""
 
-Axes: TypeAlias = dict[str, Cuts]
+TreeCuts: TypeAlias = dict[str, ArrayCuts]
 """`{path: cuts}`."""
 
 
-def _axes(tree: PyTree, groups: Sequence[Group]) -> Axes:
+def _axes(tree: PyTree, groups: Sequence[Group]) -> TreeCuts:
     """Every axis of every leaf that a group runs along.
 
     The tree may hold several copies of the model (parameters, momenta), each under a root of its own. Roots are
@@ -49,7 +49,7 @@ def _axes(tree: PyTree, groups: Sequence[Group]) -> Axes:
             f"none of the groups' {len(by_slot)} paths ({sorted(by_slot)[:3]}, ...) is in the tree "
             f"({sorted(leaves)[:3]}, ...); give the groups of the model the tree belongs to"
         )
-    found: Axes = {}
+    found: TreeCuts = {}
     for path, p in parts.items():
         shape = jnp.shape(leaves[path])
         for root in roots:
@@ -163,7 +163,7 @@ def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[s
 def _gather(
     leaves: Mapping[str, Array],
     units: Units,
-    axes: tuple[tuple[str, Cuts], ...],
+    axes: tuple[tuple[str, ArrayCuts], ...],
     kept: tuple[tuple[str, int], ...],
 ) -> dict[str, Array]:
     at = {name: jnp.nonzero(units[name], size=n, fill_value=0)[0] for name, n in kept}
@@ -235,7 +235,7 @@ def _scatter(
     leaves: Mapping[str, Array],
     fill: Mapping[str, Array],
     units: Units,
-    axes: tuple[tuple[str, Cuts], ...],
+    axes: tuple[tuple[str, ArrayCuts], ...],
 ) -> dict[str, Array]:
     out = {}
     for path, cuts in axes:

@@ -80,7 +80,7 @@ def slim(
     groups: Sequence[Group],
     units: Units,
     *inputs: Any,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> tuple[Callable[..., Any], PyTree]:
     """A physically smaller version of any traced function, and its variables.
 
@@ -183,7 +183,7 @@ def verify(
     key: Key,
     cuts: int = 5,
     ratio: float = 0.5,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> Verification:
     """Masked against slim on random cuts: the check to run on a model of one's own.
 

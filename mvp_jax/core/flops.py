@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-Shape: TypeAlias = Sequence[int]
+_Shape: TypeAlias = Sequence[int]
 
 _UNCOUNTED = frozenset(
     (
@@ -111,7 +111,7 @@ def subprograms(eqn: Any) -> Iterator[Any]:
                 yield inner
 
 
-def of_primitive(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def of_primitive(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     """Floating-point operations of one equation that calls nothing, at shapes that may differ from the traced ones.
 
     Args:
@@ -139,12 +139,12 @@ def of_primitive(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
     return written
 
 
-def _dot(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _dot(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     return 2 * math.prod(outs[0]) * math.prod(ins[0][a] for a in contracted)
 
 
-def _convolution(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _convolution(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     p = eqn.params
     numbers = p["dimension_numbers"]
     taps = 1
@@ -162,36 +162,36 @@ def _convolution(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
     return 2 * taps * per_group * outs[0][numbers.out_spec[1]] * batch
 
 
-def _power(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _power(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     """Products of repeated squaring, and a division for a negative exponent."""
     y = abs(eqn.params["y"])
     return math.prod(outs[0]) * (max(y.bit_length() + y.bit_count() - 2, 0) + (eqn.params["y"] < 0))
 
 
-def _convert(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _convert(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     return 0 if eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype else math.prod(outs[0])
 
 
-def _gather(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _gather(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     """Nothing, unless entries out of range are replaced: then indices are compared, and entries selected."""
     fills = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
     return math.prod(outs[0]) + 3 * math.prod(ins[1]) if fills else 0
 
 
-def _updates(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _updates(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     return math.prod(ins[2])
 
 
-def _argument(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _argument(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     return _ARGUMENT_STEP * (math.prod(ins[0]) - math.prod(outs[0]))
 
 
-def _sort(eqn: Any, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+def _sort(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     entries = math.prod(ins[0])
     return entries * max(entries - 1, 0).bit_length()
 
 
-_RULES: dict[str, Callable[[Any, Sequence[Shape], Sequence[Shape]], int]] = {
+_RULES: dict[str, Callable[[Any, Sequence[_Shape], Sequence[_Shape]], int]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "integer_pow": _power,

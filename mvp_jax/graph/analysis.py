@@ -14,9 +14,9 @@ from mvp_jax.graph import zeros
 from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Program, Tracer, Value
-from mvp_jax.graph.rules import Rule
+from mvp_jax.graph.rules import PrimitiveRule
 
-Rules = Sequence[tuple[str, Rule]]
+PrimitiveRules = Sequence[tuple[str, PrimitiveRule]]
 """Rules for further primitives, or other ones for those that are known: `((name, rule), ...)`."""
 
 
@@ -78,7 +78,7 @@ class Analysis(NamedTuple):
     roots: Mapping[str, Dim]
 
 
-def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Rules = ()) -> tuple[Group, ...]:
+def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> tuple[Group, ...]:
     """The sets of units of a function that can be removed, each with every axis that goes with it.
 
     Args:
@@ -103,7 +103,7 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Ru
     return analyse(apply, variables, *inputs, rules=rules).groups
 
 
-def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Rules = ()) -> Analysis:
+def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> Analysis:
     """`groups`, and beside them what may not be cut and why; see there for the arguments."""
     table = RULES | dict(rules)
     traced = trace(apply, variables, *inputs, rules=table)
@@ -114,7 +114,9 @@ def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: R
     return describe(traced)
 
 
-def trace(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, Rule] = RULES) -> Traced:
+def trace(
+    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, PrimitiveRule] = RULES
+) -> Traced:
     """Reads a function: the first pass of `analyse`, with the axes of outputs left free."""
     closed, results = jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)
     named = collections(variables)
@@ -135,7 +137,7 @@ def trace(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Map
     )
 
 
-def leaks(traced: Traced, rules: Mapping[str, Rule] = RULES) -> list[zeros.Zeros]:
+def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[zeros.Zeros]:
     """Freezes what cannot be removed without changing what stays: the second pass of `analyse`."""
     given = [
         zeros.masked(leaf.value) if leaf.collection == "params" else tuple(frozenset() for _ in leaf.value.shape)

@@ -11,7 +11,7 @@ from mvp_jax.core.units import Slot
 from mvp_jax.graph import analysis, work
 
 
-class Row(NamedTuple):
+class GroupExplanation(NamedTuple):
     """A group.
 
     Attributes:
@@ -42,7 +42,7 @@ class Explanation(NamedTuple):
         arrays: paths of all parameters, in the order in which the function uses them.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[GroupExplanation, ...]
     frozen: tuple[analysis.Frozen, ...]
     params: int
     flops: int
@@ -66,7 +66,9 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.Rules = ()) -> Explanation:
+def explain(
+    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.PrimitiveRules = ()
+) -> Explanation:
     """Groups of a function with what hangs on each, and what may not be cut and why.
 
     Args:
@@ -105,7 +107,7 @@ def explain(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: a
         own = sum(_touched(shapes[path], [s for s in touched if s.path == path], g.size) for path in _paths(touched))
         spent = sum(w.flops for w in works if found.roots[g.name] in w.dims)
         rows.append(
-            Row(
+            GroupExplanation(
                 name=g.name,
                 kind=g.kind,
                 size=g.size,

@@ -4,7 +4,8 @@ A rule says three things. `dims`: which axes of the outputs are which axes of th
 `zeros`: where the outputs are zero, given where the inputs are; and since removing a unit equals masking it only if
 its masked values reach nobody, this is also where an axis is frozen that they would leak across. `emit`: how to apply
 the primitive to the smaller arrays, where that is not by the same parameters. `primitives.RULES` is the whole list; a
-primitive that is not in it freezes every axis that touches it. To add one, pass `rules=(("name", Rule(...)),)` to
+primitive that is not in it freezes every axis that touches it. To add one, pass
+`rules=(("name", PrimitiveRule(...)),)` to
 `graph.groups`.
 """
 
@@ -43,7 +44,7 @@ ZerosRule: TypeAlias = Callable[[Seen, list[Zeros]], list[Zeros]]
 Emit: TypeAlias = Callable[[Seen, list[Any], Callable[[Expr], int], dict[str, Any]], Any]
 
 
-class Rule(NamedTuple):
+class PrimitiveRule(NamedTuple):
     """See the module.
 
     Attributes:

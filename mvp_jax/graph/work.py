@@ -15,7 +15,7 @@ Size = Callable[[Expr], int]
 """The length of an axis after cutting."""
 
 
-class Work(NamedTuple):
+class EquationCost(NamedTuple):
     """What one equation of a program costs.
 
     Attributes:
@@ -34,20 +34,20 @@ def whole(e: Expr) -> int:
     return resolve(e).size
 
 
-def count(program: Program, size: Size = whole) -> Iterator[Work]:
-    """The work of every equation.
+def count(program: Program, size: Size = whole) -> Iterator[EquationCost]:
+    """What every equation costs.
 
     Args:
         program: from `trace`.
         size: gives the length of an axis after cutting; without it axes have their dense lengths.
 
     Yields:
-        A `Work` for each equation. The operations of a loop's body are multiplied by how often it runs; of several
-        branches, the one with the most operations counts.
+        An `EquationCost` for each equation. The operations of a loop's body are multiplied by how often it runs; of
+        several branches, the one with the most operations counts.
     """
     for node in program.nodes:
         if node.kind == "constant":
-            yield Work(flops.of_equation(node.eqn), 0, frozenset())
+            yield EquationCost(flops.of_equation(node.eqn), 0, frozenset())
         elif node.kind == "call":
             yield from count(node.inner[0], size)
         elif node.kind == "scan":
@@ -67,10 +67,10 @@ def total(program: Program, size: Size = whole) -> tuple[int, int]:
     return sum(w.flops for w in works), sum(w.entries for w in works)
 
 
-def _one(node: Node, size: Size) -> Work:
+def _one(node: Node, size: Size) -> EquationCost:
     seen = node.seen
     ins, outs = ([tuple(map(size, axes)) for axes in side] for side in (seen.ins, seen.outs))
     dims = frozenset(d for axes in (*seen.ins, *seen.outs) for e in axes for d in roots(e))
     inside = node.kind == "opaque" and any(flops.subprograms(node.eqn))  # all its axes stay whole
     operations = flops.of_equation(node.eqn) if inside else flops.of_primitive(node.eqn, ins, outs)
-    return Work(operations, sum(map(math.prod, outs)), dims)
+    return EquationCost(operations, sum(map(math.prod, outs)), dims)

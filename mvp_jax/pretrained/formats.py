@@ -5,9 +5,9 @@ from typing import Any
 
 from mvp_jax import models
 from mvp_jax.pretrained import key_table
-from mvp_jax.pretrained.key_table import Format, Layout, Rule
+from mvp_jax.pretrained.key_table import Format, KeyRule, Layout
 from mvp_jax.pretrained.keys import bert, clip, resnet, vit
-from mvp_jax.pretrained.tensor_files import Source
+from mvp_jax.pretrained.tensor_files import TensorSource
 
 FAMILIES: dict[str, tuple[Format, ...]] = {
     "resnet": resnet.FORMATS,
@@ -122,8 +122,8 @@ __all__ = [
     "FORMATS",
     "Format",
     "Layout",
-    "Rule",
-    "Source",
+    "KeyRule",
+    "TensorSource",
     "bare",
     "bert",
     "clip",

@@ -66,7 +66,7 @@ CELLS = Layout(_cells, lambda a, c: a.T if c.pool == 1 else a.transpose(3, 2, 0,
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class KeyRule:
     """One kind of array there and here.
 
     Attributes:
@@ -101,36 +101,38 @@ class Format(NamedTuple):
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[KeyRule, ...]
     config: Callable[[Mapping[str, Any]], Any]
     describe: Callable[[Any], dict[str, Any]]
 
 
-def affine(key: str, path: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> tuple[Rule, ...]:
+def affine(key: str, path: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> tuple[KeyRule, ...]:
     """Rules for `weight` and `bias` under `key`, which are `kernel` and `bias` under `params/{path}`.
 
     >>> [(r.key, r.path) for r in affine("fc{j+1}", "fc{j}")]
     [('fc{j+1}.weight', 'params/fc{j}/kernel'), ('fc{j+1}.bias', 'params/fc{j}/bias')]
     """
-    return Rule(f"{key}.weight", f"params/{path}/kernel", kernel), Rule(f"{key}.bias", f"params/{path}/bias", bias)
-
-
-def norm(key: str, path: str) -> tuple[Rule, ...]:
-    """Rules for `weight` and `bias` under `key`, which are `scale` and `bias` under `params/{path}`."""
-    return Rule(f"{key}.weight", f"params/{path}/scale"), Rule(f"{key}.bias", f"params/{path}/bias")
-
-
-def batch_norm(key: str, path: str) -> tuple[Rule, ...]:
-    """`norm`, and running statistics, which are `mean` and `var` under `rest/{path}`."""
-    return (
-        *norm(key, path),
-        Rule(f"{key}.running_mean", f"rest/{path}/mean"),
-        Rule(f"{key}.running_var", f"rest/{path}/var"),
-        Rule(f"{key}.num_batches_tracked", ()),
+    return KeyRule(f"{key}.weight", f"params/{path}/kernel", kernel), KeyRule(
+        f"{key}.bias", f"params/{path}/bias", bias
     )
 
 
-def also(rules: Iterable[Rule], old: str, new: str) -> tuple[Rule, ...]:
+def norm(key: str, path: str) -> tuple[KeyRule, ...]:
+    """Rules for `weight` and `bias` under `key`, which are `scale` and `bias` under `params/{path}`."""
+    return KeyRule(f"{key}.weight", f"params/{path}/scale"), KeyRule(f"{key}.bias", f"params/{path}/bias")
+
+
+def batch_norm(key: str, path: str) -> tuple[KeyRule, ...]:
+    """`norm`, and running statistics, which are `mean` and `var` under `rest/{path}`."""
+    return (
+        *norm(key, path),
+        KeyRule(f"{key}.running_mean", f"rest/{path}/mean"),
+        KeyRule(f"{key}.running_var", f"rest/{path}/var"),
+        KeyRule(f"{key}.num_batches_tracked", ()),
+    )
+
+
+def also(rules: Iterable[KeyRule], old: str, new: str) -> tuple[KeyRule, ...]:
     """The rules, and those whose key starts with `old` once more, as second names that start with `new`.
 
     >>> [(r.key, r.tied) for r in also(norm("vit.layernorm", "norm"), "vit.", "")][::2]
@@ -166,7 +168,7 @@ def _fill(template: str, values: Mapping[str, int]) -> str:
     return _PLACE.sub(lambda m: str(values[m[1]] + (1 if m[2] else 0)), template)
 
 
-def match(form: Format, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+def match(form: Format, name: str) -> tuple[KeyRule, tuple[str, ...]] | None:
     """The rule for one of their names, and our paths for what it holds; `None` if there is no such rule.
 
     >>> form = Format("example", batch_norm("layer{i+1}.bn", "layers/{i}/norm"), dict, dict)
@@ -180,7 +182,7 @@ def match(form: Format, name: str) -> tuple[Rule, tuple[str, ...]] | None:
     return None
 
 
-def keys(form: Format, config: Any, paths: Iterable[str]) -> dict[str, tuple[Rule, tuple[str, ...]]]:
+def keys(form: Format, config: Any, paths: Iterable[str]) -> dict[str, tuple[KeyRule, tuple[str, ...]]]:
     """All names there of what a model has, first and second names alike.
 
     Args:
@@ -194,7 +196,7 @@ def keys(form: Format, config: Any, paths: Iterable[str]) -> dict[str, tuple[Rul
     del config
     ours = tuple(paths)
     have = set(ours)
-    found: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+    found: dict[str, tuple[KeyRule, tuple[str, ...]]] = {}
     for rule in form.rules:
         for path in ours if rule.paths else ():
             values = _fields(rule.paths[0], path)
@@ -237,13 +239,13 @@ def to_ours(form: Format, name: str, stored: np.ndarray, config: Any) -> dict[st
     return dict(zip(paths, (arrays,) if isinstance(rule.path, str) else arrays, strict=True))
 
 
-def from_ours(rule: Rule, arrays: Sequence[np.ndarray], config: Any) -> np.ndarray:
+def from_ours(rule: KeyRule, arrays: Sequence[np.ndarray], config: Any) -> np.ndarray:
     """Arrays at a rule's paths, in their order, as the one array that is stored."""
     stored = rule.layout.back(arrays[0] if isinstance(rule.path, str) else tuple(arrays), config)
     return np.ascontiguousarray(stored)
 
 
-def stored_shape(rule: Rule, shapes: Sequence[tuple[int, ...]], config: Any) -> tuple[int, ...]:
+def stored_shape(rule: KeyRule, shapes: Sequence[tuple[int, ...]], config: Any) -> tuple[int, ...]:
     """The shape of the one array that is stored for arrays of these shapes at a rule's paths.
 
     >>> stored_shape(affine("fc", "head")[0], [(3, 10)], None)

@@ -22,7 +22,7 @@ from mvp_jax.core import trees
 from mvp_jax.core.types import Units, Variables
 from mvp_jax.pretrained import formats, key_table, tensor_files
 from mvp_jax.pretrained.key_table import Format
-from mvp_jax.pretrained.tensor_files import Source
+from mvp_jax.pretrained.tensor_files import TensorSource
 from mvp_jax.storage import files as storage
 
 Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -30,7 +30,7 @@ Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], j
 
 
 def load(
-    source: str | os.PathLike[str] | Source,
+    source: str | os.PathLike[str] | TensorSource,
     model: models.Model | None = None,
     *,
     classes: int | None = None,
@@ -57,7 +57,7 @@ def load(
             with *all* names that are unknown, missing, given twice, of a wrong shape or no floats, before any tensor
             is read.
     """
-    opened = source if isinstance(source, Source) else tensor_files.open(source, revision=revision)
+    opened = source if isinstance(source, TensorSource) else tensor_files.open(source, revision=revision)
     if classes is not None and classes < 1:
         raise ValueError(f"classes={classes}; give at least 1, or None to keep the stored head")
     form = None
@@ -91,7 +91,7 @@ def convert(tensors: Mapping[str, np.ndarray], model: models.Model) -> Variables
 
 
 def _assembled(
-    source: Source, form: Format | None, model: models.Model, heads: set[str], sharding: Sharding | None
+    source: TensorSource, form: Format | None, model: models.Model, heads: set[str], sharding: Sharding | None
 ) -> Variables:
     """The variables of a model; `heads` are paths whose tensors are left out and which become zero."""
     expected = _shapes(model)
@@ -127,7 +127,7 @@ def _assembled(
 
 
 def _planned(
-    source: Source, form: Format, config: Any, expected: Mapping[str, tuple[int, ...]], heads: set[str]
+    source: TensorSource, form: Format, config: Any, expected: Mapping[str, tuple[int, ...]], heads: set[str]
 ) -> tuple[dict[tuple[str, ...], list[str]], list[str]]:
     """Which names are read for which of our paths, first names first, and all that is wrong with names and shapes."""
     found: dict[tuple[str, ...], list[tuple[bool, str]]] = {}

@@ -119,7 +119,7 @@ def test_back_undoes_forward(name, h, d, n):
         parts = there if isinstance(there, tuple) else (there,)
         assert sum(p.size for p in parts) == a.size
         shapes = [p.shape for p in parts]
-        rule = key_table.Rule("a", ("b",) * len(parts) if isinstance(there, tuple) else "b", layout)
+        rule = key_table.KeyRule("a", ("b",) * len(parts) if isinstance(there, tuple) else "b", layout)
         assert key_table.stored_shape(rule, shapes, config) == shape
 
 

@@ -6,36 +6,36 @@ from typing import Any, NoReturn
 
 from mvp_jax.models import resnet
 from mvp_jax.pretrained import key_table
-from mvp_jax.pretrained.key_table import Format, Rule
+from mvp_jax.pretrained.key_table import Format, KeyRule
 
 _BLOCK = "stages/{s}/blocks/{b}"
 
 
-def _torchvision(head: str, shortcut: str, other_head: str, other_shortcut: str) -> tuple[Rule, ...]:
+def _torchvision(head: str, shortcut: str, other_head: str, other_shortcut: str) -> tuple[KeyRule, ...]:
     """Implementations that share all names but these two; the other names are read as well."""
     block = "layer{s+1}.{b}"
     beside = (
-        Rule(f"{block}.{shortcut}.0.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
+        KeyRule(f"{block}.{shortcut}.0.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.{shortcut}.1", f"{_BLOCK}/shortcut/norm"),
     )
     return (
-        Rule("conv1.weight", "params/stem/conv/kernel", key_table.CONV),
+        KeyRule("conv1.weight", "params/stem/conv/kernel", key_table.CONV),
         *key_table.batch_norm("bn1", "stem/norm"),
-        Rule(f"{block}.conv{{j}}.weight", f"params/{_BLOCK}/conv{{j}}/kernel", key_table.CONV),
+        KeyRule(f"{block}.conv{{j}}.weight", f"params/{_BLOCK}/conv{{j}}/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.bn{{j}}", f"{_BLOCK}/norm{{j}}"),
         *key_table.also(beside, f"{block}.{shortcut}", f"{block}.{other_shortcut}"),
         *key_table.also(key_table.affine(head, "head", key_table.CELLS), head, other_head),
     )
 
 
-def _hugging_face() -> tuple[Rule, ...]:
+def _hugging_face() -> tuple[KeyRule, ...]:
     stem, block = "resnet.embedder.embedder", "resnet.encoder.stages.{s}.layers.{b}"
     body = (
-        Rule(f"{stem}.convolution.weight", "params/stem/conv/kernel", key_table.CONV),
+        KeyRule(f"{stem}.convolution.weight", "params/stem/conv/kernel", key_table.CONV),
         *key_table.batch_norm(f"{stem}.normalization", "stem/norm"),
-        Rule(f"{block}.layer.{{j}}.convolution.weight", f"params/{_BLOCK}/conv{{j+1}}/kernel", key_table.CONV),
+        KeyRule(f"{block}.layer.{{j}}.convolution.weight", f"params/{_BLOCK}/conv{{j+1}}/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.layer.{{j}}.normalization", f"{_BLOCK}/norm{{j+1}}"),
-        Rule(f"{block}.shortcut.convolution.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
+        KeyRule(f"{block}.shortcut.convolution.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.shortcut.normalization", f"{_BLOCK}/shortcut/norm"),
     )
     return (*key_table.also(body, "resnet.", ""), *key_table.affine("classifier.1", "head", key_table.CELLS))
