@@ -51,7 +51,7 @@ def scores(problem: api.Problem, key: Key, *, score: Score, examples: int = 512,
     variables = probe.fit_head(model, problem.variables, problem.train, l2=l2)
     if score == "fisher":
         gates = saliency.gate_gradients(model.apply, variables, x, y, train.cross_entropy, groups)
-        return saliency.fisher(gates)
+        return saliency.gate_fisher(gates)
 
     def loss(params: dict) -> jax.Array:
         return jnp.mean(train.cross_entropy(model.apply(Variables(params, variables.rest), x)[0], y))

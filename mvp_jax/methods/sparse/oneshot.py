@@ -34,7 +34,7 @@ class Settings:
         score: see `SCORES`.
         examples: what the scores that need data look at.
         rounds: of SynFlow's exponential schedule.
-        rescale: for SynFlow on networks that overflow, see `connections.synflow`.
+        rescale: for SynFlow on networks that overflow, see `saliency.prune_by_synflow`.
         batch: examples at a time where each has a gradient of its own (Fisher).
         training: the fine-tuning.
     """
@@ -75,7 +75,7 @@ def _fisher(model: Model, variables: Variables, data: Any, *, batch: int) -> PyT
     def one(params: Params, x: Array, y: Array) -> Array:
         return loss(params, variables.rest, x[None], y[None])
 
-    return weight_scores.fisher_diagonal(one, variables.params, data["x"], data["y"], batch=batch)
+    return weight_scores.fisher(one, variables.params, data["x"], data["y"], batch=batch)
 
 
 def scores(problem: api.Problem, settings: Settings, key: Key) -> tuple[PyTree, Any]:
@@ -101,7 +101,7 @@ def _flows(problem: api.Problem, run: api.Run, settings: Settings) -> api.Run:
     sizes = api.remaining(run.kept, "tree")
     counts = schedules.counts("geometric", settings.rounds, sizes, problem.sparsity)
     model = problem.model
-    new = weight_scores.synflow(
+    new = saliency.prune_by_synflow(
         model.apply,
         problem.variables,
         model.input_shape,
