@@ -17,6 +17,7 @@ from flax import nnx
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class BertConfig:
 class Embedding(nnx.Module):
     """Words, positions and token types, added and normalised."""
 
-    def __init__(self, config: BertConfig, *, noise: api.Noise):
+    def __init__(self, config: BertConfig, *, noise: Noise):
         self.config = config
         self.word = nnx.Param(noise((config.vocab, config.dim), 0.02))
         rows = config.positions + (config.pad + 1 if config.skip_padding else 0)
@@ -130,7 +131,7 @@ class Embedding(nnx.Module):
 class Layer(nnx.Module):
     """A post-norm transformer layer."""
 
-    def __init__(self, config: BertConfig, i: int, *, noise: api.Noise):
+    def __init__(self, config: BertConfig, i: int, *, noise: Noise):
         self.path = f"layers/{i}"
         self.activation = config.activation
         self.rate, attention_rate, _ = config.rates
@@ -150,7 +151,7 @@ class Layer(nnx.Module):
         self.fc2 = layers.Projection((config.mlp[i],), (config.dim,), compute=config.compute, noise=noise)
         self.norm2 = layers.LayerNorm(config.dim, epsilon=config.epsilon)
 
-    def __call__(self, x: Array, hooks: api.Hooks, real: Array) -> Array:
+    def __call__(self, x: Array, hooks: Hooks, real: Array) -> Array:
         x = self.norm1(x + hooks.dropout(self.attention(x, hooks, real), self.rate))
         h = layers.ACTIVATIONS[self.activation](self.fc1(x))
         h = hooks.unit(f"{self.path}/fc1", h, where=real)
@@ -174,7 +175,7 @@ class Words(nnx.Module):
 class Bert(nnx.Module):
     """Embedding and layers, then pooler and head, or transform, norm and words."""
 
-    def __init__(self, config: BertConfig, *, noise: api.Noise):
+    def __init__(self, config: BertConfig, *, noise: Noise):
         self.config = config
         self.embed = Embedding(config, noise=noise)
         self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
@@ -187,7 +188,7 @@ class Bert(nnx.Module):
             self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
             self.head = Words(config)
 
-    def __call__(self, ids: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, ids: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         real = ids != c.pad
         rate, _, head_rate = c.rates

@@ -17,6 +17,7 @@ from flax import nnx
 from mvp_jax.core.types import Array, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def normalised(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
-def _stack(config: Tower, *, causal: bool, noise: api.Noise) -> nnx.Dict:
+def _stack(config: Tower, *, causal: bool, noise: Noise) -> nnx.Dict:
     """The layers of a tower."""
     how: dict[str, Any] = {
         "activation": config.activation,
@@ -124,7 +125,7 @@ def _stack(config: Tower, *, causal: bool, noise: api.Noise) -> nnx.Dict:
 class End(nnx.Module):
     """From the token that is read to features and logits: norm, projection, length 1, head."""
 
-    def __init__(self, config: Tower, *, noise: api.Noise):
+    def __init__(self, config: Tower, *, noise: Noise):
         self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
         self.projection = layers.Projection(
             (config.dim,), (config.projection,), bias=False, compute=config.compute, noise=noise
@@ -139,7 +140,7 @@ class End(nnx.Module):
 class ClipVision(End):
     """Patches, class token, positions, norm, layers; the class token is read."""
 
-    def __init__(self, config: ClipVisionConfig, *, noise: api.Noise):
+    def __init__(self, config: ClipVisionConfig, *, noise: Noise):
         self.config = config
         p = config.patch
         self.patch = layers.Projection(
@@ -151,7 +152,7 @@ class ClipVision(End):
         self.layers = _stack(config, causal=False, noise=noise)
         super().__init__(config, noise=noise)
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         n, side = x.shape[0], c.image_size // c.patch
         cells = jnp.reshape(x, (n, side, c.patch, side, c.patch, c.channels)).transpose((0, 1, 3, 2, 4, 5))
@@ -166,14 +167,14 @@ class ClipVision(End):
 class ClipText(End):
     """Words and positions, layers in which a token sees those before it; the token that ends the text is read."""
 
-    def __init__(self, config: ClipTextConfig, *, noise: api.Noise):
+    def __init__(self, config: ClipTextConfig, *, noise: Noise):
         self.config = config
         self.word = nnx.Param(noise((config.vocab, config.dim), 0.02))
         self.position = nnx.Param(noise((config.positions, config.dim), 0.02))
         self.layers = _stack(config, causal=True, noise=noise)
         super().__init__(config, noise=noise)
 
-    def __call__(self, ids: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, ids: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         end = jnp.argmax(ids if c.eos is None else ids == c.eos, axis=1)[:, None]
         real = jnp.arange(ids.shape[1]) <= end
@@ -185,7 +186,7 @@ class ClipText(End):
         return self.finish(jnp.take_along_axis(x, end[:, :, None], axis=1)[:, 0])
 
 
-def _module(config: Tower, noise: api.Noise) -> nnx.Module:
+def _module(config: Tower, noise: Noise) -> nnx.Module:
     return ClipText(config, noise=noise) if isinstance(config, ClipTextConfig) else ClipVision(config, noise=noise)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mvp_jax.core.types import Array
-from mvp_jax.models.api import Hooks, Noise
+from mvp_jax.models.hooks import Hooks, Noise
 from mvp_jax.models.widths import Transformer
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class ViTConfig:
 class ViT(nnx.Module):
     """Patches, class token, positions, layers, norm, head."""
 
-    def __init__(self, config: ViTConfig, *, noise: api.Noise):
+    def __init__(self, config: ViTConfig, *, noise: Noise):
         self.config = c = config
         # A convolution whose windows do not overlap is a linear map of patches; its kernel stays [p, p, C, D].
         self.patch = layers.Projection((c.patch, c.patch, c.channels), (c.dim,), compute=c.compute, noise=noise)
@@ -110,7 +111,7 @@ class ViT(nnx.Module):
         if c.averaged:
             self.head_distilled = layers.Head((c.dim,), c.classes, noise=noise)
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         n, side = x.shape[0], c.image_size // c.patch
         cells = jnp.reshape(x, (n, side, c.patch, side, c.patch, c.channels)).transpose((0, 1, 3, 2, 4, 5))

@@ -105,7 +105,7 @@ def _assembled(
     problems += [f"missing: {names.get(p, 'some name')}, for {p} {expected[p]}" for p in sorted(missing)]
     places, misplaced = _places(expected, sharding)
     hint = ""
-    if missing and all(path.startswith((f"params/{model.head}", "params/pooler/")) for path in missing):
+    if missing and all(path.startswith(("params/head", "params/pooler/")) for path in missing):
         hint = " (`classes` gives a model a new head)"
     _refuse(problems + misplaced, f"the weights of {source.name}, read as {form.name}, do not fit the model{hint}")
 

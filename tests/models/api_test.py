@@ -9,6 +9,7 @@ from mvp_jax import models
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.models import api, resnet
+from mvp_jax.models.hooks import Hooks
 from tests import model_kinds
 from tests.model_kinds import KINDS, batch, made, random_units
 
@@ -187,7 +188,7 @@ def test_dropout_knob_is_traced_and_needs_a_key():
 
 
 def test_dropout_keeps_the_mean():
-    hooks = api.Hooks(train=True, key=jax.random.key(0))
+    hooks = Hooks(train=True, key=jax.random.key(0))
     x = jnp.ones((200, 100))
     y = hooks.dropout(x, 0.25)
     assert set(np.unique(np.asarray(y)).round(4)) == {np.float32(0.0), np.float32(1.3333)}
@@ -206,7 +207,7 @@ def test_equal_configurations_are_one_object():
 
 def test_one_compilation_serves_all_values(monkeypatch):
     traces = []
-    hooks = api.Hooks
+    hooks = Hooks
 
     def counted(**arguments):
         traces.append(arguments)

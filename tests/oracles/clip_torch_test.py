@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
 from mvp_jax.models import api, clip, layers
+from mvp_jax.models.hooks import Hooks, Noise
 from mvp_jax.pretrained import key_table, tensor_files
 from mvp_jax.pretrained.keys import clip as formats
 
@@ -99,8 +100,8 @@ def states(monkeypatch, model, variables, x):
         return seen[-1]
 
     monkeypatch.setattr(layers.PreNorm, "__call__", noted)
-    module = api.nnx.merge(api._split(clip._module(model.config, api.Noise()))[0], variables.params, {})
-    module(jnp.asarray(x), api.Hooks())
+    module = api.nnx.merge(api._split(clip._module(model.config, Noise()))[0], variables.params, {})
+    module(jnp.asarray(x), Hooks())
     return [np.asarray(a) for a in seen]
 
 
