@@ -15,12 +15,12 @@ from mvp_jax.core.types import PyTree, Variables
 
 
 class Cost(NamedTuple):
-    """Of one model, on the host.
+    """What one model costs, as numbers on the host.
 
     Attributes:
-        params: trainable numbers.
-        flops: floating-point operations of a forward pass over one example; a multiply-add counts as two.
-        bytes: of everything the model needs to run, batch statistics included.
+        params: how many trainable numbers it has.
+        flops: the floating-point operations of a forward pass over one example; a multiply-add counts as two.
+        bytes: the memory of everything that the model needs to run, batch statistics included.
     """
 
     params: int
@@ -80,15 +80,15 @@ def _flops(
 
 
 def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
-    """A model's cost.
+    """The cost of a model: parameters, operations for an example, bytes.
 
     Args:
-        model: with `apply`, `input_shape` and perhaps `input_dtype`.
-        variables: its variables.
-        batch: examples in the traced program; the result is per example and hardly depends on it.
+        model: anything with `apply` and `input_shape`, and perhaps `input_dtype` (float32 otherwise).
+        variables: its variables, as arrays or shapes.
+        batch: the number of examples in the traced program; the result is for one example and hardly depends on it.
 
     Returns:
-        Parameters, FLOPs per example, bytes.
+        The cost.
     """
     return Cost(
         parameters(variables[0]),
@@ -103,9 +103,17 @@ def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
 
 
 def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
-    """Bytes that the compiled `apply(variables, *inputs)` needs for intermediate values at once.
+    """Bytes that the compiled `apply(variables, *inputs)` needs for intermediate values at one time.
 
-    Compiles the program; arguments and results are not counted. Shapes will do in place of arrays.
+    The program is compiled, not run. Arguments and results are not counted.
+
+    Args:
+        apply: a traceable function.
+        variables: arrays or shapes.
+        *inputs: arrays or shapes.
+
+    Returns:
+        The compiler's figure for the default device; 0 where it gives none.
 
     >>> memory(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T), jnp.ones((4, 4)), jnp.ones((8, 4))) > 0
     True
@@ -115,19 +123,19 @@ def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
 
 
 def latency(fn: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2) -> float:
-    """Seconds of one call, the median of several after warming up; waits for the device.
+    """Seconds that a call takes, as the median of several calls; each waits for the device.
 
     Args:
-        fn: called as `fn(*args)`; compiled by the first call if jitted.
+        fn: called as `fn(*args)`; if it is jitted, a call before the timed ones compiles it.
         *args: its arguments.
-        repeats: timed calls.
-        warmup: calls before.
+        repeats: how many calls are timed, at least 1.
+        warmup: how many calls go before them; at least one is made.
 
     Returns:
-        The median time.
+        The median time in seconds.
 
     Raises:
-        ValueError: if nothing would be timed.
+        ValueError: if `repeats` is below 1 or `warmup` below 0.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats}, warmup={warmup}; time at least one call")

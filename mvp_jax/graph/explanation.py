@@ -12,14 +12,16 @@ from mvp_jax.graph import analysis, work
 
 
 class GroupExplanation(NamedTuple):
-    """A group.
+    """One coupled group, and how much of the function hangs on it.
 
     Attributes:
-        name, kind, size: of the group.
-        params: share of all parameters that is in some slot of it, 0 to 1.
-        flops: share of the arithmetic in which its units take part.
-        makes: arrays that make its units, as `path[axis]`.
-        reads: arrays that read them.
+        name: the group's name.
+        kind: what its units are: `neuron`, `filter`, `head`, ...
+        size: how many units it has.
+        params: the share of all parameters, 0 to 1, that lies in one of its slots.
+        flops: the share of the function's operations, 0 to 1, in which its units take part.
+        makes: the arrays that make its units, as `path[axis]`.
+        reads: the arrays that read its units, as `path[axis]`.
     """
 
     name: str
@@ -32,13 +34,15 @@ class GroupExplanation(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Of a function; `str()` is a table for a terminal, `pictures.plot_coupling` a picture.
+    """What tracing found out about a function.
+
+    `str()` makes a table for a terminal of it, `reports.plots.plot_coupling` a picture.
 
     Attributes:
-        rows: a row for each group, in the order in which the function makes them.
+        rows: one for each group, in the order in which the function makes them.
         frozen: parameter axes that may not be cut, and why.
-        params: of the whole function.
-        flops: of one call on the inputs that it was traced with.
+        params: how many parameters the function has.
+        flops: the floating-point operations of one call on the inputs that it was traced with; see `core.flops`.
         arrays: paths of all parameters, in the order in which the function uses them.
     """
 
@@ -69,16 +73,17 @@ class Explanation(NamedTuple):
 def explain(
     apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.PrimitiveRules = ()
 ) -> Explanation:
-    """Groups of a function with what hangs on each, and what may not be cut and why.
+    """The groups of a function with what hangs on each, and what may not be cut and why.
 
     Args:
-        apply: see `graph.groups`.
-        variables: see `graph.groups`.
-        *inputs: see `graph.groups`.
-        rules: see `graph.groups`.
+        apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
+        variables: any pytree of arrays or shapes.
+        *inputs: arrays or shapes as `apply` takes them.
+        rules: rules for primitives that are not known, or that are to be read otherwise.
 
     Returns:
-        An explanation; print it.
+        An explanation, which prints as tables: the groups with their shares of parameters and operations, then the axes
+        that have to stay with the reasons.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -65,7 +65,7 @@ def synflow(
     {'a': [3.0, 1.0], 'b': [3.0, 1.0]}
 
     Reference: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", 2020,
-    arXiv:2006.05467, eq. 1.
+    arXiv:2006.05467, algorithm 1.
     """
     kernels = input_norms.pick(variables, prunable)
     net = _Net(apply, kernels.places, tuple(input_shape), rescale)
