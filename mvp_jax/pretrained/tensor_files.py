@@ -36,12 +36,12 @@ _SAFETENSORS = ".safetensors"
 
 
 class TensorEntry(NamedTuple):
-    """One tensor of a checkpoint, not read yet.
+    """One tensor of a checkpoint, which is not read yet.
 
     Attributes:
-        shape: as stored.
-        dtype: by safetensors' names, `F32`, `BF16`, `I64`.
-        read: gives the values.
+        shape: its shape in the checkpoint.
+        dtype: its dtype by safetensors' names: `F32`, `BF16`, `I64`, ...
+        read: reads the values and returns them as an array of that shape.
     """
 
     shape: tuple[int, ...]
@@ -51,12 +51,12 @@ class TensorEntry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TensorSource:
-    """An opened checkpoint.
+    """An opened checkpoint, whose tensors are read one at a time.
 
     Attributes:
         name: where it lies, for messages.
-        entries: its tensors by name.
-        described: its `config.json`, if there is one.
+        entries: its tensors by their names.
+        described: the content of its `config.json`; `None` if it has none.
     """
 
     name: str
@@ -64,7 +64,7 @@ class TensorSource:
     described: dict[str, Any] | None = None
 
     def get(self, name: str) -> np.ndarray:
-        """One tensor, read now, in float32.
+        """Reads one tensor and returns it in float32.
 
         Raises:
             ValueError: if there is none of that name, it does not hold floats, or the file changed meanwhile.
@@ -81,14 +81,21 @@ class TensorSource:
 
 
 def is_float(entry: TensorEntry) -> bool:
-    """Whether a tensor can hold weights."""
+    """Whether a tensor is of a float dtype that is read as weights: float64, float32, float16 or bfloat16."""
     return entry.dtype in _FLOATS
 
 
-def held(tensors: Mapping[str, Any], name: str = "these tensors") -> TensorSource:
-    """Arrays in memory as an opened checkpoint; what is read of them is a copy.
+def in_memory(tensors: Mapping[str, Any], name: str = "these tensors") -> TensorSource:
+    """Arrays in memory as an opened checkpoint; reading a tensor copies it.
 
-    >>> held({"fc.bias": np.zeros(3)}).entries["fc.bias"].dtype
+    Args:
+        tensors: arrays by their names in the other library.
+        name: what messages call them.
+
+    Returns:
+        A checkpoint without `config.json`.
+
+    >>> in_memory({"fc.bias": np.zeros(3)}).entries["fc.bias"].dtype
     'F64'
     """
 
@@ -124,11 +131,14 @@ def open(source: str | os.PathLike[str], *, revision: str | None = None) -> Tens
 
 
 def local(source: str | os.PathLike[str], *, revision: str | None = None) -> pathlib.Path:
-    """Where a checkpoint lies here, with its tokeniser's and processor's files; fetched from the hub if need be.
+    """The path of a checkpoint with its tokeniser's and processor's files; if it is on the hub, it is downloaded first.
 
     Args:
-        source: as in `open`.
+        source: a file, a folder, or `organisation/name` on the Hugging Face hub, as `open` takes it.
         revision: on the hub, a branch, tag or commit.
+
+    Returns:
+        The file or folder on this machine.
 
     Raises:
         ValueError: if there is no such file or folder, and it is no id on the hub or cannot be had.

@@ -86,7 +86,7 @@ def test_features_and_similarities(options):
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(vision.inspect(v, images).features, out.image_embeds.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(text.inspect(t, ids).features, out.text_embeds.numpy(), rtol=1e-4, atol=1e-5)
-    scale = formats.logit_scale(tensor_files.held({"logit_scale": module.logit_scale.detach().numpy()}))
+    scale = formats.logit_scale(tensor_files.in_memory({"logit_scale": module.logit_scale.detach().numpy()}))
     got = clip.similarity(vision, v, text, t, images, ids, scale)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 

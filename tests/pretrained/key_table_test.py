@@ -150,7 +150,7 @@ def test_what_is_stored_comes_back(name):
     for path, leaf in trees.flatten(ours).items():
         np.testing.assert_array_equal(back.pop(path), leaf)
     assert not back
-    assert formats.of(stored, paths=trees.flatten(ours)).name == name or formats.of(stored).name == name
+    assert formats.detect(stored, paths=trees.flatten(ours)).name == name or formats.detect(stored).name == name
 
 
 PARTS = st.tuples(st.from_regex(r"[a-z.]{1,4}", fullmatch=True), st.integers(0, 120), st.booleans())
@@ -290,12 +290,12 @@ def test_configurations_that_are_not_theirs_are_refused(origin, config, message)
 
 def test_the_format_is_found_by_names_and_description():
     hugging = dict.fromkeys(SOME_KEYS["vit (Hugging Face)"])
-    assert formats.of(hugging).name == "vit (Hugging Face)"
-    assert formats.of([f"module.{k}" for k in SOME_KEYS["resnet (CIFAR)"]]).name == "resnet (CIFAR)"
+    assert formats.detect(hugging).name == "vit (Hugging Face)"
+    assert formats.detect([f"module.{k}" for k in SOME_KEYS["resnet (CIFAR)"]]).name == "resnet (CIFAR)"
     described = FORMATS["deit, one head (Hugging Face)"].describe(CONFIGS["deit, one head (Hugging Face)"])
-    assert formats.of(["classifier.weight", "deit.embeddings.cls_token"], described).name.startswith("deit, one")
-    assert formats.of(["embeddings.cls_token"], described).name.startswith("deit (")  # of a bare body, the first
+    assert formats.detect(["classifier.weight", "deit.embeddings.cls_token"], described).name.startswith("deit, one")
+    assert formats.detect(["embeddings.cls_token"], described).name.startswith("deit (")  # of a bare body, the first
     with pytest.raises(ValueError, match=r"no key table fits these weights, whose model_type is 'gpt2'.*wte"):
-        formats.of(["wte.weight"], {"model_type": "gpt2"})
+        formats.detect(["wte.weight"], {"model_type": "gpt2"})
     with pytest.raises(ValueError, match=r"is not one of vit \(timm\): TypeError"):
         formats.configure(FORMATS["vit (timm)"], {"architecture": []})

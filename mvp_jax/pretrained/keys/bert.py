@@ -92,10 +92,10 @@ def _config(kin: Kin, task: _Task, described: Mapping[str, Any]) -> bert.BertCon
     heads = key_table.field(described, "architectures", ["Model"])
     if not any(str(name).endswith(_HEADS) for name in heads):
         raise ValueError(f"architectures in config.json are {heads!r:.80}; they must end in one of {_HEADS}")
-    key_table.only(described, is_decoder=False, add_cross_attention=False)
-    key_table.only({k: v for k, v in described.items() if v}, position_embedding_type="absolute", pruned_heads={})
+    key_table.require(described, is_decoder=False, add_cross_attention=False)
+    key_table.require({k: v for k, v in described.items() if v}, position_embedding_type="absolute", pruned_heads={})
     if task == "masked_lm":
-        key_table.only(described, tie_word_embeddings=True)
+        key_table.require(described, tie_word_embeddings=True)
     absent = {"head_dropout": key_table.field(described, kin.words["dropout"], 0.1), **kin.absent}
     given = {ours: key_table.field(described, theirs, absent[ours]) for ours, theirs in kin.words.items()}
     fields: dict[str, Any] = {**given, **kin.fixed, "task": task}
@@ -259,7 +259,7 @@ def _formats(
         table = _old_norms((*encoder, *own, *_blind(other), *past))
         return key_table.Format(
             f"{kin.name}{label} (Hugging Face)",
-            key_table.also(table, f"{kin.name}.", ""),  # a bare encoder has no prefix
+            key_table.with_aliases(table, f"{kin.name}.", ""),  # a bare encoder has no prefix
             functools.partial(_config, kin, task),
             functools.partial(_describe, kin, task),
         )

@@ -81,7 +81,7 @@ def _part(described: Mapping[str, Any], name: _Name) -> dict[str, Any]:
 
 def _common(part: Mapping[str, Any], described: Mapping[str, Any], dim: int, heads: int, mlp: int) -> dict[str, Any]:
     """Arguments of `clip.uniform_*` for what both towers have; the last three are defaults."""
-    key_table.only(part, attention_dropout=0.0)
+    key_table.require(part, attention_dropout=0.0)
     activation = key_table.field(part, "hidden_act", "quick_gelu")
     if activation not in layers.ACTIVATIONS:
         raise ValueError(f"hidden_act in config.json is {activation!r:.80}; there are {sorted(layers.ACTIVATIONS)}")
@@ -202,7 +202,7 @@ def logit_scale(source: tensor_files.TensorSource) -> float:
     Raises:
         ValueError: if there is none, as in the checkpoint of one tower.
 
-    >>> logit_scale(files.held({"logit_scale": 4.5}))
+    >>> logit_scale(tensor_files.in_memory({"logit_scale": 4.5}))
     4.5
     """
     if "logit_scale" not in source.entries:

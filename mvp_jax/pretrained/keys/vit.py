@@ -63,15 +63,15 @@ def _hugging_face(prefix: str, *heads: tuple[str, str]) -> tuple[KeyRule, ...]:
         *key_table.affine(f"{start}.patch_embeddings.projection", "patch", key_table.CONV),
     ]
     for old, now, path, kernel, bias in inside:
-        body += key_table.also(
+        body += key_table.with_aliases(
             key_table.affine(f"{layer}.{old}", f"{ours}/{path}", kernel, bias), f"{layer}.{old}", f"{new}.{now}"
         )
     for name, path in (("layernorm_before", "norm1"), ("layernorm_after", "norm2")):
-        body += key_table.also(key_table.norm(f"{layer}.{name}", f"{ours}/{path}"), layer, new)
+        body += key_table.with_aliases(key_table.norm(f"{layer}.{name}", f"{ours}/{path}"), layer, new)
     body += key_table.norm(f"{prefix}.layernorm", "norm")
     body += [KeyRule(f"{prefix}.pooler.dense.{kind}", ()) for kind in ("weight", "bias")]
     return (
-        *key_table.also(body, f"{prefix}.", ""),
+        *key_table.with_aliases(body, f"{prefix}.", ""),
         *(rule for name, path in heads for rule in key_table.affine(name, path)),
     )
 
@@ -109,7 +109,7 @@ def _named(described: Mapping[str, Any]) -> vit.ViTConfig:
     name = described.get("architecture")
     if name not in _TIMM:
         raise ValueError(f"config.json names the architecture {name!r:.80}; of timm's there are {sorted(_TIMM)} here")
-    key_table.only(described, global_pool="token", model_args={})
+    key_table.require(described, global_pool="token", model_args={})
     return _architecture(name, key_table.field(described, "num_classes", 1000))
 
 
@@ -147,7 +147,7 @@ def _config(described: Mapping[str, Any], *, kind: str, tokens: Mapping[str, boo
     """Of Hugging Face's `ViTConfig` and `DeiTConfig`."""
     if described.get("model_type") != kind:
         raise ValueError(f"model_type is {described.get('model_type')!r:.80}, not {kind!r}")
-    key_table.only(described, qkv_bias=True, attention_probs_dropout_prob=0.0)
+    key_table.require(described, qkv_bias=True, attention_probs_dropout_prob=0.0)
     activation = key_table.field(described, "hidden_act", "gelu")
     if activation not in layers.ACTIVATIONS:
         raise ValueError(f"hidden_act in config.json is {activation!r:.80}; there are {sorted(layers.ACTIVATIONS)}")
