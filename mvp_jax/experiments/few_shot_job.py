@@ -17,7 +17,7 @@ from mvp_jax.experiments.stages import Plan, Stacked, batch_of, similarities
 from mvp_jax.methods import few_shot
 from mvp_jax.models.api import replace_head
 from mvp_jax.parallel import processes
-from mvp_jax.reports import plots
+from mvp_jax.reports import model_plots, plots
 from mvp_jax.storage import checkpoint, event_files, files, records
 
 _STUDIED = 128
@@ -297,7 +297,7 @@ def report_cost(plan: Plan, variables: Variables, work: Path) -> None:
         work / "cost.json",
         {"batch": 64, "models": found, "masked_minus_slim": differences, "random_cuts": checked._asdict()},
     )
-    plots.plot_cost(found, work / "cost.png")
+    model_plots.plot_cost(found, work / "cost.png")
     worst = max(differences.values())
     ratio = found[0]["latency_ms"] / found[1]["latency_ms"]
     records.say(

@@ -36,7 +36,7 @@ class GroupExplanation(NamedTuple):
 class Explanation(NamedTuple):
     """What tracing found out about a function.
 
-    `str()` makes a table for a terminal of it, `reports.plots.plot_coupling` a picture.
+    `str()` makes a table for a terminal of it, `reports.plot_coupling` a picture.
 
     Attributes:
         rows: one for each group, in the order in which the function makes them.

@@ -178,7 +178,8 @@ class _Takes:
             raise ValueError(f"x has shape {x.shape}; this model takes [N, {takes}]")
 
 
-# Its arguments are the fields of the model that it returns, so a record of them would be that model once more.
+# Its arguments are the fields of the model that it returns, so a record of them would be that model once more. Most of
+# its body are signatures: four functions that close over one module.
 def from_module(
     make: Callable[[Noise], nnx.Module],
     *,

@@ -1,4 +1,4 @@
-"""Methods against sparsity and against what they cost, as pictures in the style of `pictures`."""
+"""Methods against sparsity and against what they cost, as pictures."""
 
 import os
 from collections.abc import Sequence

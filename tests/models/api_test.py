@@ -139,8 +139,12 @@ def test_training_under_scan_carries_statistics():
 
     @jax.jit
     def three(variables):
-        return jax.lax.scan(lambda rest, _: (model.apply((variables.params, rest), x, train=True)[1], None),
-                            variables.rest, None, length=3)[0]  # fmt: skip
+        return jax.lax.scan(
+            lambda rest, _: (model.apply((variables.params, rest), x, train=True)[1], None),
+            variables.rest,
+            None,
+            length=3,
+        )[0]
 
     by_hand = variables.rest
     for _ in range(3):
@@ -156,9 +160,12 @@ def test_momentum_knob_replaces_running_statistics():
     _, usual = model.apply(variables, x, train=True)
     _, replaced = model.apply(variables, x, train=True, knobs={"batch_norm_momentum": 0.0})
     stem = jax.lax.conv_general_dilated(
-        x, variables.params["stem"]["conv"]["kernel"], (1, 1), ((1, 1), (1, 1)),
+        x,
+        variables.params["stem"]["conv"]["kernel"],
+        (1, 1),
+        ((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
     mean, var = np.asarray(stem).mean((0, 1, 2)), np.asarray(stem).var((0, 1, 2))
     np.testing.assert_allclose(replaced["stem"]["norm"]["mean"], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(replaced["stem"]["norm"]["var"], var, rtol=1e-4)

@@ -212,20 +212,41 @@ def test_configurations_go_there_and_back(name):
 
 def test_sizes_in_published_configurations():
     """As the pages of google/vit-base-patch16-224 and microsoft/resnet-50 give them."""
-    base = FORMATS["vit (Hugging Face)"].config({
-        "architectures": ["ViTForImageClassification"], "attention_probs_dropout_prob": 0.0, "encoder_stride": 16,
-        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 768, "image_size": 224,
-        "id2label": {str(i): "x" for i in range(1000)}, "initializer_range": 0.02,
-        "intermediate_size": 3072, "layer_norm_eps": 1e-12,
-        "model_type": "vit", "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12, "patch_size": 16,
-        "qkv_bias": True,
-    })  # fmt: skip
+    base = FORMATS["vit (Hugging Face)"].config(
+        {
+            "architectures": ["ViTForImageClassification"],
+            "attention_probs_dropout_prob": 0.0,
+            "encoder_stride": 16,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "hidden_size": 768,
+            "image_size": 224,
+            "id2label": {str(i): "x" for i in range(1000)},
+            "initializer_range": 0.02,
+            "intermediate_size": 3072,
+            "layer_norm_eps": 1e-12,
+            "model_type": "vit",
+            "num_attention_heads": 12,
+            "num_channels": 3,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+            "qkv_bias": True,
+        }
+    )
     assert base == vit.base(epsilon=1e-12)
-    fifty = FORMATS["resnet (Hugging Face)"].config({
-        "depths": [3, 4, 6, 3], "downsample_in_first_stage": False, "embedding_size": 64, "hidden_act": "relu",
-        "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck", "model_type": "resnet", "num_channels": 3,
-        "id2label": {str(i): "x" for i in range(1000)},
-    })  # fmt: skip
+    fifty = FORMATS["resnet (Hugging Face)"].config(
+        {
+            "depths": [3, 4, 6, 3],
+            "downsample_in_first_stage": False,
+            "embedding_size": 64,
+            "hidden_act": "relu",
+            "hidden_sizes": [256, 512, 1024, 2048],
+            "layer_type": "bottleneck",
+            "model_type": "resnet",
+            "num_channels": 3,
+            "id2label": {str(i): "x" for i in range(1000)},
+        }
+    )
     assert fifty == resnet.resnet50()
     early = {"model_type": "resnet", "downsample_in_bottleneck": True}
     assert FORMATS["resnet (Hugging Face)"].config(early) == resnet.resnet50(classes=2, downsample_in_bottleneck=True)

@@ -239,8 +239,7 @@ def test_a_network_without_flow_and_impossible_counts_are_refused():
     with pytest.raises(ValueError, match="a fresh head"):
         saliency.synflow(chain, silent, (3,), prunable=KERNELS)
     with pytest.raises(ValueError, match="not finite"):
-        saliency.synflow(chain, trees.replace(params, {"2/kernel": jnp.full((5, 2), jnp.nan)}), (3,),
-                                   prunable=KERNELS)  # fmt: skip
+        saliency.synflow(chain, trees.replace(params, {"2/kernel": jnp.full((5, 2), jnp.nan)}), (3,), prunable=KERNELS)
     for counts, message in (([50], "42 entries"), ([20, 30], "do not come back"), (9, "shape"), ([0.5], "counts")):
         with pytest.raises(ValueError, match=message):
             saliency.prune_by_synflow(chain, params, (3,), counts, prunable=KERNELS)

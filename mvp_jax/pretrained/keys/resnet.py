@@ -154,10 +154,8 @@ def _describe(config: Any) -> dict[str, Any]:
 
 
 FORMATS = (
-    Format(
-        "resnet (torchvision, timm)", _torchvision("fc", "downsample", "linear", "shortcut"), _named, _name
-    ),
+    Format("resnet (torchvision, timm)", _torchvision("fc", "downsample", "linear", "shortcut"), _named, _name),
     Format("resnet (CIFAR)", _torchvision("linear", "shortcut", "fc", "downsample"), _nameless, _nothing),
     Format("resnet (Hugging Face)", _hugging_face(), _config, _describe),
-)  # fmt: skip
+)
 """torchvision's and timm's; akamaster/pytorch_resnet_cifar10's and karanchahal/distiller's; Hugging Face's."""

@@ -20,7 +20,7 @@ def _timm() -> tuple[KeyRule, ...]:
             f"{layer}.attn.qkv.{kind}", tuple(f"params/{ours}/attention/{name}/{leaf}" for name in _QKV), key_table.QKV
         )
         for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
-    ]  # fmt: skip
+    ]
     return (
         KeyRule("cls_token", "params/cls"),
         KeyRule("dist_token", "params/distill"),
