@@ -239,7 +239,7 @@ def fit(
 
 
 def _best(scores: UnitScores, kept: Mapping[str, int]) -> dict[str, Array]:
-    """The units of highest score, so many of each group."""
+    """`{group: bool[C]}`: in each group, the given number of units with the highest scores."""
     return dict(prune.by_leaf({n: scores[n] for n in kept}, {n: jnp.int32(k) for n, k in kept.items()}))
 
 

@@ -62,7 +62,7 @@ def count(program: Program, size: Size = whole) -> Iterator[EquationCost]:
 
 
 def total(program: Program, size: Size = whole) -> tuple[int, int]:
-    """The operations of a call, and the count of all numbers that its equations write; see `count`."""
+    """The floating-point operations of a call, and how many numbers all its equations write."""
     works = list(count(program, size))
     return sum(w.flops for w in works), sum(w.entries for w in works)
 

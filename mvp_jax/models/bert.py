@@ -25,26 +25,32 @@ class BertConfig:
     """Every size of an encoder, layer by layer, so that a pruned one is another instance.
 
     Attributes:
-        vocab: words that have an embedding.
-        positions: the longest text, in tokens.
-        dim: embedding width.
-        heads, qk_dim, v_dim, mlp: of each layer; query and key dimensions are the same in all heads of a layer.
-        attention_scale: what scores are multiplied by; the *dense* head size to the power -1/2, also when slim.
-        types: token types (segments) that have an embedding; 0 does without.
-        classes: of the data; not used under `masked_lm`, whose classes are the vocabulary.
-        dropout: rate after the embedding and after the attention and the MLP of each layer.
-        attention_dropout, head_dropout: rates on attention weights and before the head; `None`: as `dropout`.
+        vocab: the number of token ids that have an embedding.
+        positions: the length of the longest text in tokens.
+        dim: the width of the embedding.
+        heads: the number of attention heads in each layer.
+        qk_dim: the number of query and key dimensions of a head in each layer, the same in all heads of a layer.
+        v_dim: the number of value dimensions of a head in each layer.
+        mlp: the number of hidden neurons in the MLP of each layer.
+        attention_scale: the factor of attention scores before the softmax; the *dense* head size to the power -1/2,
+            also when slim.
+        types: the number of token types (segments) that have an embedding; 0: there are none.
+        classes: the number of classes; not used under `masked_lm`, whose classes are the vocabulary.
+        dropout: the dropout rate after the embedding, and after the attention and the MLP of each layer.
+        attention_dropout: the dropout rate on attention weights; `None`: as `dropout`.
+        head_dropout: the dropout rate before the head; `None`: as `dropout`.
         pad: the id of padding, which no token attends to.
         separator: the id that ends a segment: token types are 0 up to and including the first separator, and 1 after
             it until padding. `None`: all of type 0.
         pool: the head reads the `first` token, through the pooler.
-        pooler: its activation, `tanh`, or `relu` in DistilBERT.
+        pooler: the pooler's activation function, `tanh`, or `relu` in DistilBERT.
         task: `classify` texts, or `masked_lm`: logits over the vocabulary for each token.
         skip_padding: positions count what is not padding, from `pad + 1` on, and padding is at `pad` (RoBERTa). The
             table then has `positions + pad + 1` rows.
-        epsilon: of every LayerNorm; 1e-5 in RoBERTa.
-        activation: of the MLPs, by its name in `layers.ACTIVATIONS`.
-        compute: what products and activations are computed in; see `layers.Compute`.
+        epsilon: the ε of every LayerNorm; 1e-5 in RoBERTa.
+        activation: the name of the MLPs' activation function, one of `layers.ACTIVATIONS`.
+        compute: the dtype that products and activations are computed in, one of `layers.Compute`; parameters, norms,
+            softmax and logits are float32.
     """
 
     vocab: int
@@ -89,7 +95,7 @@ class BertConfig:
 
     @property
     def rates(self) -> tuple[float, float, float]:
-        """Of dropout after sums, on attention weights and before the head."""
+        """The dropout rates after sums, on attention weights and before the head."""
         given = (self.attention_dropout, self.head_dropout)
         return (self.dropout, *(self.dropout if rate is None else rate for rate in given))  # type: ignore[return-value]
 
@@ -266,8 +272,9 @@ def build(config: BertConfig) -> api.Model:
 
 
 def uniform(dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, **options: object) -> BertConfig:
-    """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given; ids as in the published vocabularies
-    without case.
+    """A configuration whose layers are all alike: head size `dim / heads`, MLP width `4·dim` unless it is given.
+
+    The ids of padding and separator are those of the published vocabularies without case.
     """
     given = widths.alike(dim, heads=heads, layers=layers, mlp=mlp)
     given |= {
@@ -290,7 +297,7 @@ def micro(
     separator: int | None = 2,
     **options: object,
 ) -> BertConfig:
-    """A small one for short texts with the ids of `data.text`."""
+    """A small configuration for short texts with the token ids of `data.datasets.text`."""
     shared = {"vocab": vocab, "positions": positions, "classes": classes, "separator": separator}
     width = 2 * dim if mlp is None else mlp
     return uniform(dim, heads=heads, layers=layers, mlp=width, **(shared | options))

@@ -75,7 +75,7 @@ class Hooks:
             self._taps.setdefault(name, []).append(jnp.mean(size, axis=positions))
 
     def unit(self, name: str, x: Array, axis: int = -1, *, where: Array | None = None) -> Array:
-        """`gate`, then `tap`."""
+        """Reports a group's units: multiplies them by their gate, notes their magnitudes, and returns them."""
         x = self.gate(name, x, axis)
         self.tap(name, x, axis, where=where)
         return x
@@ -90,5 +90,5 @@ class Hooks:
         return jnp.where(keep, x / (1.0 - jnp.asarray(p, x.dtype)), 0.0)
 
     def activations(self) -> dict[str, Array]:
-        """The noted magnitudes, `{group: [N, C]}`."""
+        """The magnitudes that were noted in this pass, `{group: [N, C]}`."""
         return {name: sum(taps[1:], taps[0]) / len(taps) for name, taps in (self._taps or {}).items()}

@@ -22,22 +22,24 @@ class ResNetConfig:
     """Every width of a residual network, one by one, so that a pruned network is another instance.
 
     Attributes:
-        stem_width: channels after the stem.
-        stage_widths: channels of each stage's residual stream.
+        stem_width: the number of channels after the stem.
+        stage_widths: the number of channels of each stage's residual stream.
         inner_widths: `[stage][block]`, the filters inside a block: one number for two 3×3 convolutions, two for the
             1×1, 3×3, 1×1 bottleneck.
-        strides: of each stage's first block.
+        strides: the stride of each stage's first block.
         downsample_in_bottleneck: a bottleneck's stride is in its first 1×1 convolution, as first published, and not
             in its 3×3.
         projections: whether each stage's first block has a 1×1 convolution and norm as shortcut. Without one the
             stage continues the stream before it, or pads it with zero channels (option A).
         pad: option A: strided subsampling, and zero channels on both sides where the width grows. Such streams
             cannot be pruned, since their channels change index from stage to stage.
-        relu: after each `block`, or only after each `stage`.
+        relu: whether a ReLU follows each `block` or only each `stage`.
         stem: `small` is 3×3; `large` is 7×7 with stride 2, then max pooling.
         pool: the last feature map is averaged down to `pool × pool` cells, which the head sees one by one.
-        image_size, channels, classes: of the data.
-        dropout: rate before the head.
+        image_size: the height and width of images in pixels.
+        channels: the number of channels of an image.
+        classes: the number of classes.
+        dropout: the dropout rate before the head.
         conv: `native`, or `im2col` where XLA's convolutions are slow (`lax.map` and `vmap` over members on CPU).
     """
 
@@ -246,7 +248,7 @@ class ResNet(nnx.Module):
 
 
 def _sizes(config: ResNetConfig) -> dict[str, int]:
-    """Units of each group, in order of depth."""
+    """How many units each group has, in order of depth."""
     streams = config.streams()
     sizes = {"stem/conv": config.stem_width} if streams[0] == "stem/conv" else {}
     for s, stage in enumerate(config.inner_widths):
