@@ -101,10 +101,8 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
 
     Returns:
         Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
-        missing may not be cut; `graph.explain` says why.
-
-    Raises:
-        Whatever `apply` raises when it is traced. A primitive without a rule is no error: the axes that touch it stay.
+        missing may not be cut; `graph.explain` says why. A primitive without a rule is no error: axes that touch it may
+        not be cut.
 
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
@@ -124,8 +122,8 @@ def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: P
     """Coupled groups of a function, as `groups` finds them, and what may not be cut and why.
 
     Args:
-        apply: pure, `apply(variables, *inputs)`; see `groups`.
-        variables: any pytree of arrays or shapes; see `groups`.
+        apply: pure, `apply(variables, *inputs)`.
+        variables: any pytree of arrays or shapes, with or without an entry `params`.
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
 
@@ -195,7 +193,15 @@ def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[ze
 
 
 def collections(variables: PyTree) -> list[tuple[str, str]]:
-    """`(path, collection)` of every leaf, in the order of `jax.tree.leaves`."""
+    """The path and the collection of every leaf of variables, in the order of `jax.tree.leaves`.
+
+    Args:
+        variables: any pytree of arrays or shapes.
+
+    Returns:
+        `[(path, collection), ...]`. If the tree has an entry `params`, its leaves are in `params` and all others in
+        `rest`, and paths start inside the entry; otherwise all leaves are in `params`.
+    """
     if isinstance(variables, Mapping):
         entries = set(variables)
     else:
@@ -338,7 +344,14 @@ def _kind(noted: set[str], makers: int) -> str:
 
 
 def find(traced: Traced, group: Group) -> Dim:
-    """What a group of an earlier analysis is in this one.
+    """The set of units in a traced function that a group of an earlier analysis stands for.
+
+    Args:
+        traced: the function, as `trace` returned it.
+        group: a group that was found in the same function, perhaps with other inputs.
+
+    Returns:
+        The set of units.
 
     Raises:
         ValueError: if its units are not a set of their own here, or may not be cut.
