@@ -11,7 +11,7 @@ folder. So many training images of each class that all fit on a device at 224 pi
 
 `checkpoint` is a folder as `transformers` writes it (`config.json`, `model.safetensors`, `preprocessor_config.json` and
 the tokeniser's files), or the id of one on the Hugging Face hub (the paper's is `openai/clip-vit-base-patch32`). Its
-zero-shot head, made of the names of the classes, stays frozen (`templates`: `fragments.TEMPLATES` has those published
+zero-shot head, made of the names of the classes, stays frozen (`templates`: `presets.TEMPLATES` has those published
 for these data); images pass through its processor. Without a checkpoint a small tower is pre-trained here on the
 digits, under a logistic head, so that the path can be tried; so does `runlocal`.
 
@@ -31,14 +31,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     folder, data, local = given.get("checkpoint", ""), given.get("data", "digits"), "runlocal" in given
     own = data in ("digits", "npz", "folder")
     if not own:
-        presets.one_of("data", data, ("digits", "npz", "folder", *papers.TEMPLATES))
+        presets.one_of("data", data, ("digits", "npz", "folder", *papers.CLIP_TEMPLATES))
     config = presets.trials(data if own and not local else "digits", "checkpoint" if folder else "clip")
     config.methods = presets.ISP_LINES
     if not own and not local:
         papers.whole(config, data, papers.SHOTS[data])
     if folder:
         papers.checkpoint(config, folder)
-        config.templates = presets.TEMPLATES[papers.TEMPLATES.get(data, "mnist" if data == "digits" else "cifar")]
+        config.templates = presets.TEMPLATES[papers.CLIP_TEMPLATES.get(data, "mnist" if data == "digits" else "cifar")]
     if local:
         presets.briefly(config)
     return config

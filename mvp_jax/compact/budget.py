@@ -22,21 +22,25 @@ from mvp_jax.graph.dims import Expr
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 
-Scope = Literal["group", "isomorphic", "all"]
+RankScope = Literal["group", "isomorphic", "all"]
 Normalisation = Literal["none", "mean", "max", "sum", "standard"]
 Measure = Literal["params", "flops", "latency"]
 
 
 def normalise(scores: UnitScores, how: Normalisation = "mean") -> dict[str, Array]:
-    """Scores made comparable across groups, each by a number of its own group.
+    """Scores made comparable across groups: the scores of each group are divided by one number of that group.
 
     Args:
         scores: `{group: float[C]}`, higher = keep.
-        how: divide by the group's `mean` (DepGraph's default), `max` or `sum`; `standard`: subtract the mean, divide by
-            the standard deviation; `none`.
+        how: what to divide by: the group's `mean` (the default of DepGraph, Fang et al., 2023, arXiv:2301.12900), `max`
+            or `sum`; `standard`: subtract the mean, then divide by the standard deviation; `none`: leave scores as they
+            are.
 
     Returns:
-        The same names and shapes. A group whose divisor is 0 gives zeros.
+        Scores of the same names and shapes. Where the divisor is 0, all scores of the group are 0.
+
+    Raises:
+        ValueError: for an unknown `how`.
 
     >>> {k: v.tolist() for k, v in normalise({"a": jnp.array([1.0, 3.0]), "b": jnp.array([10.0, 30.0])}).items()}
     {'a': [0.5, 1.5], 'b': [0.5, 1.5]}
@@ -55,11 +59,19 @@ def normalise(scores: UnitScores, how: Normalisation = "mean") -> dict[str, Arra
 
 
 def isomorphic(groups: Sequence[Group]) -> dict[str, tuple[Any, ...]]:
-    """A class for each group: groups are of one class if the same kinds of arrays make and read their units.
+    """The class of each group. Two groups are of one class if the same kinds of arrays make and read their units.
 
-    Ranking within classes compares like with like (isomorphic pruning, Fang et al., 2024, arXiv:2407.04616).
+    Ranking units within classes compares like with like.
 
-    >>> from mvp_jax.units import Slot
+    Args:
+        groups: the groups of one model.
+
+    Returns:
+        `{group: class}`; classes are hashable and equal for groups that are alike.
+
+    Reference: Fang et al., "Isomorphic Pruning for Vision Models", 2024, arXiv:2407.04616.
+
+    >>> from mvp_jax.core.units import Slot
     >>> a, b = (Group(name=n, size=4, slots=(Slot(path=f"{n}/kernel", axis=1, scored=True),)) for n in "ab")
     >>> len(set(isomorphic([a, b]).values()))
     1
@@ -75,21 +87,25 @@ def counts(
     scores: UnitScores,
     ratio: float,
     *,
-    scope: Scope = "group",
+    scope: RankScope = "group",
     min_units: int = 1,
     multiple: int | Mapping[str, int] = 1,
 ) -> dict[str, int]:
-    """Units to keep in each group, on the host.
+    """How many units each group keeps if units with the lowest scores go. Computed on the host.
 
     Args:
-        groups: whose units are ranked.
-        scores: `{group: float[C]}`, higher = keep; see `normalise` for scopes wider than a group.
-        ratio: share of the units to remove, in `[0, 1)`.
-        scope: `group`: the same ratio in every group; `isomorphic`, `all`: the lowest share of all units of a class, of
-            all units, wherever they are.
-        min_units: at least so many stay in each group.
-        multiple: kept counts are rounded up to a multiple, as matrix units like 8 or 128; a group that is smaller or
-            would pass its size stays whole. A number, or one for each kind (`{"filter": 8}`).
+        groups: the groups whose units are ranked.
+        scores: `{group: float[C]}`, higher = keep. For a scope wider than a group, make them comparable by `normalise`.
+        ratio: the share of the units to remove, in `[0, 1)`.
+        scope: among which units the lowest go: in each `group` by itself, so that all lose the same share; among all
+            groups of one class (`isomorphic`); or among `all` units.
+        min_units: at least so many stay in each group, or all if it has fewer.
+        multiple: kept counts are rounded up to a multiple of this number, because matrix units of hardware like 8 or
+            128. A count that would pass the group's size stays at that size. One number, or one for each kind of group
+            (`{"filter": 8}`).
+
+    Returns:
+        `{group: number of units to keep}`.
 
     Raises:
         ValueError: for scores that do not fit, or settings out of range.
@@ -129,12 +145,12 @@ def _rounded(kept: int, group: Group, multiple: int | Mapping[str, int]) -> int:
 
 
 class Fit(NamedTuple):
-    """What a search found.
+    """What `fit` found.
 
     Attributes:
-        units: `{group: bool[C]}`.
-        ratio: that gave them.
-        share: of the dense function's parameters, operations or seconds that is left.
+        units: `{group: bool[C]}`, the units to keep.
+        ratio: the ratio for `counts` that gives them.
+        share: the share that is left of the dense function's parameters, operations or seconds.
     """
 
     units: dict[str, Array]
@@ -150,32 +166,37 @@ def fit(
     *inputs: Any,
     target: float,
     measure: Measure = "flops",
-    scope: Scope = "group",
+    scope: RankScope = "group",
     min_units: int = 1,
     multiple: int | Mapping[str, int] = 1,
     repeats: int = 20,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> Fit:
-    """The most units such that a share of the dense cost is not exceeded.
+    """The most units that can be kept such that the cost stays within a share of the dense function's cost.
+
+    The ratio of `counts` is searched for by bisection.
 
     Args:
-        apply: see `graph.groups`.
-        variables: the dense ones.
-        groups: from `graph.groups`, all or some.
-        scores: higher = keep; normalised, if `scope` is wider than a group.
-        *inputs: as `apply` takes them; their batch size is the one that latency is measured at.
-        target: share of the dense cost to end at, in `(0, 1]`.
-        measure: `params` and `flops` are counted from the trace, `latency` is measured on compiled slim functions
+        apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
+        variables: the dense variables.
+        groups: all or some of the groups that `graph.groups` found.
+        scores: `{group: float[C]}`, higher = keep; normalised, if `scope` is wider than a group.
+        *inputs: inputs as `apply` takes them; latency is measured at their batch size.
+        target: the share of the dense cost that must not be exceeded, in `(0, 1]`.
+        measure: `params` and `flops` are counted from the trace; `latency` is measured on compiled slim functions
             against the dense one, at every step of the search.
-        scope, min_units, multiple: see `counts`.
-        repeats: timed calls of each measurement.
-        rules: see `graph.groups`.
+        scope: among which units the lowest scores go, as in `counts`.
+        min_units: at least so many units stay in each group, as in `counts`.
+        multiple: kept counts are rounded up to a multiple of this, as in `counts`.
+        repeats: how many calls are timed for each measurement of latency.
+        rules: rules for further primitives, the same that `graph.groups` was given.
 
     Returns:
-        Units, and the share reached; at most `target`, and below it by what whole units and multiples leave.
+        The units, their ratio and the share that is reached: at most `target`, and below it only by what whole units
+        and multiples leave.
 
     Raises:
-        ValueError: if even the fewest units cost more.
+        ValueError: if `target` or `measure` is not as above, or if even the fewest units cost more than `target`.
     """
     if not 0 < target <= 1:
         raise ValueError(f"target is a share of the dense cost, in (0, 1], got {target}")
@@ -218,17 +239,17 @@ def fit(
 
 
 def _best(scores: UnitScores, kept: Mapping[str, int]) -> dict[str, Array]:
-    """The units of highest score, so many of each group."""
+    """`{group: bool[C]}`: in each group, the given number of units with the highest scores."""
     return dict(prune.by_leaf({n: scores[n] for n in kept}, {n: jnp.int32(k) for n, k in kept.items()}))
 
 
 class Totals(NamedTuple):
-    """Of a function with some units kept, counted from its trace.
+    """The cost of a function with some units kept, counted from its trace.
 
     Attributes:
-        params: trainable numbers.
-        flops: operations of one call; a multiply-add counts as two.
-        activations: numbers that its equations write, an upper bound of what training has to remember.
+        params: how many trainable numbers it has.
+        flops: the floating-point operations of one call on the inputs that it was traced with; see `core.flops`.
+        activations: how many numbers its equations write, an upper bound of what training has to remember.
     """
 
     params: int
@@ -237,23 +258,33 @@ class Totals(NamedTuple):
 
 
 def meter(
-    apply: Callable[..., Any], variables: PyTree, groups: Sequence[Group], *inputs: Any, rules: graph.Rules = ()
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    *inputs: Any,
+    rules: graph.PrimitiveRules = (),
 ) -> Callable[[Mapping[str, int]], Totals]:
-    """The cost of a function as a function of how many units each group keeps; nothing is compiled.
+    """The cost of a function depending on how many units each group keeps. The function is traced once, never compiled.
 
     Args:
-        apply: see `graph.groups`.
-        variables: see `graph.groups`.
-        groups: from there; groups that a count leaves out stay whole.
-        *inputs: see `graph.groups`.
-        rules: see `graph.groups`.
+        apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
+        variables: the dense variables, as arrays or shapes.
+        groups: all or some of the groups that `graph.groups` found.
+        *inputs: inputs as `apply` takes them, as arrays or shapes.
+        rules: rules for further primitives, the same that `graph.groups` was given.
+
+    Returns:
+        `cost_of({group: number of units to keep}) -> Totals`; groups that are not named stay whole.
+
+    Raises:
+        ValueError: if a group is not a set of units of this function, or may not be cut in it.
 
     >>> def mlp(params, x):
     ...     return jnp.tanh(x @ params["a"]) @ params["b"]
     >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
     >>> cost_of = meter(mlp, params, graph.groups(mlp, params, jnp.ones((1, 3))), jnp.ones((1, 3)))
     >>> cost_of({}), cost_of({"a": 2})
-    (Totals(params=40, flops=88, activations=18), Totals(params=10, flops=22, activations=6))
+    (Totals(params=40, flops=80, activations=18), Totals(params=10, flops=20, activations=6))
     """
     traced = graph.trace(apply, variables, *inputs, rules=RULES | dict(rules))
     found = {g.name: graph.find(traced, g) for g in groups}
@@ -276,7 +307,15 @@ def meter(
 
 
 class Saving(NamedTuple):
-    """What removing a share of one group alone saves, as shares of the dense function's cost."""
+    """What removing units of one group alone saves, as shares (0 to 1) of the dense function's cost.
+
+    Attributes:
+        group: the group's name.
+        params: the share of parameters saved.
+        flops: the share of floating-point operations saved.
+        activations: the share of numbers written saved.
+        latency: the share of measured time saved; `None` if it was not measured.
+    """
 
     group: str
     params: float
@@ -293,22 +332,22 @@ def savings(
     ratio: float = 0.5,
     latency: bool = False,
     repeats: int = 20,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> list[Saving]:
-    """The cost of each group: what is saved if a share of its units is removed and no other group is touched.
+    """What each group costs: the saving if a share of its units is removed and no other group is touched.
 
     Args:
-        apply: see `graph.groups`.
-        variables: see `graph.groups`; arrays if latency is measured.
-        groups: from there.
-        *inputs: see `graph.groups`.
-        ratio: share of a group's units.
-        latency: also compile and time the function without these units, one program a group.
-        repeats: timed calls of each.
-        rules: see `graph.groups`.
+        apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
+        variables: the dense variables, as arrays or shapes; arrays if latency is measured.
+        groups: all or some of the groups that `graph.groups` found.
+        *inputs: inputs as `apply` takes them, as arrays or shapes; arrays if latency is measured.
+        ratio: the share of the group's units that is removed, in [0, 1).
+        latency: whether to also compile and time the function without these units, one program for each group.
+        repeats: how many calls are timed for each program.
+        rules: rules for further primitives, the same that `graph.groups` was given.
 
     Returns:
-        A row for each group, in their order.
+        A `Saving` for each group, in the order of `groups`.
     """
     cost_of = meter(apply, variables, groups, *inputs, rules=rules)
     dense = cost_of({})
@@ -332,7 +371,7 @@ def _latency(
     scores: UnitScores,
     inputs: tuple[Any, ...],
     repeats: int,
-    rules: graph.Rules,
+    rules: graph.PrimitiveRules,
 ) -> Callable[[Mapping[str, int]], float]:
     """Share of the dense function's time, measured."""
     before = cost.latency(jax.jit(apply), variables, *inputs, repeats=repeats)

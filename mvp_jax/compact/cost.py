@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 
+from mvp_jax.core import flops as arithmetic
 from mvp_jax.core.types import PyTree, Variables
 
 
 class Cost(NamedTuple):
-    """Of one model, on the host.
+    """What one model costs, as numbers on the host.
 
     Attributes:
-        params: trainable numbers.
-        flops: floating-point operations of a forward pass over one example; a multiply-add counts as two.
-        bytes: of everything the model needs to run, batch statistics included.
+        params: how many trainable numbers it has.
+        flops: the floating-point operations of a forward pass over one example; a multiply-add counts as two.
+        bytes: the memory of everything that the model needs to run, batch statistics included.
     """
 
     params: int
@@ -47,20 +47,20 @@ def bytes(tree: PyTree) -> int:
 
 
 def flops(apply: Callable[..., Any], variables: Variables, shape: Sequence[int], *, dtype: Any = jnp.float32) -> float:
-    """Floating-point operations of `apply(variables, x)`, one example's share, as XLA counts them.
+    """Floating-point operations of `apply(variables, x)` for one example.
 
-    The count is taken from the program before optimisation: what the mathematics needs, equal on every device and
-    without compiling. XLA counts the body of a loop once; bodies of `lax.scan` and `lax.map` are counted here as often
-    as they run, those of a `while_loop`, whose number nobody knows, once.
+    They are counted in the traced program, so that they are equal on every device and nothing is compiled; the
+    convention is XLA's, see `core.flops`. The body of `lax.scan` or `lax.map` counts as often as it runs, the body of a
+    `while_loop` once.
 
     Args:
         apply: a model's `apply`, or any traceable function of variables and a batch.
-        variables: arrays or shapes.
-        shape: of the batch, `[N, ...]`.
-        dtype: of the batch; a model's `input_dtype`.
+        variables: the variables, as arrays or as `jax.ShapeDtypeStruct`s.
+        shape: the shape of the batch, `[N, ...]`.
+        dtype: the dtype of the batch, such as a model's `input_dtype`.
 
     Returns:
-        The count over `N`.
+        The operations of the whole batch divided by `N`.
 
     >>> flops(lambda v, x: x @ v, jnp.zeros((3, 5)), (4, 3))
     30.0
@@ -76,44 +76,19 @@ def _flops(
 ) -> float:
     variables = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(s, d) for s, d in leaves])
     x = jax.ShapeDtypeStruct(shape, dtype)
-    return (_counted(apply, variables, x) + _repeated(jax.make_jaxpr(apply)(variables, x).jaxpr)) / shape[0]
-
-
-def _counted(function: Callable[..., Any], *shapes: Any) -> float:
-    """What XLA counts, loop bodies once."""
-    counted: Any = jax.jit(function).lower(*shapes).cost_analysis()
-    counted = counted[0] if isinstance(counted, list) else counted  # older versions: one entry per device
-    return float(counted.get("flops", 0.0))
-
-
-def _repeated(jaxpr: Any) -> float:
-    """What loop bodies do beyond their first run, nested ones included."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            if not hasattr(inner, "eqns"):
-                continue
-            open_one: Any = getattr(inner, "jaxpr", inner)
-            further = _repeated(open_one)
-            if eqn.primitive.name == "scan":
-                length = eqn.params["length"]
-                body = jax.extend.core.jaxpr_as_fun(inner)
-                shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in open_one.invars]
-                further = length * further + (length - 1) * _counted(body, *shapes)
-            total += further
-    return total
+    return arithmetic.count(jax.make_jaxpr(apply)(variables, x)) / shape[0]
 
 
 def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
-    """A model's cost.
+    """The cost of a model: parameters, operations for an example, bytes.
 
     Args:
-        model: with `apply`, `input_shape` and perhaps `input_dtype`.
-        variables: its variables.
-        batch: examples in the traced program; the result is per example and hardly depends on it.
+        model: anything with `apply` and `input_shape`, and perhaps `input_dtype` (float32 otherwise).
+        variables: its variables, as arrays or shapes.
+        batch: the number of examples in the traced program; the result is for one example and hardly depends on it.
 
     Returns:
-        Parameters, FLOPs per example, bytes.
+        The cost.
     """
     return Cost(
         parameters(variables[0]),
@@ -128,9 +103,17 @@ def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
 
 
 def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
-    """Bytes that the compiled `apply(variables, *inputs)` needs for intermediate values at once.
+    """Bytes that the compiled `apply(variables, *inputs)` needs for intermediate values at one time.
 
-    Compiles the program; arguments and results are not counted. Shapes will do in place of arrays.
+    The program is compiled, not run. Arguments and results are not counted.
+
+    Args:
+        apply: a traceable function.
+        variables: arrays or shapes.
+        *inputs: arrays or shapes.
+
+    Returns:
+        The compiler's figure for the default device; 0 where it gives none.
 
     >>> memory(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T), jnp.ones((4, 4)), jnp.ones((8, 4))) > 0
     True
@@ -140,19 +123,19 @@ def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
 
 
 def latency(fn: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2) -> float:
-    """Seconds of one call, the median of several after warming up; waits for the device.
+    """Seconds that a call takes, as the median of several calls; each waits for the device.
 
     Args:
-        fn: called as `fn(*args)`; compiled by the first call if jitted.
+        fn: called as `fn(*args)`; if it is jitted, a call before the timed ones compiles it.
         *args: its arguments.
-        repeats: timed calls.
-        warmup: calls before.
+        repeats: how many calls are timed, at least 1.
+        warmup: how many calls go before them; at least one is made.
 
     Returns:
-        The median time.
+        The median time in seconds.
 
     Raises:
-        ValueError: if nothing would be timed.
+        ValueError: if `repeats` is below 1 or `warmup` below 0.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats={repeats}, warmup={warmup}; time at least one call")

@@ -18,14 +18,14 @@ from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, PyTree, Units
 from mvp_jax.core.units import Group, Slot
 
-Cuts: TypeAlias = tuple[tuple[int, tuple[tuple[str, Slot], ...]], ...]
-"""`((axis, ((group name, slot), ...)), ...)`: what to cut in one array."""
+ArrayCuts: TypeAlias = tuple[tuple[int, tuple[tuple[str, Slot], ...]], ...]
+"""What to cut in one array: `((axis, ((group name, slot), ...)), ...)`."""
 
-Axes: TypeAlias = dict[str, Cuts]
-"""`{path: cuts}`."""
+TreeCuts: TypeAlias = dict[str, ArrayCuts]
+"""What to cut in a tree: `{path of an array: its cuts}`."""
 
 
-def _axes(tree: PyTree, groups: Sequence[Group]) -> Axes:
+def _axes(tree: PyTree, groups: Sequence[Group]) -> TreeCuts:
     """Every axis of every leaf that a group runs along.
 
     The tree may hold several copies of the model (parameters, momenta), each under a root of its own. Roots are
@@ -49,7 +49,7 @@ def _axes(tree: PyTree, groups: Sequence[Group]) -> Axes:
             f"none of the groups' {len(by_slot)} paths ({sorted(by_slot)[:3]}, ...) is in the tree "
             f"({sorted(leaves)[:3]}, ...); give the groups of the model the tree belongs to"
         )
-    found: Axes = {}
+    found: TreeCuts = {}
     for path, p in parts.items():
         shape = jnp.shape(leaves[path])
         for root in roots:
@@ -116,7 +116,13 @@ def _static_sizes(units: Units, groups: Sequence[Group], sizes: Mapping[str, int
 
 
 def sizes(units: Units) -> dict[str, int]:
-    """Kept units of each group, on the host: what `Model.resize` and `cut(..., sizes=)` take.
+    """How many units each group keeps, counted on the host; `Model.resize` and `cut(..., sizes=)` take this.
+
+    Args:
+        units: `{name: bool[C]}`, not traced.
+
+    Returns:
+        `{name: number of kept units}`.
 
     >>> sizes({"fc": jnp.array([True, False, True])})
     {'fc': 2}
@@ -133,8 +139,8 @@ def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[s
             broadcast masks have them; so is every leaf that no group names.
         groups: the groups of the dense model.
         units: `{name: bool[C]}`, for exactly these groups.
-        sizes: kept units of each group; needed if `units` are traced (under `jit` or `vmap`), where it must be right:
-            missing units repeat index 0, surplus ones are dropped.
+        sizes: `{name: number of kept units}`; needed only if `units` are traced (under `jit` or `vmap`). It is not
+            checked there: if it is too large, index 0 is repeated; if it is too small, kept units are dropped.
 
     Returns:
         The same structure with smaller arrays; kept units keep their order.
@@ -163,7 +169,7 @@ def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[s
 def _gather(
     leaves: Mapping[str, Array],
     units: Units,
-    axes: tuple[tuple[str, Cuts], ...],
+    axes: tuple[tuple[str, ArrayCuts], ...],
     kept: tuple[tuple[str, int], ...],
 ) -> dict[str, Array]:
     at = {name: jnp.nonzero(units[name], size=n, fill_value=0)[0] for name, n in kept}
@@ -186,11 +192,11 @@ def embed(tree: PyTree, groups: Sequence[Group], units: Units, like: PyTree, *, 
     """The inverse of `cut`: puts slim arrays back at their places in dense ones.
 
     Args:
-        tree: slim, as returned by `cut`.
+        tree: a slim tree, as `cut` returns it.
         groups: the groups of the dense model.
-        units: those that were kept.
-        like: the dense tree, or its `jax.ShapeDtypeStruct`s; same structure.
-        fill: what stands where units were removed: a dense tree, or zeros (`False` in masks) if not given.
+        units: `{name: bool[C]}`, the units that were kept.
+        like: the dense tree, or its `jax.ShapeDtypeStruct`s, of the same structure.
+        fill: a dense tree whose entries stand where units were removed; `None`: zeros (`False` in masks).
 
     Returns:
         A tree with the shapes of `like`; leaves that no group touches come from `tree`.
@@ -235,7 +241,7 @@ def _scatter(
     leaves: Mapping[str, Array],
     fill: Mapping[str, Array],
     units: Units,
-    axes: tuple[tuple[str, Cuts], ...],
+    axes: tuple[tuple[str, ArrayCuts], ...],
 ) -> dict[str, Array]:
     out = {}
     for path, cuts in axes:

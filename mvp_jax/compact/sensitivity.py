@@ -15,7 +15,7 @@ from mvp_jax.core.types import Array, PyTree, UnitScores
 from mvp_jax.core.units import Group
 
 Metric: TypeAlias = Callable[[PyTree], Array]
-"""Variables to one number, such as accuracy or loss on examples that it knows."""
+"""`metric(variables)` is one number, such as the accuracy or the loss on examples that the function holds."""
 
 
 def curves(
@@ -28,31 +28,33 @@ def curves(
     min_units: int = 1,
     chunk: int | None = None,
 ) -> dict[str, Array]:
-    """The metric of the masked model for each group alone, at several ratios, without any fine-tuning.
+    """How a metric falls as each group alone loses its lowest-scored units, at several ratios, without fine-tuning.
 
-    `curve_g(ρ) = metric(variables without the share ρ of g's units that scores lowest)`; all other groups stay whole.
+    `curve_g(ρ)` is the metric of the model in which the share ρ of the units of group g with the lowest scores is
+    masked, while all other groups stay whole.
     One program is compiled for each group, and a later call with the same metric, groups and ratios compiles nothing.
     What the function computes before the group's layer is computed once for all ratios of a chunk. Ratios that leave
     equally many units are evaluated once.
 
     Args:
-        metric: traceable, `metric(variables)` is one number; hashable, as functions are.
-        variables: of the dense model, any pytree; see `graph.groups`.
-        groups: those to try, from `graph.groups` or a model.
-        scores: `{name: float[C]}`, higher = keep, of at least these groups: `units.reduce` of a saliency.
+        metric: `metric(variables)` is one number; traceable, and hashable as functions are.
+        variables: the variables of the dense model, any pytree that `graph.groups` takes.
+        groups: the groups to try, from `graph.groups` or a model.
+        scores: `{name: float[C]}` for at least these groups, higher = keep; `units.reduce` makes them of scores of
+            weights.
         ratios: `R` shares of a group's units to remove, each in [0, 1), in any order.
         min_units: the least number of units that stay in a group.
-        chunk: ratios at a time, to bound the memory. For convolutions on a CPU take 1: with several kernels at once
-            they are slow there.
+        chunk: how many ratios are evaluated at a time, to bound the memory; `None`: all. For convolutions on a CPU take
+            1, because several kernels at once are slow there.
 
     Returns:
-        `{name: [R]}`, in the order of `ratios`. Where no unit goes, exactly `metric(variables)`.
+        `{name: [R]}`, values in the order of `ratios`. Where no unit goes, the value is exactly `metric(variables)`.
 
     Raises:
         ValueError: before anything is compiled, for ratios, scores or groups that do not fit, and for a metric that
             cannot be traced or is not one number.
 
-    >>> from mvp_jax.units import Slot
+    >>> from mvp_jax.core.units import Slot
     >>> group = Group(name="fc", size=4, slots=(Slot(path="w", axis=0, scored=True),))
     >>> variables = {"w": jnp.array([4.0, 1.0, 3.0, 2.0])}
     >>> curves(lambda v: v["w"].sum(), variables, [group], {"fc": variables["w"]}, (0, 0.25, 0.5))["fc"].tolist()
@@ -84,17 +86,18 @@ def curves(
 def table(
     values: Mapping[str, Any], ratios: Sequence[float], groups: Sequence[Group], *, min_units: int = 1
 ) -> list[dict[str, Any]]:
-    """Curves as rows, a row for each group and ratio.
+    """Sensitivity curves as rows of a table, one for each group and ratio.
 
     Args:
-        values: from `curves`.
-        ratios: as given there.
-        groups: as given there.
-        min_units: as given there.
+        values: `{name: [R]}`, as `curves` returns them.
+        ratios: the ratios that `curves` was given.
+        groups: the groups that `curves` was given.
+        min_units: the `min_units` that `curves` was given.
 
     Returns:
-        Dicts with `group`, `depth` (from 0, in the groups' order), `kind`, `units`, `kept`, `ratio`, `value` and
-        `change` (from the value at ratio 0; `None` if that was not asked for).
+        Dicts with `group` (its name), `depth` (its place in `groups`, from 0), `kind`, `units` (how many it has),
+        `kept` (how many stay), `ratio`, `value` and `change` (the difference from the value at ratio 0; `None` if 0 is
+        not among the ratios).
 
     Raises:
         ValueError: if groups or ratios are not those of the curves.

@@ -35,15 +35,15 @@ def _check_kept(units: Units, groups: Sequence[Group]) -> None:
 
 
 def rebuild(model: Any, variables: Variables, units: Units) -> tuple[Any, Variables]:
-    """The same class of model with the kept units only; for functions of any origin see `slim`.
+    """The same class of model with the kept units only. For functions that are no `Model`, there is `slim`.
 
     Args:
         model: the dense model.
-        variables: its variables; trained under the masks of these units or not.
-        units: for any of the model's groups; others stay whole.
+        variables: its variables, whether or not they were trained under the masks of these units.
+        units: `{name: bool[C]}` for any of the model's groups; the other groups stay whole.
 
     Returns:
-        The slim model and its variables.
+        The slim model and its variables, in smaller shapes.
 
     Raises:
         ValueError: if a group is unknown or keeps no unit.
@@ -53,17 +53,20 @@ def rebuild(model: Any, variables: Variables, units: Units) -> tuple[Any, Variab
 
 
 def check(model: Any, variables: Variables, groups: Sequence[Group], units: Units, x: Array) -> float:
-    """How far the slim model is from the masked one: `max |masked - slim|` over the logits, in evaluation mode.
+    """The distance of the slim model from the masked one: `max |masked - slim|` over the logits, in evaluation mode.
 
     Args:
         model: the dense model.
         variables: its variables.
-        groups: the groups that are cut, of the model's own.
-        units: kept units of these groups.
-        x: `[N, ...]`, a batch.
+        groups: those of the model's groups that are cut.
+        units: `{name: bool[C]}` for exactly these groups.
+        x: a batch of inputs, `[N, ...]`.
 
     Returns:
-        The largest difference; rounding alone gives about 1e-6 of the logits' size.
+        The largest absolute difference; rounding alone gives about 1e-6 of the logits' size.
+
+    Raises:
+        ValueError: if units and groups do not fit, or a group keeps no unit.
     """
     units_lib.check(units, groups)
     kept = units_lib.expand(units, groups, variables[0])
@@ -80,7 +83,7 @@ def slim(
     groups: Sequence[Group],
     units: Units,
     *inputs: Any,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> tuple[Callable[..., Any], PyTree]:
     """A physically smaller version of any traced function, and its variables.
 
@@ -91,11 +94,11 @@ def slim(
     Args:
         apply: pure, `apply(variables, *inputs)`; may return more than the groups were found with, such as new batch
             statistics, which come back in the smaller shapes.
-        variables: the dense ones; trained under the masks of these units or not.
-        groups: from `graph.groups`, all or some of them.
+        variables: the dense variables, whether or not they were trained under the masks of these units.
+        groups: all or some of the groups that `graph.groups` found.
         units: `{name: bool[C]}` for exactly these groups, not traced.
-        *inputs: arrays or shapes, as examples.
-        rules: as given to `graph.groups`.
+        *inputs: examples of the inputs, as arrays or shapes.
+        rules: rules for further primitives, the same that `graph.groups` was given.
 
     Returns:
         `slim_apply(slim_variables, *inputs)` and `slim_variables`. `slim_apply` works under `jit`, `grad` and `vmap`
@@ -147,12 +150,15 @@ def _shape(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
-    """Variables whose removed units are zero: parameters only, other collections as they are.
+    """Variables whose removed units are zero. Parameters are masked; other collections stay as they are.
 
     Args:
-        variables: as given to `graph.groups`.
-        groups: from there.
-        units: `{name: bool[C]}`, for exactly these groups; may be traced.
+        variables: any pytree, as `graph.groups` takes it.
+        groups: all or some of the groups that `graph.groups` found.
+        units: `{name: bool[C]}` for exactly these groups; may be traced.
+
+    Returns:
+        The same structure and shapes.
     """
     leaves, structure = jax.tree.flatten(variables)
     touched = {s.path for g in groups for s in g.slots if s.collection == "params"}
@@ -164,11 +170,12 @@ def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
 
 
 class Verification(NamedTuple):
-    """How far slim functions were from masked ones.
+    """How far slim functions were from masked ones, one number for each cut.
 
     Attributes:
-        differences: the largest of each cut, relative to the masked output's largest entry.
-        changes: how far each cut moved the output itself, relative likewise: differences mean nothing beside 0.
+        differences: the largest difference of slim and masked output, relative to the masked output's largest entry.
+        changes: the largest difference of masked and dense output, relative to the masked output's largest entry. Where
+            it is 0, the cut changed nothing, and a difference of 0 shows nothing.
     """
 
     differences: tuple[float, ...]
@@ -183,22 +190,26 @@ def verify(
     key: Key,
     cuts: int = 5,
     ratio: float = 0.5,
-    rules: graph.Rules = (),
+    rules: graph.PrimitiveRules = (),
 ) -> Verification:
-    """Masked against slim on random cuts: the check to run on a model of one's own.
+    """Compares slim functions with masked ones on random cuts: the check to run on a model of one's own.
 
     Args:
-        apply: see `slim`.
-        variables: see `slim`.
-        groups: see `slim`.
-        *inputs: real or random ones, on which outputs are compared.
+        apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
+        variables: the dense variables.
+        groups: the groups that are cut, as `graph.groups` found them.
+        *inputs: real or random inputs, on which outputs are compared.
         key: draws the units.
-        cuts: how many.
-        ratio: the largest share of each group that is removed; each cut draws a share up to it, at least one unit.
-        rules: see `slim`.
+        cuts: how many random cuts are tried.
+        ratio: the largest share of a group's units that is removed. Each cut draws for each group how many units go, at
+            least one and at most this share; one always stays.
+        rules: rules for further primitives, the same that `graph.groups` was given.
 
     Returns:
-        Relative differences; float32 rounding gives about 1e-6.
+        Relative differences for each cut; float32 rounding gives about 1e-6.
+
+    Raises:
+        ValueError: if a group cannot be cut in this function.
     """
     apply = jax.jit(apply)
     dense, differences, changes = apply(variables, *inputs), [], []

@@ -16,7 +16,7 @@ from mvp_jax.experiments.plans import FewShotPlan
 from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import Pruned, few_shot
 from mvp_jax.models.api import Model, replace_head
-from mvp_jax.reports import plots
+from mvp_jax.reports import model_plots, plots
 from mvp_jax.storage import checkpoint, event_files, files, records
 
 _STUDIED = 128
@@ -156,7 +156,7 @@ def report_cost(plan: FewShotPlan, variables: Variables, work: Path) -> None:
         work / "cost.json",
         {"batch": 64, "models": found, "masked_minus_slim": differences, "random_cuts": checked._asdict()},
     )
-    plots.plot_cost(found, work / "cost.png")
+    model_plots.plot_cost(found, work / "cost.png")
     worst = max(differences.values())
     ratio = found[0]["latency_ms"] / found[1]["latency_ms"]
     records.say(

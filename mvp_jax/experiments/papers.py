@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 from mvp_jax.data.datasets import catalog, glue
 from mvp_jax.experiments import presets
 
-TEMPLATES = {
+CLIP_TEMPLATES = {
     "mnist": "mnist",
     "svhn": "mnist",
     "cars": "cars",
@@ -18,7 +18,7 @@ TEMPLATES = {
     "cifar10": "cifar",
     "cifar100": "cifar",
 }
-"""Which of `fragments.TEMPLATES` go with the paper's data sets for CLIP."""
+"""Which of `presets.TEMPLATES` go with the paper's data sets for CLIP."""
 
 SHOTS = {"mnist": 500, "svhn": 500, "gtsrb": 150, "cars": None, "cifar10": 500, "cifar100": 100}
 """Training images of each class for CLIP, whose pixels (224 a side) lie on the device; `None`: all."""

@@ -22,7 +22,7 @@ from mvp_jax.methods.sparse import isp
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import mapping
-from mvp_jax.pretrained import preprocess
+from mvp_jax.pretrained import loading, zero_shot
 from mvp_jax.storage import event_files
 from mvp_jax.train import pretraining
 
@@ -102,7 +102,7 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         keep_rounds=config.keep_rounds,
         masks_alone=config.masks_alone,
         metrics=glue.task(config.data.name).metrics if config.data.name.startswith(pools.GLUE) else (),
-        zero_shot=preprocess.zero_shot(config.model.checkpoint, start["setting"].class_names, config.templates)
+        zero_shot=zero_shot.head(config.model.checkpoint, start["setting"].class_names, config.templates)
         if config.templates
         else None,
     )
@@ -254,7 +254,7 @@ def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) ->
     name, text_data = config.model.name, len(image_shape) == 1
     if name == pools.CHECKPOINT:
         options = config.model.options.to_dict()
-        model = preprocess.model(config.model.checkpoint, classes, text=text_data, options=options)
+        model = loading.from_config(config.model.checkpoint, classes, text=text_data, options=options)
         if len(model.input_shape) != len(image_shape) or (not text_data and model.input_shape != tuple(image_shape)):
             raise ValueError(f"{config.model.checkpoint} reads {model.input_shape}, the examples are {image_shape}")
         return model

@@ -127,7 +127,7 @@ def _source(config: ConfigDict) -> sources.Source:
         if not given:
             return text.docstrings(seed=config.seed)
         # So many words that none is unknown before the checkpoint's own tokeniser sees them.
-        return preprocess.words(
+        return preprocess.tokenize(
             text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length
         )
     if data.name.startswith(GLUE):
@@ -141,7 +141,7 @@ def _source(config: ConfigDict) -> sources.Source:
     parts = [_pictures(name, path, config) for name, path in zip(names, paths, strict=True)]
     source = joined.join(parts, size=size) if len(parts) > 1 else parts[0]
     if given:
-        return preprocess.pictures(source, images.processor(given))
+        return preprocess.process_images(source, images.processor(given))
     if data.name == "digits" and data.mean is None:
         return source  # as ever, in [0, 1]
     known = catalog.CATALOG.get(data.name)

@@ -8,17 +8,28 @@ by axes instead of layers, so that it does not matter in which framework a model
 A group is reported only if removing its units provably computes what zeroing their parameters does.
 """
 
-from mvp_jax.graph.analysis import Analysis, Frozen, Rules, Traced, analyse, collections, find, groups, leaks, trace
-from mvp_jax.graph.explanation import Explanation, Row, explain
-from mvp_jax.graph.rules import Rule
+from mvp_jax.graph.analysis import (
+    Analysis,
+    Frozen,
+    PrimitiveRules,
+    Traced,
+    analyse,
+    collections,
+    find,
+    groups,
+    leaks,
+    trace,
+)
+from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
+from mvp_jax.graph.rules import PrimitiveRule
 
 __all__ = [
     "Analysis",
     "Explanation",
     "Frozen",
-    "Row",
-    "Rule",
-    "Rules",
+    "GroupExplanation",
+    "PrimitiveRule",
+    "PrimitiveRules",
     "Traced",
     "analyse",
     "collections",

@@ -14,19 +14,19 @@ from mvp_jax.graph import zeros
 from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Program, Tracer, Value
-from mvp_jax.graph.rules import Rule
+from mvp_jax.graph.rules import PrimitiveRule
 
-Rules = Sequence[tuple[str, Rule]]
-"""Rules for further primitives, or other ones for those that are known: `((name, rule), ...)`."""
+PrimitiveRules = Sequence[tuple[str, PrimitiveRule]]
+"""Rules for primitives that have none yet, or that replace the known ones: `((name, rule), ...)`."""
 
 
 class Leaf(NamedTuple):
     """One array of the variables.
 
     Attributes:
-        path: in its collection.
+        path: its path inside its collection, `fc1/kernel`.
         collection: `params`, or `rest` for what is cut but not masked.
-        value: with its axes.
+        value: what is known of the array, with an expression for each axis.
     """
 
     path: str
@@ -38,11 +38,11 @@ class Frozen(NamedTuple):
     """Units of a parameter that may not be removed.
 
     Attributes:
-        path: of the parameter.
-        axis: along which they lie.
-        size: how many.
-        reason: what keeps them.
-        number: of the set of units; axes of one number have to stay together.
+        path: the path of the parameter.
+        axis: the axis along which the units lie.
+        size: how many units there are.
+        reason: what keeps them, in words.
+        number: a number for the set of units; axes with the same number hold the same units.
     """
 
     path: str
@@ -53,7 +53,15 @@ class Frozen(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A function that has been read: program, arrays it takes, notes on the way, trees of variables and results."""
+    """A function that has been read.
+
+    Attributes:
+        program: its equations with their axes.
+        leaves: the arrays of its variables, in the order of `jax.tree.leaves`.
+        notes: which arrays make, touch or read units, in the order in which the function does it.
+        structure: the tree structure of the variables.
+        results: the tree structure of what the function returns.
+    """
 
     program: Program
     leaves: tuple[Leaf, ...]
@@ -66,10 +74,10 @@ class Analysis(NamedTuple):
     """What may be cut together, and what may not be cut.
 
     Attributes:
-        groups: in the order in which the function makes their units.
-        frozen: parameter axes with units that have to stay.
-        traced: for `explain` and `compact.slim`.
-        roots: what each group is in `traced`.
+        groups: the groups that can be cut, in the order in which the function makes their units.
+        frozen: parameter axes with units that have to stay, and why.
+        traced: the function as it was read, which `explain` and `compact.slim` go on with.
+        roots: for each group's name, its set of units in `traced`.
     """
 
     groups: tuple[Group, ...]
@@ -78,8 +86,10 @@ class Analysis(NamedTuple):
     roots: Mapping[str, Dim]
 
 
-def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Rules = ()) -> tuple[Group, ...]:
-    """The sets of units of a function that can be removed, each with every axis that goes with it.
+def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> tuple[Group, ...]:
+    """The coupled groups of a function: sets of units that can be removed, each with every axis that goes with it.
+
+    A group is reported only if removing its units computes the same as setting their parameters to zero.
 
     Args:
         apply: pure; called as `apply(variables, *inputs)`, returns arrays whose axes stay whole. Trace it the way it
@@ -87,10 +97,15 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Ru
         variables: any pytree of arrays (or shapes). If it has an entry `params` (`Variables`, Linen's variables), paths
             start inside each collection and only `params` are masked; otherwise all of it are parameters.
         *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole.
-        rules: for primitives that are not known, or are to be read otherwise.
+        rules: rules for primitives that are not known, or that are to be read otherwise: `((name, rule), ...)`.
 
     Returns:
-        Groups for `units`, `prune`, `vote` and `compact`, in the order in which their units are made.
+        Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
+        missing may not be cut; `graph.explain` says why. A primitive without a rule is no error: axes that touch it may
+        not be cut.
+
+    Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
+    arXiv:2301.12900; here it works on axes instead of layers.
 
     >>> import jax.numpy as jnp
     >>> def mlp(params, x):
@@ -103,8 +118,18 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Ru
     return analyse(apply, variables, *inputs, rules=rules).groups
 
 
-def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Rules = ()) -> Analysis:
-    """`groups`, and beside them what may not be cut and why; see there for the arguments."""
+def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> Analysis:
+    """Coupled groups of a function, as `groups` finds them, and what may not be cut and why.
+
+    Args:
+        apply: pure, `apply(variables, *inputs)`.
+        variables: any pytree of arrays or shapes, with or without an entry `params`.
+        *inputs: arrays or shapes as `apply` takes them.
+        rules: rules for primitives that are not known, or that are to be read otherwise.
+
+    Returns:
+        The groups, the frozen axes with reasons, and the function as it was read.
+    """
     table = RULES | dict(rules)
     traced = trace(apply, variables, *inputs, rules=table)
     for value in traced.program.outs:
@@ -114,8 +139,20 @@ def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: R
     return describe(traced)
 
 
-def trace(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, Rule] = RULES) -> Traced:
-    """Reads a function: the first pass of `analyse`, with the axes of outputs left free."""
+def trace(
+    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, PrimitiveRule] = RULES
+) -> Traced:
+    """Reads a function: the first pass of `analyse`, which leaves the axes of its results free.
+
+    Args:
+        apply: pure, `apply(variables, *inputs)`.
+        variables: arrays or shapes.
+        *inputs: arrays or shapes.
+        rules: the whole table of rules, by primitive.
+
+    Returns:
+        The function with an expression for every axis of every array.
+    """
     closed, results = jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)
     named = collections(variables)
     count = len(named)
@@ -135,8 +172,16 @@ def trace(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Map
     )
 
 
-def leaks(traced: Traced, rules: Mapping[str, Rule] = RULES) -> list[zeros.Zeros]:
-    """Freezes what cannot be removed without changing what stays: the second pass of `analyse`."""
+def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[zeros.Zeros]:
+    """Freezes what cannot be removed without changing what stays: the second pass of `analyse`.
+
+    Args:
+        traced: what `trace` returned; its sets of units are frozen in place.
+        rules: the table that the function was traced with.
+
+    Returns:
+        For each result, where it is zero once units are removed.
+    """
     given = [
         zeros.masked(leaf.value) if leaf.collection == "params" else tuple(frozenset() for _ in leaf.value.shape)
         for leaf in traced.leaves
@@ -148,7 +193,15 @@ def leaks(traced: Traced, rules: Mapping[str, Rule] = RULES) -> list[zeros.Zeros
 
 
 def collections(variables: PyTree) -> list[tuple[str, str]]:
-    """`(path, collection)` of every leaf, in the order of `jax.tree.leaves`."""
+    """The path and the collection of every leaf of variables, in the order of `jax.tree.leaves`.
+
+    Args:
+        variables: any pytree of arrays or shapes.
+
+    Returns:
+        `[(path, collection), ...]`. If the tree has an entry `params`, its leaves are in `params` and all others in
+        `rest`, and paths start inside the entry; otherwise all leaves are in `params`.
+    """
     if isinstance(variables, Mapping):
         entries = set(variables)
     else:
@@ -291,7 +344,14 @@ def _kind(noted: set[str], makers: int) -> str:
 
 
 def find(traced: Traced, group: Group) -> Dim:
-    """What a group of an earlier analysis is in this one.
+    """The set of units in a traced function that a group of an earlier analysis stands for.
+
+    Args:
+        traced: the function, as `trace` returned it.
+        group: a group that was found in the same function, perhaps with other inputs.
+
+    Returns:
+        The set of units.
 
     Raises:
         ValueError: if its units are not a set of their own here, or may not be cut.

@@ -6,7 +6,7 @@ from typing import Any
 from jax import lax
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, product, resolve, roots, unify
-from mvp_jax.graph.rules import Dims, Rule, Seen, Zeros, leak, moved, nothing, same, shape_of
+from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Zeros, leak, moved, nothing, same, shape_of
 
 Shapes = list[tuple[int, ...]]
 
@@ -240,21 +240,24 @@ def _updated_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [tuple(seen.zero(zs[0], 0, a) & seen.zero(zs[1], 1, a) for a in range(len(seen.outs[0])))]
 
 
-CONTRACTIONS: dict[str, Rule] = {
-    "reduce_sum": Rule(_drop, _sum_zeros),
+CONTRACTIONS: dict[str, PrimitiveRule] = {
+    "reduce_sum": PrimitiveRule(_drop, _sum_zeros),
     **{
-        name: Rule(_reduction(name), _dropped_zeros)
+        name: PrimitiveRule(_reduction(name), _dropped_zeros)
         for name in ("reduce_max", "reduce_min", "reduce_prod", "reduce_or")
     },
-    **{name: Rule(_reduction(name), lambda seen, zs: nothing(seen)) for name in ("reduce_and", "argmax", "argmin")},
-    "rev": Rule(_ordered("rev", "dimensions"), moved),
-    "sort": Rule(_ordered("sort", "dimension"), _each),
-    **{name: Rule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
-    "cumlogsumexp": Rule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
-    "dot_general": Rule(_dot, _dot_zeros),
-    "conv_general_dilated": Rule(_conv, _conv_zeros, _emit_conv),
-    **{name: Rule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
-    "gather": Rule(_gather, _looked_up, _emit_gather),
-    "dynamic_slice": Rule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
-    "dynamic_update_slice": Rule(_dynamic_update, _updated_zeros),
+    **{
+        name: PrimitiveRule(_reduction(name), lambda seen, zs: nothing(seen))
+        for name in ("reduce_and", "argmax", "argmin")
+    },
+    "rev": PrimitiveRule(_ordered("rev", "dimensions"), moved),
+    "sort": PrimitiveRule(_ordered("sort", "dimension"), _each),
+    **{name: PrimitiveRule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
+    "cumlogsumexp": PrimitiveRule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
+    "dot_general": PrimitiveRule(_dot, _dot_zeros),
+    "conv_general_dilated": PrimitiveRule(_conv, _conv_zeros, _emit_conv),
+    **{name: PrimitiveRule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
+    "gather": PrimitiveRule(_gather, _looked_up, _emit_gather),
+    "dynamic_slice": PrimitiveRule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
+    "dynamic_update_slice": PrimitiveRule(_dynamic_update, _updated_zeros),
 }

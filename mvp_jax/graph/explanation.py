@@ -11,15 +11,17 @@ from mvp_jax.core.units import Slot
 from mvp_jax.graph import analysis, work
 
 
-class Row(NamedTuple):
-    """A group.
+class GroupExplanation(NamedTuple):
+    """One coupled group, and how much of the function hangs on it.
 
     Attributes:
-        name, kind, size: of the group.
-        params: share of all parameters that is in some slot of it, 0 to 1.
-        flops: share of the arithmetic in which its units take part.
-        makes: arrays that make its units, as `path[axis]`.
-        reads: arrays that read them.
+        name: the group's name.
+        kind: what its units are: `neuron`, `filter`, `head`, ...
+        size: how many units it has.
+        params: the share of all parameters, 0 to 1, that lies in one of its slots.
+        flops: the share of the function's operations, 0 to 1, in which its units take part.
+        makes: the arrays that make its units, as `path[axis]`.
+        reads: the arrays that read its units, as `path[axis]`.
     """
 
     name: str
@@ -32,17 +34,19 @@ class Row(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Of a function; `str()` is a table for a terminal, `pictures.plot_coupling` a picture.
+    """What tracing found out about a function.
+
+    `str()` makes a table for a terminal of it, `reports.plot_coupling` a picture.
 
     Attributes:
-        rows: a row for each group, in the order in which the function makes them.
+        rows: one for each group, in the order in which the function makes them.
         frozen: parameter axes that may not be cut, and why.
-        params: of the whole function.
-        flops: of one call on the inputs that it was traced with.
+        params: how many parameters the function has.
+        flops: the floating-point operations of one call on the inputs that it was traced with; see `core.flops`.
         arrays: paths of all parameters, in the order in which the function uses them.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[GroupExplanation, ...]
     frozen: tuple[analysis.Frozen, ...]
     params: int
     flops: int
@@ -66,27 +70,30 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.Rules = ()) -> Explanation:
-    """Groups of a function with what hangs on each, and what may not be cut and why.
+def explain(
+    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.PrimitiveRules = ()
+) -> Explanation:
+    """The groups of a function with what hangs on each, and what may not be cut and why.
 
     Args:
-        apply: see `graph.groups`.
-        variables: see `graph.groups`.
-        *inputs: see `graph.groups`.
-        rules: see `graph.groups`.
+        apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
+        variables: any pytree of arrays or shapes.
+        *inputs: arrays or shapes as `apply` takes them.
+        rules: rules for primitives that are not known, or that are to be read otherwise.
 
     Returns:
-        An explanation; print it.
+        An explanation, which prints as tables: the groups with their shares of parameters and operations, then the axes
+        that have to stay with the reasons.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> def mlp(params, x):
     ...     return jax.nn.softmax(jax.nn.relu(x @ params["a"]) @ params["b"])
     >>> print(explain(mlp, {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}, jnp.ones((1, 3))))
-    40 parameters, 99 FLOPs, 1 groups
+    40 parameters, 95 FLOPs, 1 groups
     <BLANKLINE>
     group  kind    units  params  FLOPs  made by  read by
-    a      neuron      8  100.0%  88.9%  a[1]     b[0]
+    a      neuron      8  100.0%  92.6%  a[1]     b[0]
     <BLANKLINE>
     not to be cut
     axes  units  because
@@ -105,7 +112,7 @@ def explain(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: a
         own = sum(_touched(shapes[path], [s for s in touched if s.path == path], g.size) for path in _paths(touched))
         spent = sum(w.flops for w in works if found.roots[g.name] in w.dims)
         rows.append(
-            Row(
+            GroupExplanation(
                 name=g.name,
                 kind=g.kind,
                 size=g.size,

@@ -2,7 +2,7 @@
 
 from mvp_jax.graph import rules
 from mvp_jax.graph.contractions import CONTRACTIONS
-from mvp_jax.graph.rules import Rule
+from mvp_jax.graph.rules import PrimitiveRule
 from mvp_jax.graph.shaping import SHAPING
 
 _ZERO_AT_ZERO = (
@@ -11,15 +11,15 @@ _ZERO_AT_ZERO = (
 )
 _NEVER_ZERO = "exp exp2 cos cosh acos logistic erfc not eq ne lt le gt ge is_finite nextafter atan2"
 
-RULES: dict[str, Rule] = {
-    **{name: Rule(rules.same, rules.where_all) for name in _ZERO_AT_ZERO.split()},
-    **{name: Rule(rules.same, rules.never) for name in _NEVER_ZERO.split()},
-    **{name: Rule(rules.same, rules.where_any) for name in ("mul", "and")},
-    **{name: Rule(rules.same, rules.no_zero_divisor) for name in ("div", "rem")},
-    **{name: Rule(rules.same, rules.singular) for name in ("log", "rsqrt", "lgamma", "digamma", "acosh")},
-    **{name: Rule(rules.same, rules.power) for name in ("pow", "integer_pow")},
-    "select_n": Rule(rules.same, rules.select),
-    "clamp": Rule(rules.same, rules.clamp),
+RULES: dict[str, PrimitiveRule] = {
+    **{name: PrimitiveRule(rules.same, rules.where_all) for name in _ZERO_AT_ZERO.split()},
+    **{name: PrimitiveRule(rules.same, rules.never) for name in _NEVER_ZERO.split()},
+    **{name: PrimitiveRule(rules.same, rules.where_any) for name in ("mul", "and")},
+    **{name: PrimitiveRule(rules.same, rules.no_zero_divisor) for name in ("div", "rem")},
+    **{name: PrimitiveRule(rules.same, rules.singular) for name in ("log", "rsqrt", "lgamma", "digamma", "acosh")},
+    **{name: PrimitiveRule(rules.same, rules.power) for name in ("pow", "integer_pow")},
+    "select_n": PrimitiveRule(rules.same, rules.select),
+    "clamp": PrimitiveRule(rules.same, rules.clamp),
     **SHAPING,
     **CONTRACTIONS,
 }

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, resolve, unify
 from mvp_jax.graph.primitives import INLINED
-from mvp_jax.graph.rules import Rule, Seen
+from mvp_jax.graph.rules import PrimitiveRule, Seen
 
 Kind = Literal["constant", "plain", "call", "scan", "cond", "opaque"]
 Role = Literal["make", "touch", "read", "head", "qk", "value", "summed"]
@@ -121,7 +121,7 @@ _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy
 class Tracer:
     """Reads jaxprs by a table of rules, and collects the notes."""
 
-    def __init__(self, rules: Mapping[str, Rule]):
+    def __init__(self, rules: Mapping[str, PrimitiveRule]):
         self.rules = rules
         self.notes: list[Note] = []
 

@@ -17,7 +17,7 @@ from mvp_jax.core.types import Array
 from mvp_jax.core.units import positions
 from mvp_jax.graph.dims import Axes, Dim, Expr, places, resolve
 from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split
-from mvp_jax.graph.rules import Rule
+from mvp_jax.graph.rules import PrimitiveRule
 
 
 class Replay:
@@ -28,7 +28,7 @@ class Replay:
         rules: the table that the program was read with.
     """
 
-    def __init__(self, kept: Mapping[Dim, np.ndarray], rules: Mapping[str, Rule]):
+    def __init__(self, kept: Mapping[Dim, np.ndarray], rules: Mapping[str, PrimitiveRule]):
         self.kept = kept
         self.rules = rules
 

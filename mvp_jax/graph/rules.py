@@ -4,8 +4,8 @@ A rule says three things. `dims`: which axes of the outputs are which axes of th
 `zeros`: where the outputs are zero, given where the inputs are; and since removing a unit equals masking it only if
 its masked values reach nobody, this is also where an axis is frozen that they would leak across. `emit`: how to apply
 the primitive to the smaller arrays, where that is not by the same parameters. `primitives.RULES` is the whole list; a
-primitive that is not in it freezes every axis that touches it. To add one, pass `rules=(("name", Rule(...)),)` to
-`graph.groups`.
+primitive that is not in it freezes every axis that touches it. To add one, pass
+`rules=(("name", PrimitiveRule(...)),)` to `graph.groups`.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +43,8 @@ ZerosRule: TypeAlias = Callable[[Seen, list[Zeros]], list[Zeros]]
 Emit: TypeAlias = Callable[[Seen, list[Any], Callable[[Expr], int], dict[str, Any]], Any]
 
 
-class Rule(NamedTuple):
-    """See the module.
+class PrimitiveRule(NamedTuple):
+    """How one primitive treats axes and zeros, and how it is applied to smaller arrays.
 
     Attributes:
         dims: `(params, axes of the operands, shapes of the results) -> axes of the results`.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, product, reshape, resolve, roots, take, total, unify
-from mvp_jax.graph.rules import Rule, Seen, Zeros, moved, nothing, shape_of
+from mvp_jax.graph.rules import PrimitiveRule, Seen, Zeros, moved, nothing, shape_of
 
 
 def _broadcast(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
@@ -190,16 +190,16 @@ def _emit_tile(seen: Seen, values: list[Any], size: Callable[[Expr], int], param
     return jnp.tile(values[0], reps)
 
 
-SHAPING: dict[str, Rule] = {
-    "stack": Rule(_stack, _stack_zeros),
-    "tile": Rule(_tile, moved, _emit_tile),
-    "broadcast_in_dim": Rule(_broadcast, _broadcast_zeros, _emit_broadcast),
-    "reshape": Rule(_reshape, moved, _emit_reshape),
-    "transpose": Rule(_transpose, moved),
-    "squeeze": Rule(_squeeze, moved),
-    "expand_dims": Rule(_expand, moved, _emit_reshape),
-    "slice": Rule(_slice, moved, _emit_slice),
-    "split": Rule(_split, moved, _emit_split),
-    "concatenate": Rule(_concatenate, _concatenate_zeros),
-    "pad": Rule(_pad, _pad_zeros, _emit_pad),
+SHAPING: dict[str, PrimitiveRule] = {
+    "stack": PrimitiveRule(_stack, _stack_zeros),
+    "tile": PrimitiveRule(_tile, moved, _emit_tile),
+    "broadcast_in_dim": PrimitiveRule(_broadcast, _broadcast_zeros, _emit_broadcast),
+    "reshape": PrimitiveRule(_reshape, moved, _emit_reshape),
+    "transpose": PrimitiveRule(_transpose, moved),
+    "squeeze": PrimitiveRule(_squeeze, moved),
+    "expand_dims": PrimitiveRule(_expand, moved, _emit_reshape),
+    "slice": PrimitiveRule(_slice, moved, _emit_slice),
+    "split": PrimitiveRule(_split, moved, _emit_split),
+    "concatenate": PrimitiveRule(_concatenate, _concatenate_zeros),
+    "pad": PrimitiveRule(_pad, _pad_zeros, _emit_pad),
 }

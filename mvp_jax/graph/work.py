@@ -1,22 +1,26 @@
-"""Arithmetic and memory of a traced function as functions of how many units stay, without compiling anything."""
+"""Arithmetic and memory of a traced function as functions of how many units stay, without compiling anything.
+
+How many operations an equation takes is `core.flops`' business; this file says which axes it has with fewer units.
+"""
 
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, resolve, roots
+from mvp_jax.core import flops
+from mvp_jax.graph.dims import Dim, Expr, resolve, roots
 from mvp_jax.graph.program import Node, Program
 
 Size = Callable[[Expr], int]
 """The length of an axis after cutting."""
 
 
-class Work(NamedTuple):
-    """Of one equation.
+class EquationCost(NamedTuple):
+    """What one equation of a program costs.
 
     Attributes:
-        flops: floating-point operations; a multiply-add counts as two, anything elementwise as one an entry.
-        entries: numbers that it writes.
+        flops: floating-point operations, by the convention of `core.flops`.
+        entries: how many numbers it writes; 0 if they depend on neither variables nor inputs.
         dims: the sets of units whose removal makes it cheaper.
     """
 
@@ -30,12 +34,21 @@ def whole(e: Expr) -> int:
     return resolve(e).size
 
 
-def count(program: Program, size: Size = whole) -> Iterator[Work]:
-    """The work of every equation; loop bodies as often as they run, of several branches the dearest."""
+def count(program: Program, size: Size = whole) -> Iterator[EquationCost]:
+    """What every equation costs.
+
+    Args:
+        program: from `trace`.
+        size: gives the length of an axis after cutting; without it axes have their dense lengths.
+
+    Yields:
+        An `EquationCost` for each equation. The operations of a loop's body are multiplied by how often it runs; of
+        several branches, the one with the most operations counts.
+    """
     for node in program.nodes:
         if node.kind == "constant":
-            continue
-        if node.kind == "call":
+            yield EquationCost(flops.of_equation(node.eqn), 0, frozenset())
+        elif node.kind == "call":
             yield from count(node.inner[0], size)
         elif node.kind == "scan":
             times = node.eqn.params["length"]
@@ -49,52 +62,15 @@ def count(program: Program, size: Size = whole) -> Iterator[Work]:
 
 
 def total(program: Program, size: Size = whole) -> tuple[int, int]:
-    """All operations, and all numbers written."""
+    """The floating-point operations of a call, and how many numbers all its equations write."""
     works = list(count(program, size))
     return sum(w.flops for w in works), sum(w.entries for w in works)
 
 
-def _entries(axes: Axes, size: Size) -> int:
-    return math.prod(map(size, axes))
-
-
-def _one(node: Node, size: Size) -> Work:
+def _one(node: Node, size: Size) -> EquationCost:
     seen = node.seen
-    written = sum(_entries(axes, size) for axes in seen.outs)
+    ins, outs = ([tuple(map(size, axes)) for axes in side] for side in (seen.ins, seen.outs))
     dims = frozenset(d for axes in (*seen.ins, *seen.outs) for e in axes for d in roots(e))
-    if seen.name == "dot_general":
-        (contracted, _), _ = seen.params["dimension_numbers"]
-        flops = 2 * written * math.prod(size(seen.ins[0][a]) for a in contracted)
-    elif seen.name == "conv_general_dilated":
-        spec = seen.params["dimension_numbers"]
-        flops = 2 * written * math.prod(size(seen.ins[1][a]) for a in spec.rhs_spec[1:])
-    elif seen.name.startswith(("reduce_", "arg", "cum")) and seen.ins:
-        flops = _entries(seen.ins[0], size)
-    elif seen.name in _MOVES:
-        flops = 0
-    else:
-        flops = written
-    return Work(flops, written, dims)
-
-
-_MOVES = frozenset(
-    (
-        "broadcast_in_dim",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "slice",
-        "split",
-        "concatenate",
-        "pad",
-        "gather",
-        "dynamic_slice",
-        "dynamic_update_slice",
-        "rev",
-        "copy",
-        "convert_element_type",
-        "stop_gradient",
-    )
-)
-"""What only moves numbers."""
+    inside = node.kind == "opaque" and any(flops.subprograms(node.eqn))  # all its axes stay whole
+    operations = flops.of_equation(node.eqn) if inside else flops.of_primitive(node.eqn, ins, outs)
+    return EquationCost(operations, sum(map(math.prod, outs)), dims)

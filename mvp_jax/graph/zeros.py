@@ -12,10 +12,10 @@ from jax.extend import core
 from mvp_jax.graph.dims import Dim, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Node, Program, Value, scan_split
-from mvp_jax.graph.rules import Rule, Seen, Zeros, nothing
+from mvp_jax.graph.rules import PrimitiveRule, Seen, Zeros, nothing
 
 
-def follow(program: Program, given: list[Zeros], rules: dict[str, Rule] = RULES) -> list[Zeros]:
+def follow(program: Program, given: list[Zeros], rules: dict[str, PrimitiveRule] = RULES) -> list[Zeros]:
     """Zeros of a program's results, given those of its arguments; freezes what leaks."""
     env: dict[Any, Zeros] = dict(zip(program.jaxpr.invars, given, strict=True))
     for node in program.nodes:
@@ -41,7 +41,7 @@ def _read(env: dict[Any, Zeros], v: Any, i: int, node: Node) -> Zeros:
     return env.get(v, ())
 
 
-def _equation(node: Node, zs: list[Zeros], rules: dict[str, Rule]) -> list[Zeros]:
+def _equation(node: Node, zs: list[Zeros], rules: dict[str, PrimitiveRule]) -> list[Zeros]:
     match node.kind:
         case "constant":
             return [() for _ in node.eqn.outvars]
@@ -67,7 +67,7 @@ def _both(seen: Seen, out: int, zs: list[Zeros]) -> Zeros:
     return tuple(frozenset.intersection(*(z[a] for z in known)) for a in range(len(seen.outs[out])))
 
 
-def _scan(node: Node, zs: list[Zeros], rules: dict[str, Rule]) -> list[Zeros]:
+def _scan(node: Node, zs: list[Zeros], rules: dict[str, PrimitiveRule]) -> list[Zeros]:
     n_consts, n_carry = scan_split(node.eqn.params)
     split = n_consts + n_carry
     xs = [None if z is None else z[1:] for z in zs[split:]]

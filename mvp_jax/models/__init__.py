@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvp_jax.models import api, bert, clip, functions, resnet, vit
-from mvp_jax.models.api import Hooks, Inspection, Model, from_module, replace_head
+from mvp_jax.models.api import Inspection, Model, from_module, replace_head
 from mvp_jax.models.functions import from_apply
+from mvp_jax.models.hooks import Hooks
 
 _FAMILIES: dict[str, Any] = {
     "resnet": (resnet.ResNetConfig, resnet.build),

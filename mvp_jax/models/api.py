@@ -20,6 +20,7 @@ from mvp_jax import graph
 from mvp_jax.core import trees
 from mvp_jax.core.types import Array, Key, PyTree, Variables
 from mvp_jax.core.units import Group
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 class Inspection(NamedTuple):
@@ -49,14 +50,17 @@ class Model:
             [C] or [N, C]}`) multiply units after their normalisation; `knobs` may hold `batch_norm_momentum` (a
             Python float) and `dropout` (a scalar, may be traced); `key` feeds dropout.
         inspect: the same arguments, returns an `Inspection`.
-        groups: every coupled group, in order of depth.
+        groups: every coupled group of units, in order of depth.
         prunable: rules for the kernels that unstructured pruning may touch.
         resize: `({group: units}) -> Model`, the same class with that many units in the named groups.
-        with_classes: `(n) -> Model`, the same body under a head of `n` classes.
+        with_classes: `(n) -> Model`, the same body under a head of `n` classes. A language model gives its body under
+            a classifier; a model made of a function alone raises `ValueError`.
         input_shape: the shape of one example; token ids `(L,)` may be fewer.
         num_classes: the width of the logits.
-        head: `params[head]` has `kernel` `[..., classes]` and `bias`; logits are
-            `features @ kernel.reshape(F, classes) + bias`.
+        head: the name of the head among the parameters: `params[head]` has `kernel` `[..., classes]` and `bias`, and
+            logits are `features @ kernel.reshape(F, classes) + bias`. Empty: there is no such head (a model made of a
+            function alone, a language model whose logits come from its word embedding); then `replace_head` raises
+            `ValueError`, and the model is trained and pruned as a whole.
         input_dtype: what inputs are cast to; a model of an integer dtype (token ids) refuses floats.
     """
 
@@ -74,91 +78,6 @@ class Model:
     input_dtype: Any = jnp.float32
 
 
-class Noise:
-    """Where a module's initial weights come from: slices of one long normal draw.
-
-    A draw per layer would cost a compiled generator per layer, seconds for a small network. Made without a key it
-    only counts, and gives zeros.
-    """
-
-    def __init__(self, key: Key | None = None, total: int = 0):
-        self.used = 0
-        self._values = None if key is None else jax.random.normal(key, (total,), jnp.float32)
-
-    def __call__(self, shape: Sequence[int], deviation: float) -> Array:
-        """Normal values of this shape, mean 0."""
-        start, self.used = self.used, self.used + math.prod(shape)
-        if self._values is None:
-            return jnp.zeros(shape, jnp.float32)
-        return jnp.reshape(deviation * self._values[start : self.used], shape)
-
-
-class Hooks:
-    """What a module is told about the pass it is in, and where it reports units: gates, taps, dropout keys.
-
-    A module calls `unit` where a group's units are complete. It lives for one trace and holds no state beyond it.
-    """
-
-    def __init__(
-        self,
-        *,
-        train: bool = False,
-        key: Key | None = None,
-        gates: Mapping[str, Array] | None = None,
-        momentum: float | None = None,
-        dropout: Array | float | None = None,
-        tapping: bool = False,
-    ):
-        self.train = train
-        self.momentum = momentum
-        self._key = key
-        self._drawn = 0
-        self._gates = gates or {}
-        self._dropout = dropout
-        self._taps: dict[str, list[Array]] | None = {} if tapping else None
-
-    def gate(self, name: str, x: Array, axis: int = -1) -> Array:
-        """`x` times the group's gate, whose units lie along `axis`; without a gate `x` itself."""
-        if name not in self._gates:
-            return x
-        g = self._gates[name]
-        shape = [1] * x.ndim
-        shape[axis] = g.shape[-1]
-        if g.ndim == 2:
-            shape[0] = g.shape[0]
-        return x * jnp.reshape(g, shape).astype(x.dtype)
-
-    def tap(self, name: str, x: Array, axis: int = -1, *, where: Array | None = None) -> None:
-        """Notes each unit's mean magnitude over the positions `where`, bool `[N, T]`; several taps are averaged."""
-        if self._taps is not None:
-            size = jnp.abs(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-            if where is not None:
-                # The mean over some, as the mean over all of something larger; 0, not nan, where there are none.
-                share = jnp.maximum(jnp.mean(where, axis=1, keepdims=True), 1 / where.shape[1])
-                size = size * jnp.reshape(where / share, (*where.shape, *(1 for _ in x.shape[2:])))
-            positions = tuple(a for a in range(1, x.ndim) if a != axis % x.ndim)
-            self._taps.setdefault(name, []).append(jnp.mean(size, axis=positions))
-
-    def unit(self, name: str, x: Array, axis: int = -1, *, where: Array | None = None) -> Array:
-        """`gate`, then `tap`."""
-        x = self.gate(name, x, axis)
-        self.tap(name, x, axis, where=where)
-        return x
-
-    def dropout(self, x: Array, rate: float) -> Array:
-        """Inverted dropout in training; the `dropout` knob overrides the configured rate and may be traced."""
-        p = rate if self._dropout is None else self._dropout
-        if not self.train or self._key is None or (isinstance(p, float) and p == 0.0):
-            return x
-        self._drawn += 1
-        keep = jax.random.uniform(jax.random.fold_in(self._key, self._drawn), x.shape) >= p
-        return jnp.where(keep, x / (1.0 - jnp.asarray(p, x.dtype)), 0.0)
-
-    def activations(self) -> dict[str, Array]:
-        """The noted magnitudes, `{group: [N, C]}`."""
-        return {name: sum(taps[1:], taps[0]) / len(taps) for name, taps in (self._taps or {}).items()}
-
-
 def coupled(
     make: Callable[[Noise], nnx.Module],
     input_shape: tuple[int, ...],
@@ -168,10 +87,10 @@ def coupled(
     """The groups of a module by the names that it gives them, found by tracing it.
 
     Args:
-        make: see `from_module`.
-        input_shape: of one example.
-        made: `{name: (path, axis)}`, for each group an axis along which its units lie.
-        input_dtype: of the examples.
+        make: `noise -> module`, as `from_module` takes it.
+        input_shape: the shape of one example.
+        made: `{name: (path, axis)}`, for each group a parameter and an axis along which its units lie.
+        input_dtype: the dtype of the examples.
 
     Returns:
         `{name: group}`; groups that the module does not name are left out.
@@ -195,6 +114,72 @@ def sized(groups: Mapping[str, Group], sizes: Mapping[str, int]) -> tuple[Group,
 _KNOBS = ("batch_norm_momentum", "dropout")
 
 
+class _Given(NamedTuple):
+    """What a pass is given beside the variables, checked; `momentum` is static, the others may be traced."""
+
+    x: Array
+    key: Key | None
+    gates: Mapping[str, Array] | None
+    dropout: Array | float | None
+    momentum: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Takes:
+    """What a model takes, to check calls against."""
+
+    input_shape: tuple[int, ...]
+    input_dtype: Any
+    groups: frozenset[str]
+    dropout: float
+
+    def check(
+        self,
+        x: Array,
+        *,
+        train: bool,
+        key: Key | None,
+        gates: Mapping[str, Array] | None,
+        knobs: Mapping[str, Any] | None,
+    ) -> _Given:
+        """The arguments of a call, or `ValueError`."""
+        x = jnp.asarray(x)
+        self._check_inputs(x)
+        knobs = dict(knobs or {})
+        unknown = sorted(set(knobs) - set(_KNOBS))
+        if unknown:
+            raise ValueError(f"unknown knobs {unknown}; there are {list(_KNOBS)}")
+        momentum = knobs.get("batch_norm_momentum")
+        if momentum is not None and not (isinstance(momentum, float | int) and 0.0 <= momentum <= 1.0):
+            raise ValueError(f"batch_norm_momentum is {momentum!r}; give a Python number in [0, 1], it is static")
+        if train and key is None and (self.dropout > 0 or "dropout" in knobs):
+            raise ValueError("dropout needs a key in training; pass key=jax.random.key(...)")
+        strange = sorted(set(gates or {}) - self.groups)
+        if strange:
+            raise ValueError(f"gates for unknown groups {strange[:5]}; the groups are {sorted(self.groups)}")
+        return _Given(
+            x=x,
+            key=key if train else None,
+            gates={name: jnp.asarray(g) for name, g in gates.items()} if gates else None,
+            dropout=knobs.get("dropout") if train else None,
+            momentum=None if momentum is None else float(momentum),
+        )
+
+    def _check_inputs(self, x: Array) -> None:
+        tokens = jnp.issubdtype(self.input_dtype, jnp.integer)
+        if tokens and not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(
+                f"x is {x.dtype}; this model takes token ids, {jnp.dtype(self.input_dtype)}, as "
+                "`data.datasets.text` makes them"
+            )
+        shorter = tokens and x.ndim == 2 and 0 < x.shape[1] < self.input_shape[0]
+        if x.shape[1:] != self.input_shape and not shorter:
+            takes = "up to " * bool(tokens) + ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x has shape {x.shape}; this model takes [N, {takes}]")
+
+
+# Its arguments are the fields of the model that it returns, so a record of them would be that model once more. Most of
+# its body are signatures: four functions that close over one module.
 def from_module(
     make: Callable[[Noise], nnx.Module],
     *,
@@ -212,10 +197,17 @@ def from_module(
 
     Args:
         make: `noise -> module`; the module is called as `module(x, hooks) -> (logits, features)` and keeps its
-            children under string names (`nnx.Dict`, not `nnx.List`), so that trees have string keys only.
-        config: kept in the model.
-        groups, prunable, resize, with_classes, input_shape, num_classes, input_dtype: as in `Model`.
+            children under string names (`nnx.Dict`, not `nnx.List`), so that trees have string keys only. A child
+            `head` with a parameter `kernel` is the model's head; without one the model has none.
+        config: the frozen configuration, kept in the model.
+        groups: the coupled groups of units, in order of depth.
+        prunable: rules for the kernels that unstructured pruning may touch.
+        resize: `({group: units}) -> Model`, the same class with that many units in the named groups.
+        with_classes: `(n) -> Model`, the same body under a head of `n` classes.
+        input_shape: the shape of one example.
+        num_classes: the width of the logits.
         dropout: the configured rate, to know when a key is needed.
+        input_dtype: what inputs are cast to.
 
     Returns:
         The model; its `apply` is jitted and works under an outer `jit`, `vmap`, `grad` and `scan`.
@@ -224,8 +216,12 @@ def from_module(
     graph, abstract = _split(nnx.eval_shape(lambda: make(count)))
     total = count.used
     shapes = {name: {p: v.shape for p, v in trees.flatten(t).items()} for name, t in abstract._asdict().items()}
-    names = {g.name for g in groups}
-    tokens = jnp.issubdtype(input_dtype, jnp.integer)
+    takes = _Takes(
+        input_shape=tuple(input_shape),
+        input_dtype=input_dtype,
+        groups=frozenset(g.name for g in groups),
+        dropout=dropout,
+    )
 
     @jax.jit
     def init(key: Key) -> Variables:
@@ -233,21 +229,15 @@ def from_module(
 
     @functools.partial(jax.jit, static_argnames=("train", "momentum", "tapping"))
     def forward(
-        variables: Variables,
-        x: Array,
-        key: Key | None,
-        gates: Mapping[str, Array] | None,
-        dropout: Array | None,
-        *,
-        train: bool,
-        momentum: float | None,
-        tapping: bool,
+        variables: Variables, given: _Given, *, train: bool, momentum: float | None, tapping: bool
     ) -> Inspection:
         for collection, tree in (("params", variables.params), ("rest", variables.rest)):
             _check_shapes(shapes[collection], tree, collection)
         module = nnx.merge(graph, variables.params, variables.rest)
-        hooks = Hooks(train=train, key=key, gates=gates, momentum=momentum, dropout=dropout, tapping=tapping)
-        logits, features = module(x.astype(input_dtype), hooks)
+        hooks = Hooks(
+            train=train, key=given.key, gates=given.gates, momentum=momentum, dropout=given.dropout, tapping=tapping
+        )
+        logits, features = module(given.x.astype(input_dtype), hooks)
         rest = _split(module)[1].rest if train else {}
         return Inspection(logits, features, hooks.activations(), rest)
 
@@ -255,41 +245,18 @@ def from_module(
         variables: Variables,
         x: Array,
         *,
-        train: bool,
-        key: Key | None,
-        gates: Mapping[str, Array] | None,
-        knobs: Mapping[str, Any] | None,
+        train: bool = False,
+        key: Key | None = None,
+        gates: Mapping[str, Array] | None = None,
+        knobs: Mapping[str, Any] | None = None,
         tapping: bool,
     ) -> Inspection:
-        x = jnp.asarray(x)
-        if tokens and not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(
-                f"x is {x.dtype}; this model takes token ids, {jnp.dtype(input_dtype)}, as `data.text` makes them"
-            )
-        if x.shape[1:] != tuple(input_shape) and not (tokens and x.ndim == 2 and 0 < x.shape[1] < input_shape[0]):
-            takes = "up to " * bool(tokens) + ", ".join(map(str, input_shape))
-            raise ValueError(f"x has shape {x.shape}; this model takes [N, {takes}]")
-        knobs = dict(knobs or {})
-        unknown = sorted(set(knobs) - set(_KNOBS))
-        if unknown:
-            raise ValueError(f"unknown knobs {unknown}; there are {list(_KNOBS)}")
-        momentum = knobs.get("batch_norm_momentum")
-        if momentum is not None and not (isinstance(momentum, float | int) and 0.0 <= momentum <= 1.0):
-            raise ValueError(f"batch_norm_momentum is {momentum!r}; give a Python number in [0, 1], it is static")
-        if train and key is None and (dropout > 0 or "dropout" in knobs):
-            raise ValueError("dropout needs a key in training; pass key=jax.random.key(...)")
-        gates = {name: jnp.asarray(g) for name, g in gates.items()} if gates else None
-        strange = sorted(set(gates or {}) - names)
-        if strange:
-            raise ValueError(f"gates for unknown groups {strange[:5]}; the groups are {sorted(names)}")
-        seen = forward(
+        given = takes.check(x, train=train, key=key, gates=gates, knobs=knobs)
+        seen: Inspection = forward(
             Variables(*variables),
-            x,
-            key if train else None,
-            gates,
-            knobs.get("dropout") if train else None,
+            given._replace(momentum=None),
             train=train,
-            momentum=None if momentum is None else float(momentum),
+            momentum=given.momentum,
             tapping=tapping,
         )
         # In evaluation nothing changes; handing back the caller's own tree saves copying it out of the program.
@@ -307,28 +274,18 @@ def from_module(
         seen = run(variables, x, train=train, key=key, gates=gates, knobs=knobs, tapping=False)
         return seen.logits, seen.rest
 
-    def inspect(
-        variables: Variables,
-        x: Array,
-        *,
-        train: bool = False,
-        key: Key | None = None,
-        gates: Mapping[str, Array] | None = None,
-        knobs: Mapping[str, Any] | None = None,
-    ) -> Inspection:
-        return run(variables, x, train=train, key=key, gates=gates, knobs=knobs, tapping=True)
-
     return Model(
         config=config,
         init=init,
         apply=apply,
-        inspect=inspect,
+        inspect=functools.partial(run, tapping=True),
         groups=tuple(groups),
         prunable=tuple(prunable),
         resize=resize,
         with_classes=with_classes,
         input_shape=tuple(input_shape),
         num_classes=num_classes,
+        head="head" if "head/kernel" in shapes["params"] else "",
         input_dtype=jnp.dtype(input_dtype),
     )
 
@@ -358,21 +315,34 @@ def _check_shapes(expected: Mapping[str, tuple[int, ...]], tree: PyTree, what: s
 def replace_head(
     variables: Variables, model: Model, kernel: Array | None = None, bias: Array | None = None
 ) -> Variables:
-    """The same body under another head.
+    """The variables of the same body under another head.
 
     Args:
-        variables: of a model with the same body and any number of classes.
-        model: the model the result is for; its `num_classes` counts.
-        kernel: `[F, classes]` over flattened features (or the head's own shape); zeros if not given.
-        bias: `[classes]`; zeros if not given.
+        variables: variables of a model with the same body and any number of classes.
+        model: the model that the result is for; the new head has its `num_classes`.
+        kernel: `[F, classes]` over flattened features (or the head's own shape); `None`: zeros.
+        bias: `[classes]`; `None`: zeros.
 
     Returns:
         Variables for `model`. A second head beside the first (DeiT's) is left out, as by `with_classes`.
 
     Raises:
-        ValueError: if kernel or bias have other shapes.
+        ValueError: if the model has no head (`model.head` is empty), the variables hold no kernel of that head, or
+            kernel or bias do not have the shapes given above.
     """
-    old = variables.params[model.head]["kernel"]
+    if not model.head:
+        raise ValueError(
+            "this model has no head that could be replaced (`Model.head` is empty), as models made of a function alone "
+            "and language models; use its variables as they are, or make a model with a `head` by models.from_module"
+        )
+    held = variables.params.get(model.head) if isinstance(variables.params, Mapping) else None
+    if not isinstance(held, Mapping) or "kernel" not in held:
+        have = sorted(variables.params) if isinstance(variables.params, Mapping) else type(variables.params).__name__
+        raise ValueError(
+            f"the variables hold no {model.head}/kernel in place of which a head could be put, but {have}; give "
+            f"variables of a model with the same body and a head named {model.head!r}"
+        )
+    old = held["kernel"]
     shape = (*old.shape[:-1], model.num_classes)
     flat = (math.prod(old.shape[:-1]), model.num_classes)
     kernel = jnp.zeros(shape, old.dtype) if kernel is None else jnp.asarray(kernel, old.dtype)

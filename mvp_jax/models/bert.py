@@ -17,6 +17,7 @@ from flax import nnx
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,26 +25,32 @@ class BertConfig:
     """Every size of an encoder, layer by layer, so that a pruned one is another instance.
 
     Attributes:
-        vocab: words that have an embedding.
-        positions: the longest text, in tokens.
-        dim: embedding width.
-        heads, qk_dim, v_dim, mlp: of each layer; query and key dimensions are the same in all heads of a layer.
-        attention_scale: what scores are multiplied by; the *dense* head size to the power -1/2, also when slim.
-        types: token types (segments) that have an embedding; 0 does without.
-        classes: of the data; not used under `masked_lm`, whose classes are the vocabulary.
-        dropout: rate after the embedding and after the attention and the MLP of each layer.
-        attention_dropout, head_dropout: rates on attention weights and before the head; `None`: as `dropout`.
+        vocab: the number of token ids that have an embedding.
+        positions: the length of the longest text in tokens.
+        dim: the width of the embedding.
+        heads: the number of attention heads in each layer.
+        qk_dim: the number of query and key dimensions of a head in each layer, the same in all heads of a layer.
+        v_dim: the number of value dimensions of a head in each layer.
+        mlp: the number of hidden neurons in the MLP of each layer.
+        attention_scale: the factor of attention scores before the softmax; the *dense* head size to the power -1/2,
+            also when slim.
+        types: the number of token types (segments) that have an embedding; 0: there are none.
+        classes: the number of classes; not used under `masked_lm`, whose classes are the vocabulary.
+        dropout: the dropout rate after the embedding, and after the attention and the MLP of each layer.
+        attention_dropout: the dropout rate on attention weights; `None`: as `dropout`.
+        head_dropout: the dropout rate before the head; `None`: as `dropout`.
         pad: the id of padding, which no token attends to.
         separator: the id that ends a segment: token types are 0 up to and including the first separator, and 1 after
             it until padding. `None`: all of type 0.
         pool: the head reads the `first` token, through the pooler.
-        pooler: its activation, `tanh`, or `relu` in DistilBERT.
+        pooler: the pooler's activation function, `tanh`, or `relu` in DistilBERT.
         task: `classify` texts, or `masked_lm`: logits over the vocabulary for each token.
         skip_padding: positions count what is not padding, from `pad + 1` on, and padding is at `pad` (RoBERTa). The
             table then has `positions + pad + 1` rows.
-        epsilon: of every LayerNorm; 1e-5 in RoBERTa.
-        activation: of the MLPs, by its name in `layers.ACTIVATIONS`.
-        compute: what products and activations are computed in; see `layers.Compute`.
+        epsilon: the ε of every LayerNorm; 1e-5 in RoBERTa.
+        activation: the name of the MLPs' activation function, one of `layers.ACTIVATIONS`.
+        compute: the dtype that products and activations are computed in, one of `layers.Compute`; parameters, norms,
+            softmax and logits are float32.
     """
 
     vocab: int
@@ -88,7 +95,7 @@ class BertConfig:
 
     @property
     def rates(self) -> tuple[float, float, float]:
-        """Of dropout after sums, on attention weights and before the head."""
+        """The dropout rates after sums, on attention weights and before the head."""
         given = (self.attention_dropout, self.head_dropout)
         return (self.dropout, *(self.dropout if rate is None else rate for rate in given))  # type: ignore[return-value]
 
@@ -96,7 +103,7 @@ class BertConfig:
 class Embedding(nnx.Module):
     """Words, positions and token types, added and normalised."""
 
-    def __init__(self, config: BertConfig, *, noise: api.Noise):
+    def __init__(self, config: BertConfig, *, noise: Noise):
         self.config = config
         self.word = nnx.Param(noise((config.vocab, config.dim), 0.02))
         rows = config.positions + (config.pad + 1 if config.skip_padding else 0)
@@ -130,7 +137,7 @@ class Embedding(nnx.Module):
 class Layer(nnx.Module):
     """A post-norm transformer layer."""
 
-    def __init__(self, config: BertConfig, i: int, *, noise: api.Noise):
+    def __init__(self, config: BertConfig, i: int, *, noise: Noise):
         self.path = f"layers/{i}"
         self.activation = config.activation
         self.rate, attention_rate, _ = config.rates
@@ -150,7 +157,7 @@ class Layer(nnx.Module):
         self.fc2 = layers.Projection((config.mlp[i],), (config.dim,), compute=config.compute, noise=noise)
         self.norm2 = layers.LayerNorm(config.dim, epsilon=config.epsilon)
 
-    def __call__(self, x: Array, hooks: api.Hooks, real: Array) -> Array:
+    def __call__(self, x: Array, hooks: Hooks, real: Array) -> Array:
         x = self.norm1(x + hooks.dropout(self.attention(x, hooks, real), self.rate))
         h = layers.ACTIVATIONS[self.activation](self.fc1(x))
         h = hooks.unit(f"{self.path}/fc1", h, where=real)
@@ -174,7 +181,7 @@ class Words(nnx.Module):
 class Bert(nnx.Module):
     """Embedding and layers, then pooler and head, or transform, norm and words."""
 
-    def __init__(self, config: BertConfig, *, noise: api.Noise):
+    def __init__(self, config: BertConfig, *, noise: Noise):
         self.config = config
         self.embed = Embedding(config, noise=noise)
         self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
@@ -187,7 +194,7 @@ class Bert(nnx.Module):
             self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
             self.head = Words(config)
 
-    def __call__(self, ids: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, ids: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         real = ids != c.pad
         rate, _, head_rate = c.rates
@@ -265,8 +272,9 @@ def build(config: BertConfig) -> api.Model:
 
 
 def uniform(dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, **options: object) -> BertConfig:
-    """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given; ids as in the published vocabularies
-    without case.
+    """A configuration whose layers are all alike: head size `dim / heads`, MLP width `4·dim` unless it is given.
+
+    The ids of padding and separator are those of the published vocabularies without case.
     """
     given = widths.alike(dim, heads=heads, layers=layers, mlp=mlp)
     given |= {
@@ -289,7 +297,7 @@ def micro(
     separator: int | None = 2,
     **options: object,
 ) -> BertConfig:
-    """A small one for short texts with the ids of `data.text`."""
+    """A small configuration for short texts with the token ids of `data.datasets.text`."""
     shared = {"vocab": vocab, "positions": positions, "classes": classes, "separator": separator}
     width = 2 * dim if mlp is None else mlp
     return uniform(dim, heads=heads, layers=layers, mlp=width, **(shared | options))

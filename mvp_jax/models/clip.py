@@ -17,6 +17,7 @@ from flax import nnx
 from mvp_jax.core.types import Array, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,20 @@ class Tower:
     """Every size of a tower, layer by layer, so that a pruned one is another instance.
 
     Attributes:
-        dim: width of the embedding.
-        heads, qk_dim, v_dim, mlp: of each layer; query and key dimensions are the same in all heads of a layer.
-        attention_scale: what scores are multiplied by; the *dense* head size to the power -1/2, also when slim.
-        projection: width of the features, the same in both towers of a pair.
-        classes: of the data.
-        dropout: rate after the embedding, the attention and the MLP of each layer.
-        activation: one of `layers.ACTIVATIONS`.
-        epsilon: of every LayerNorm.
-        compute: what products and activations are computed in; parameters, norms, softmax and logits are float32.
+        dim: the width of the embedding.
+        heads: the number of attention heads in each layer.
+        qk_dim: the number of query and key dimensions of a head in each layer, the same in all heads of a layer.
+        v_dim: the number of value dimensions of a head in each layer.
+        mlp: the number of hidden neurons in the MLP of each layer.
+        attention_scale: the factor of attention scores before the softmax; the *dense* head size to the power -1/2,
+            also when slim.
+        projection: the width of the features, the same in both towers of a pair.
+        classes: the number of classes.
+        dropout: the dropout rate after the embedding, and after the attention and the MLP of each layer.
+        activation: the name of the MLPs' activation function, one of `layers.ACTIVATIONS`.
+        epsilon: the ε of every LayerNorm.
+        compute: the dtype that products and activations are computed in; parameters, norms, softmax and logits are
+            float32.
     """
 
     dim: int
@@ -59,7 +65,9 @@ class ClipVisionConfig(Tower):
     """An image tower.
 
     Attributes:
-        image_size, patch, channels: of the data; `patch` must divide `image_size`.
+        image_size: the height and width of images in pixels.
+        patch: the height and width of a patch in pixels; it must divide `image_size`.
+        channels: the number of channels of an image.
     """
 
     image_size: int = 224
@@ -79,8 +87,8 @@ class ClipTextConfig(Tower):
     """A text tower.
 
     Attributes:
-        vocab: words that have an embedding.
-        positions: the longest text, in tokens.
+        vocab: the number of token ids that have an embedding.
+        positions: the length of the longest text in tokens.
         eos: the id that ends a text; the first one is read, and what follows it is neither attended to nor counted.
             `None`: the highest id of the text ends it, as in the first checkpoints. A text without `eos` is read at
             its first token.
@@ -109,7 +117,7 @@ def normalised(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
-def _stack(config: Tower, *, causal: bool, noise: api.Noise) -> nnx.Dict:
+def _stack(config: Tower, *, causal: bool, noise: Noise) -> nnx.Dict:
     """The layers of a tower."""
     how: dict[str, Any] = {
         "activation": config.activation,
@@ -124,7 +132,7 @@ def _stack(config: Tower, *, causal: bool, noise: api.Noise) -> nnx.Dict:
 class End(nnx.Module):
     """From the token that is read to features and logits: norm, projection, length 1, head."""
 
-    def __init__(self, config: Tower, *, noise: api.Noise):
+    def __init__(self, config: Tower, *, noise: Noise):
         self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
         self.projection = layers.Projection(
             (config.dim,), (config.projection,), bias=False, compute=config.compute, noise=noise
@@ -139,7 +147,7 @@ class End(nnx.Module):
 class ClipVision(End):
     """Patches, class token, positions, norm, layers; the class token is read."""
 
-    def __init__(self, config: ClipVisionConfig, *, noise: api.Noise):
+    def __init__(self, config: ClipVisionConfig, *, noise: Noise):
         self.config = config
         p = config.patch
         self.patch = layers.Projection(
@@ -151,7 +159,7 @@ class ClipVision(End):
         self.layers = _stack(config, causal=False, noise=noise)
         super().__init__(config, noise=noise)
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         n, side = x.shape[0], c.image_size // c.patch
         cells = jnp.reshape(x, (n, side, c.patch, side, c.patch, c.channels)).transpose((0, 1, 3, 2, 4, 5))
@@ -166,14 +174,14 @@ class ClipVision(End):
 class ClipText(End):
     """Words and positions, layers in which a token sees those before it; the token that ends the text is read."""
 
-    def __init__(self, config: ClipTextConfig, *, noise: api.Noise):
+    def __init__(self, config: ClipTextConfig, *, noise: Noise):
         self.config = config
         self.word = nnx.Param(noise((config.vocab, config.dim), 0.02))
         self.position = nnx.Param(noise((config.positions, config.dim), 0.02))
         self.layers = _stack(config, causal=True, noise=noise)
         super().__init__(config, noise=noise)
 
-    def __call__(self, ids: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, ids: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         end = jnp.argmax(ids if c.eos is None else ids == c.eos, axis=1)[:, None]
         real = jnp.arange(ids.shape[1]) <= end
@@ -185,7 +193,7 @@ class ClipText(End):
         return self.finish(jnp.take_along_axis(x, end[:, :, None], axis=1)[:, 0])
 
 
-def _module(config: Tower, noise: api.Noise) -> nnx.Module:
+def _module(config: Tower, noise: Noise) -> nnx.Module:
     return ClipText(config, noise=noise) if isinstance(config, ClipTextConfig) else ClipVision(config, noise=noise)  # type: ignore[arg-type]
 
 
@@ -254,7 +262,7 @@ def zero_shot_head(model: api.Model, variables: Variables, prompts: Array, logit
 
     Args:
         model: a text tower.
-        variables: its variables.
+        variables: the variables of the text tower.
         prompts: `int32[C, T, L]`, token ids of each class's name in each of T templates.
         logit_scale: `s`, the logarithm as checkpoints store it.
 
@@ -299,17 +307,17 @@ def similarity(
     ids: Array,
     logit_scale: Array | float,
 ) -> Array:
-    """Logits of each image over each text.
+    """How well images and texts go together: the logits of every image for every text.
 
     `exp(s) · f(image) · f(text)`; their transpose are the logits of each text over the images.
 
     Args:
         vision: an image tower.
-        vision_variables: its variables.
+        vision_variables: the variables of the image tower.
         text: the text tower of the same pair.
-        text_variables: its variables.
-        images: `[N, H, W, C]`.
-        ids: `int32[M, L]`.
+        text_variables: the variables of the text tower.
+        images: a batch of images, `[N, H, W, C]`.
+        ids: a batch of texts as token ids, `int32[M, L]`.
         logit_scale: `s`, the logarithm as checkpoints store it.
 
     Returns:
@@ -347,7 +355,7 @@ def micro_vision(image_size: int = 8, *, dim: int = 48, heads: int = 4, mlp: int
 
 
 def micro_text(vocab: int = 2048, *, dim: int = 48, heads: int = 4, mlp: int = 96, **options: Any) -> Any:
-    """A small text tower: 2 layers, with the ids of `data.text`, whose separator ends a text."""
+    """A small text tower: 2 layers, with the token ids of `data.datasets.text`, whose separator ends a text."""
     shared = {"vocab": vocab, "positions": 32, "eos": 2, "classes": 10, "layers": 2}
     return uniform_text(dim, heads=heads, mlp=mlp, **(shared | {"projection": 32} | options))
 

@@ -30,16 +30,17 @@ def from_apply(
     Args:
         apply: `(variables, x, *, train=False, key=None, gates=None, knobs=None) -> (logits, rest)`; what it does not
             use it may ignore, but not refuse.
-        input_shape: of one example.
+        input_shape: the shape of one example.
         num_classes: the width of the logits.
         prunable: rules over the paths of `variables.params`.
         groups: coupled units, as `graph.groups` finds them.
-        input_dtype: of the inputs.
-        init: `key -> Variables`, if weights are to be made here.
-        config: kept in the model.
+        input_dtype: the dtype of the inputs.
+        init: `key -> Variables`; `None`: the model cannot make weights.
+        config: anything that describes the function; kept in the model.
 
     Returns:
-        The model. It can neither be resized nor get another head.
+        The model. Its `head` is empty; `resize`, `with_classes` and, for want of a head, `replace_head` raise
+        `ValueError`.
 
     >>> import jax, jax.numpy as jnp
     >>> def apply(variables, x, **_):
@@ -51,7 +52,8 @@ def from_apply(
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise ValueError(
-            "a model made of a function alone cannot do this; write it as a model family, or pass init=..."
+            "a model made of a function alone cannot make weights, be resized or get another head; pass init=... for "
+            "weights, compact.slim for fewer units, or write it as a module for models.from_module"
         )
 
     def inspect(variables: Variables, x: Array, **how: Any) -> Inspection:
@@ -72,6 +74,7 @@ def from_apply(
         with_classes=refuse,
         input_shape=tuple(input_shape),
         num_classes=num_classes,
+        head="",
         input_dtype=jnp.dtype(input_dtype),
     )
 

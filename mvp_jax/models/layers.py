@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from mvp_jax.core.types import Array
-from mvp_jax.models.api import Hooks, Noise
+from mvp_jax.models.hooks import Hooks, Noise
 from mvp_jax.models.widths import Transformer
 
 
@@ -33,13 +33,13 @@ def im2col(
     force all-gathers when members are sharded; a matrix product has neither trouble.
 
     Args:
-        lhs: `[N, H, W, C]`.
-        rhs: `[kh, kw, C, O]`.
+        lhs: the images, `[N, H, W, C]`.
+        rhs: the kernel, `[kh, kw, C, O]`.
         window_strides: two strides.
         padding: two pairs, or `"SAME"` / `"VALID"`.
         lhs_dilation, rhs_dilation, feature_group_count: must be trivial.
         dimension_numbers: ignored, the layout is NHWC, HWIO, NHWC.
-        precision: of the product.
+        precision: the precision of the product, as `lax.dot_general` takes it.
         **ignored: what `nnx.Conv` passes besides.
 
     Returns:
@@ -142,12 +142,12 @@ float32, so that half the bits cost a rounding in each layer and nothing adds up
 
 
 def lowered(x: Array, compute: Compute) -> Array:
-    """What goes into a product: in bfloat16 if that is asked for, else as it is."""
+    """An operand of a product: cast to bfloat16 if `compute` says so, else as it is."""
     return x.astype(jnp.bfloat16) if compute == "bfloat16" else x
 
 
 def raised(x: Array) -> Array:
-    """What is averaged or summed up: in float32, or as it is where that is wider."""
+    """An operand of an average or a long sum: cast to float32, or as it is if its dtype is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,22 +22,24 @@ class ResNetConfig:
     """Every width of a residual network, one by one, so that a pruned network is another instance.
 
     Attributes:
-        stem_width: channels after the stem.
-        stage_widths: channels of each stage's residual stream.
+        stem_width: the number of channels after the stem.
+        stage_widths: the number of channels of each stage's residual stream.
         inner_widths: `[stage][block]`, the filters inside a block: one number for two 3×3 convolutions, two for the
             1×1, 3×3, 1×1 bottleneck.
-        strides: of each stage's first block.
+        strides: the stride of each stage's first block.
         downsample_in_bottleneck: a bottleneck's stride is in its first 1×1 convolution, as first published, and not
             in its 3×3.
         projections: whether each stage's first block has a 1×1 convolution and norm as shortcut. Without one the
             stage continues the stream before it, or pads it with zero channels (option A).
         pad: option A: strided subsampling, and zero channels on both sides where the width grows. Such streams
             cannot be pruned, since their channels change index from stage to stage.
-        relu: after each `block`, or only after each `stage`.
+        relu: whether a ReLU follows each `block` or only each `stage`.
         stem: `small` is 3×3; `large` is 7×7 with stride 2, then max pooling.
         pool: the last feature map is averaged down to `pool × pool` cells, which the head sees one by one.
-        image_size, channels, classes: of the data.
-        dropout: rate before the head.
+        image_size: the height and width of images in pixels.
+        channels: the number of channels of an image.
+        classes: the number of classes.
+        dropout: the dropout rate before the head.
         conv: `native`, or `im2col` where XLA's convolutions are slow (`lax.map` and `vmap` over members on CPU).
     """
 
@@ -125,7 +128,7 @@ class Block(nnx.Module):
         pad: bool,
         early: bool,
         how: layers.Convolution,
-        noise: api.Noise,
+        noise: Noise,
     ):
         self.path = path
         sizes, strides = (
@@ -142,7 +145,7 @@ class Block(nnx.Module):
         if projection:
             self.shortcut = Shortcut(features_in, features, stride, how, noise=noise)
 
-    def __call__(self, x: Array, hooks: api.Hooks, stream: str | None) -> Array:
+    def __call__(self, x: Array, hooks: Hooks, stream: str | None) -> Array:
         y = x
         for j in range(1, self.convs):
             y = jax.nn.relu(getattr(self, f"norm{j}")(getattr(self, f"conv{j}")(y), hooks))
@@ -164,24 +167,24 @@ class Block(nnx.Module):
 class Shortcut(nnx.Module):
     """A strided 1×1 convolution with its norm."""
 
-    def __init__(self, features_in: int, features: int, stride: int, how: layers.Convolution, *, noise: api.Noise):
+    def __init__(self, features_in: int, features: int, stride: int, how: layers.Convolution, *, noise: Noise):
         self.conv = layers.Conv(features_in, features, 1, stride=stride, how=how, noise=noise)
         self.norm = layers.BatchNorm(features)
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> Array:
+    def __call__(self, x: Array, hooks: Hooks) -> Array:
         return self.norm(self.conv(x), hooks)
 
 
 class Stem(nnx.Module):
     """The first convolution, its norm and, if large, max pooling."""
 
-    def __init__(self, config: ResNetConfig, *, noise: api.Noise):
+    def __init__(self, config: ResNetConfig, *, noise: Noise):
         self.large = config.stem == "large"
         size, stride = (7, 2) if self.large else (3, 1)
         self.conv = layers.Conv(config.channels, config.stem_width, size, stride=stride, how=config.conv, noise=noise)
         self.norm = layers.BatchNorm(config.stem_width)
 
-    def __call__(self, x: Array, hooks: api.Hooks, stream: str | None) -> Array:
+    def __call__(self, x: Array, hooks: Hooks, stream: str | None) -> Array:
         x = jax.nn.relu(self.norm(self.conv(x), hooks))
         if stream is not None:
             x = hooks.unit(stream, x)
@@ -191,7 +194,7 @@ class Stem(nnx.Module):
 class Stage(nnx.Module):
     """The blocks at one resolution."""
 
-    def __init__(self, config: ResNetConfig, s: int, *, noise: api.Noise):
+    def __init__(self, config: ResNetConfig, s: int, *, noise: Noise):
         before = (config.stem_width, *config.stage_widths)[s]
         blocks = []
         for b, inner in enumerate(config.inner_widths[s]):
@@ -213,7 +216,7 @@ class Stage(nnx.Module):
         self.blocks = layers.children(blocks)
         self.relu = config.relu
 
-    def __call__(self, x: Array, hooks: api.Hooks, stream: str | None) -> Array:
+    def __call__(self, x: Array, hooks: Hooks, stream: str | None) -> Array:
         blocks = layers.ordered(self.blocks)
         for b, block in enumerate(blocks):
             x = block(x, hooks, stream)
@@ -227,7 +230,7 @@ class Stage(nnx.Module):
 class ResNet(nnx.Module):
     """Stem, stages, average pooling, head."""
 
-    def __init__(self, config: ResNetConfig, *, noise: api.Noise):
+    def __init__(self, config: ResNetConfig, *, noise: Noise):
         self.config = config
         self.stem = Stem(config, noise=noise)
         self.stages = layers.children([Stage(config, s, noise=noise) for s in range(len(config.stage_widths))])
@@ -235,7 +238,7 @@ class ResNet(nnx.Module):
         shape = (width,) if config.pool == 1 else (config.pool, config.pool, width)
         self.head = layers.Head(shape, config.classes, noise=noise)
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
         streams = self.config.streams()
         x = self.stem(x, hooks, streams[0])
         for stage, stream in zip(layers.ordered(self.stages), streams[1:], strict=True):
@@ -245,7 +248,7 @@ class ResNet(nnx.Module):
 
 
 def _sizes(config: ResNetConfig) -> dict[str, int]:
-    """Units of each group, in order of depth."""
+    """How many units each group has, in order of depth."""
     streams = config.streams()
     sizes = {"stem/conv": config.stem_width} if streams[0] == "stem/conv" else {}
     for s, stage in enumerate(config.inner_widths):

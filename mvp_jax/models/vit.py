@@ -15,6 +15,7 @@ from flax import nnx
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import Group
 from mvp_jax.models import api, layers, widths
+from mvp_jax.models.hooks import Hooks, Noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,19 +23,26 @@ class ViTConfig:
     """Every size of a vision transformer, layer by layer, so that a pruned one is another instance.
 
     Attributes:
-        dim: embedding width.
-        heads, qk_dim, v_dim, mlp: of each layer; query and key dimensions are the same in all heads of a layer.
-        attention_scale: what scores are multiplied by; the *dense* head size to the power -1/2, also when slim,
-            since masked dimensions leave the dense model's scale as it is.
-        image_size, patch, channels, classes: of the data; `patch` must divide `image_size`.
-        dropout: rate after the embedding, the attention and the MLP of each layer.
+        dim: the width of the embedding.
+        heads: the number of attention heads in each layer.
+        qk_dim: the number of query and key dimensions of a head in each layer, the same in all heads of a layer.
+        v_dim: the number of value dimensions of a head in each layer.
+        mlp: the number of hidden neurons in the MLP of each layer.
+        attention_scale: the factor of attention scores before the softmax; the *dense* head size to the power -1/2,
+            also when slim, since masked dimensions leave the dense model's scale as it is.
+        image_size: the height and width of images in pixels.
+        patch: the height and width of a patch in pixels; it must divide `image_size`.
+        channels: the number of channels of an image.
+        classes: the number of classes.
+        dropout: the dropout rate after the embedding, and after the attention and the MLP of each layer.
         pool: the head reads the `cls` token or the `mean` of all others (then there is no class token).
         distilled: a distillation token stands behind the class token (DeiT) and has a head of its own; logits are the
             mean of both heads'.
-        one_head: with `distilled`, the class token's head alone.
-        epsilon: of every LayerNorm; 1e-6 as published, 1e-12 in Hugging Face's.
-        activation: of the MLPs, by its name in `layers.ACTIVATIONS`.
-        compute: what products and activations are computed in; see `layers.Compute`.
+        one_head: with `distilled`, whether there is only the class token's head.
+        epsilon: the ε of every LayerNorm, 1e-6 as published, 1e-12 in Hugging Face's models.
+        activation: the name of the MLPs' activation function, one of `layers.ACTIVATIONS`.
+        compute: the dtype that products and activations are computed in, one of `layers.Compute`; parameters, norms,
+            softmax and logits are float32.
     """
 
     dim: int
@@ -70,19 +78,19 @@ class ViTConfig:
 
     @property
     def averaged(self) -> bool:
-        """Whether logits are the mean of two heads'."""
+        """Whether the logits are the mean of the class token's and the distillation token's heads."""
         return self.distilled and not self.one_head
 
     @property
     def tokens(self) -> int:
-        """Patches, and the class token and the distillation token if there are."""
+        """How many tokens there are: patches, and the class token and the distillation token if the model has them."""
         return (self.image_size // self.patch) ** 2 + (self.pool == "cls") + self.distilled
 
 
 class ViT(nnx.Module):
     """Patches, class token, positions, layers, norm, head."""
 
-    def __init__(self, config: ViTConfig, *, noise: api.Noise):
+    def __init__(self, config: ViTConfig, *, noise: Noise):
         self.config = c = config
         # A convolution whose windows do not overlap is a linear map of patches; its kernel stays [p, p, C, D].
         self.patch = layers.Projection((c.patch, c.patch, c.channels), (c.dim,), compute=c.compute, noise=noise)
@@ -110,7 +118,7 @@ class ViT(nnx.Module):
         if c.averaged:
             self.head_distilled = layers.Head((c.dim,), c.classes, noise=noise)
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
         n, side = x.shape[0], c.image_size // c.patch
         cells = jnp.reshape(x, (n, side, c.patch, side, c.patch, c.channels)).transpose((0, 1, 3, 2, 4, 5))
@@ -180,7 +188,7 @@ def build(config: ViTConfig) -> api.Model:
 
 
 def uniform(dim: int, *, heads: int, layers: int = 12, mlp: int | None = None, **options: object) -> ViTConfig:
-    """All layers alike: head size `dim / heads`, MLP width `4·dim` unless given."""
+    """A configuration whose layers are all alike: head size `dim / heads`, MLP width `4·dim` unless it is given."""
     given = widths.alike(dim, heads=heads, layers=layers, mlp=mlp)
     return ViTConfig(**(given | options))
 
@@ -197,7 +205,7 @@ def micro(
     classes: int = 10,
     **options: object,
 ) -> ViTConfig:
-    """A small one for images of 8 to 32 pixels: 4×4 patches for up to 16 pixels, else 8×8."""
+    """A small configuration for images of 8 to 32 pixels: patches of 4×4 pixels up to 16 pixels, else of 8×8."""
     if patch is None:
         patch = max(1, image_size // (4 if image_size <= 16 else 8))
     shared = {"image_size": image_size, "patch": patch, "channels": channels, "classes": classes}

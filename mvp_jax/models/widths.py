@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 
 class Transformer(Protocol):
-    """What configurations of transformers have in common: the width of the embedding and the units of each layer."""
+    """What all configurations of transformers have: the width of the embedding, and sizes for each of their layers."""
 
     @property
     def dim(self) -> int: ...
@@ -32,7 +32,7 @@ def of_twos(config: Transformer) -> dict[str, Any]:
 
 
 def sizes(config: Transformer) -> dict[str, int]:
-    """Units of each group, in order of depth."""
+    """How many units each group of a transformer has, in order of depth."""
     sizes: dict[str, int] = {}
     for i, (heads, qk, value, mlp) in enumerate(
         zip(config.heads, config.qk_dim, config.v_dim, config.mlp, strict=True)
@@ -54,7 +54,12 @@ def slots(config: Transformer) -> dict[str, tuple[str, int]]:
 
 
 def fields(config: Transformer, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a configuration with other sizes of some groups."""
+    """The fields `heads`, `qk_dim`, `v_dim` and `mlp` of a configuration in which some groups get other sizes.
+
+    Args:
+        config: the configuration.
+        sizes: `{group: number of units}`; groups that are not named keep theirs.
+    """
 
     def of(old: tuple[int, ...], name: str) -> tuple[int, ...]:
         return tuple(int(sizes.get(name.format(i), n)) for i, n in enumerate(old))

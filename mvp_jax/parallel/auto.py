@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mvp_jax.core import flops
 from mvp_jax.core.types import PyTree
 from mvp_jax.parallel import mapping as maps
 
@@ -102,11 +103,8 @@ def primitives(jaxpr: Any) -> Iterator[str]:
     """The names of all primitives of a jaxpr and what it calls."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from primitives(inner)
+        for inner in flops.subprograms(equation):
+            yield from primitives(getattr(inner, "jaxpr", inner))
 
 
 def choose(
@@ -126,7 +124,8 @@ def choose(
     convolves = "conv_general_dilated" in set(primitives(seen.jaxpr.jaxpr))
     backend = jax.default_backend() if where is None else where.devices.flat[0].platform
     if backend == "cpu":
-        return _on_cpu(convolves, _flops(seen), sum(math.prod(x.shape) for x in jax.tree.leaves(seen.out_info)))
+        work = flops.count(seen.jaxpr, repeat_loops=False)  # loops once: what matters is how large operations are
+        return _on_cpu(convolves, work, sum(math.prod(x.shape) for x in jax.tree.leaves(seen.out_info)))
     data = 1 if where is None else where.shape.get(maps.DATA, 1)
     if data > 1:
         return MappingPlan(
@@ -155,27 +154,22 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _on_cpu(convolves: bool, flops: float, returns: int) -> MappingPlan:
+def _on_cpu(convolves: bool, work: int, returns: int) -> MappingPlan:
     if convolves:
         why = "XLA's CPU convolutions are slow inside compiled loops and under vmap; conv='im2col' can be mapped"
         return MappingPlan(mapping="loop", chunk=1, why=f"a dispatch for each member: {why}")
-    each = flops / max(returns, 1)
-    if flops < _SMALL:
+    each = work / max(returns, 1)
+    if work < _SMALL:
         return MappingPlan(
-            mapping="vmap", chunk=None, why=f"all at once: a member computes little, {flops / 1e6:.1f} MFLOP"
+            mapping="vmap", chunk=None, why=f"all at once: a member computes little, {work / 1e6:.1f} MFLOP"
         )
     if each < _LIGHT:
         return MappingPlan(
             mapping="vmap", chunk=None, why=f"all at once: only {each:.0f} FLOP for each number a member returns"
         )
     return MappingPlan(
-        mapping="map", chunk=1, why=f"in turn in one program: {flops / 1e9:.2f} GFLOP a member fill a CPU"
+        mapping="map", chunk=1, why=f"in turn in one program: {work / 1e9:.2f} GFLOP a member fill a CPU"
     )
-
-
-def _flops(traced: Any) -> float:
-    found = traced.lower().cost_analysis()
-    return float((found or {}).get("flops", 0.0))
 
 
 def _size(number: int) -> str:

@@ -29,12 +29,12 @@ PROGRAM, WEIGHTS, REPORT = "program.stablehlo", "weights.safetensors", "report.j
 
 
 class Written(NamedTuple):
-    """What was written.
+    """What an export wrote.
 
     Attributes:
-        path: the folder or file.
+        path: the folder or file that was written.
         difference: `max |written - model|` over the logits of the examples, on this machine.
-        bytes: on disk.
+        bytes: the size on disk.
     """
 
     path: pathlib.Path
@@ -59,11 +59,11 @@ def program(
         logits = program.call(weights, x)
 
     Args:
-        directory: where to; replaced as a whole.
-        model: dense or slim.
-        variables: its variables.
-        x: examples to compare on, `[n, ...]`; by default three made up here.
-        platforms: to compile for.
+        directory: the folder to write; if it is there already, it is replaced as a whole.
+        model: the model, dense or slim.
+        variables: the model's variables.
+        x: examples to compare on, `[n, ...]`; `None`: three that are made up.
+        platforms: the platforms to compile for, as `jax.export` names them.
 
     Returns:
         The folder, with the difference to the model, which stands in its `report.json` too.
@@ -102,7 +102,13 @@ def program(
 
 
 def load_program(directory: str | os.PathLike[str]) -> Callable[[Array], Array]:
-    """The function from a batch to logits that `program` wrote.
+    """The function from a batch to logits that `program` wrote to a folder.
+
+    Args:
+        directory: the folder.
+
+    Returns:
+        `f(x) -> logits`, for batches of any size.
 
     Raises:
         ValueError: if the folder does not hold one.
@@ -126,9 +132,9 @@ def onnx(path: str | os.PathLike[str], model: Model, variables: Variables, *, x:
 
     Args:
         path: the file to write; a report with the difference goes beside it, `PATH.json`.
-        model: dense or slim.
-        variables: its variables.
-        x: examples to compare on, run by onnxruntime; by default three made up here.
+        model: the model, dense or slim.
+        variables: the model's variables.
+        x: examples to compare on, run by onnxruntime; `None`: three that are made up.
 
     Returns:
         The file, with the difference to the model.
@@ -178,13 +184,13 @@ def checkpoint(
     widest that is left, which is what a `config.json` can say, and filled up with zeros; other units stay, masked.
 
     Args:
-        directory: where to; replaced as a whole: `model.safetensors`, `config.json` where the library keeps one, and
-            `report.json`.
-        model: dense.
-        variables: its variables, zero where they are pruned.
-        units: those kept, of any of the model's groups.
-        origin: the library, as `formats.for_config` names it.
-        x: examples to compare on; by default three made up here.
+        directory: the folder to write; if it is there already, it is replaced as a whole. It gets `model.safetensors`,
+            `config.json` where the library keeps one, and `report.json`.
+        model: the dense model.
+        variables: the model's variables, zero where they are pruned.
+        units: `{name: bool[C]}`, the kept units of any of the model's groups; `None`: nothing becomes smaller.
+        origin: the library: `Hugging Face`, `timm`, `torchvision` or `CIFAR`.
+        x: examples to compare on; `None`: three that are made up.
 
     Returns:
         The folder, with the difference between what is read back from it and the masked model.
@@ -225,12 +231,12 @@ def clip_pair(
     """Writes both towers of CLIP into one folder, which `transformers.CLIPModel` loads unchanged; heads stay out.
 
     Args:
-        directory: where to; replaced as a whole.
+        directory: the folder to write; if it is there already, it is replaced as a whole.
         vision: the dense image tower and its variables, zero where they are pruned.
-        text: the same of the text tower.
-        logit_scale: the logarithm of what similarities are multiplied by.
-        images: examples to compare on; by default three made up here.
-        ids: the same of texts.
+        text: the dense text tower and its variables, zero where they are pruned.
+        logit_scale: the logarithm of the factor of similarities.
+        images: images to compare on; `None`: three that are made up.
+        ids: token ids to compare on; `None`: three texts that are made up.
 
     Returns:
         The folder, with the largest difference of the similarities between what is read back and the given towers.

@@ -5,9 +5,9 @@ from typing import Any
 
 from mvp_jax import models
 from mvp_jax.pretrained import key_table
-from mvp_jax.pretrained.key_table import Format, Layout, Rule
+from mvp_jax.pretrained.key_table import Format, KeyRule, Layout
 from mvp_jax.pretrained.keys import bert, clip, resnet, vit
-from mvp_jax.pretrained.tensor_files import Source
+from mvp_jax.pretrained.tensor_files import TensorSource
 
 FAMILIES: dict[str, tuple[Format, ...]] = {
     "resnet": resnet.FORMATS,
@@ -16,10 +16,11 @@ FAMILIES: dict[str, tuple[Format, ...]] = {
     "clip_vision": (clip.VISION,),
     "clip_text": (clip.TEXT,),
 }
-"""By family, as `models.to_json` names it; of two formats that fit equally well, the first counts."""
+"""The formats of each family, by the names that `models.to_json` gives families. Of two formats that fit equally well,
+the first counts."""
 
 FORMATS: tuple[Format, ...] = tuple(form for forms in FAMILIES.values() for form in forms)
-"""All of them."""
+"""All formats of all families, in the order of `FAMILIES`."""
 
 
 def bare(key: str) -> str:
@@ -28,31 +29,45 @@ def bare(key: str) -> str:
 
 
 def configure(form: Format, described: Mapping[str, Any]) -> Any:
-    """Our configuration of a `config.json`; `ValueError` for whatever is wrong with it."""
+    """Our configuration of a model that a `config.json` describes.
+
+    Args:
+        form: the format of the checkpoint.
+        described: the content of its `config.json`.
+
+    Returns:
+        The frozen configuration, for `models.build`.
+
+    Raises:
+        ValueError: if fields are missing, of the wrong type, or have values that our models cannot express.
+    """
     try:
         return form.config(described)
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"config.json is not one of {form.name}: {type(error).__name__}: {error}") from error
 
 
-def of(keys: Iterable[str], described: Mapping[str, Any] | None = None, paths: Iterable[str] | None = None) -> Format:
-    """The format of a checkpoint.
+def detect(
+    keys: Iterable[str], described: Mapping[str, Any] | None = None, paths: Iterable[str] | None = None
+) -> Format:
+    """The format of a checkpoint, detected by the names of its tensors.
 
-    The one whose table holds the most of its names counts; among those that accept its `config.json`, if one of them
-    holds any.
+    The format whose key table holds the most of these names is chosen. If some formats both hold names and accept the
+    `config.json`, it is chosen among those.
 
     Args:
-        keys: names of the tensors.
-        described: the `config.json`, if there is one.
-        paths: of the variables that are wanted; names of others count only where formats hold equally many of these.
+        keys: the names of the checkpoint's tensors.
+        described: the content of its `config.json`, if there is one.
+        paths: the paths of the variables that are wanted. Names of other variables count only between formats that hold
+            equally many of these.
 
     Returns:
         The format.
 
     Raises:
-        ValueError: if no table holds any name.
+        ValueError: if no key table holds any of the names.
 
-    >>> of(["cls_token", "blocks.0.norm1.weight"]).name
+    >>> detect(["cls_token", "blocks.0.norm1.weight"]).name
     'vit (timm)'
     """
     names = [bare(key) for key in keys]
@@ -88,8 +103,9 @@ def for_config(config: Any, origin: str = "Hugging Face") -> Format:
     """The format in which a library keeps models of a configuration.
 
     Args:
-        config: ours.
-        origin: the library, as formats name it in parentheses: `Hugging Face`, `timm`, `torchvision`, `CIFAR`.
+        config: our configuration.
+        origin: the name of the library, as formats name it in parentheses: `Hugging Face`, `timm`, `torchvision` or
+            `CIFAR`.
 
     Returns:
         The format; its `describe` accepts the configuration.
@@ -122,14 +138,14 @@ __all__ = [
     "FORMATS",
     "Format",
     "Layout",
-    "Rule",
-    "Source",
+    "KeyRule",
+    "TensorSource",
     "bare",
     "bert",
     "clip",
     "configure",
+    "detect",
     "for_config",
-    "of",
     "resnet",
     "key_table",
     "vit",

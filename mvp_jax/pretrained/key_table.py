@@ -1,7 +1,8 @@
 """Key tables that work both ways: names and layouts of arrays in other libraries' checkpoints, and ours.
 
-A rule pairs a template of their names with templates of our paths. Their names follow from our model's paths, so that
-what must be in a checkpoint is known before it is opened.
+"Their" names and arrays are those of the other library, "our" paths and arrays those of this package's models. A rule
+pairs a template of their names with templates of our paths. Their names follow from our model's paths, so that what
+must be in a checkpoint is known before it is opened.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from mvp_jax.core.types import Variables
 
 
 class Layout(NamedTuple):
-    """How arrays are stored there and lie here; `back(forward(a, c), c)` is `a` for dense models.
+    """How arrays are laid out in a checkpoint and in our models; `back(forward(a, c), c)` is `a` for dense models.
 
     Attributes:
         forward: `(stored, config) -> array`, or a tuple of arrays where a rule has several paths.
@@ -41,7 +42,7 @@ def _cells(a: np.ndarray, config: Any) -> np.ndarray:
 
 
 SAME = Layout(lambda a, c: a, lambda a, c: a)
-"""As it is."""
+"""The same layout in both."""
 
 LINEAR = Layout(lambda a, c: a.T, lambda a, c: a.T)
 """`[out, in]` to `[in, out]`."""
@@ -66,17 +67,19 @@ CELLS = Layout(_cells, lambda a, c: a.T if c.pool == 1 else a.transpose(3, 2, 0,
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-    """One kind of array there and here.
+class KeyRule:
+    """The name, path and layouts of one kind of array, in a checkpoint and in our models.
 
     Attributes:
-        key: template of their names, `vit.encoder.layer.{i}.attention.output.dense.weight`. A placeholder stands for
-            a number and has the same value in `key` and `path`; `{i+1}` counts from 1 where `{i}` counts from 0.
-        path: template of our path, which starts with `params/` or `rest/`; several where they keep several of ours
-            in one array, all with the same placeholders; `()`: read past, never written.
-        layout: between them.
-        tied: a second name of what another rule holds. It may be missing, stands in where the first name is missing,
-            must be equal where both are there, and is never written.
+        key: template of its name in the checkpoint, `vit.encoder.layer.{i}.attention.output.dense.weight`. A
+            placeholder stands for a number and has the same value in `key` and `path`; `{i+1}` counts from 1 where
+            `{i}` counts from 0.
+        path: template of its path in our models, which starts with `params/` or `rest/`. Several paths where the
+            checkpoint keeps several of our arrays in one, all with the same placeholders; `()`: the array is ignored
+            when it is read, and never written.
+        layout: how to get from one layout to the other.
+        tied: whether this is a second name of an array that another rule holds. It may be missing; if the first name is
+            missing, it is read instead; if both are there, they must be equal; it is never written.
     """
 
     key: str
@@ -90,50 +93,61 @@ class Rule:
 
 
 class Format(NamedTuple):
-    """The checkpoints of one library for one of our families.
+    """The checkpoints of one library for one of our families of models.
 
     Attributes:
-        name: `vit (Hugging Face)`.
-        rules: for every array; the first that matches a name counts.
-        config: their `config.json` to our frozen configuration; `ValueError` for what we do not have.
-        describe: our configuration to their `config.json`, empty where they keep none; `ValueError` where their code
-            has no such model.
+        name: family and library, such as `vit (Hugging Face)`.
+        rules: rules for every array; the first whose template matches a name counts.
+        config: makes our frozen configuration of the content of their `config.json`; raises `ValueError` for models
+            that we do not have.
+        describe: makes the content of their `config.json` of our configuration, empty where they keep no such file;
+            raises `ValueError` for models that their code does not have.
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[KeyRule, ...]
     config: Callable[[Mapping[str, Any]], Any]
     describe: Callable[[Any], dict[str, Any]]
 
 
-def affine(key: str, path: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> tuple[Rule, ...]:
+def affine(key: str, path: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> tuple[KeyRule, ...]:
     """Rules for `weight` and `bias` under `key`, which are `kernel` and `bias` under `params/{path}`.
 
     >>> [(r.key, r.path) for r in affine("fc{j+1}", "fc{j}")]
     [('fc{j+1}.weight', 'params/fc{j}/kernel'), ('fc{j+1}.bias', 'params/fc{j}/bias')]
     """
-    return Rule(f"{key}.weight", f"params/{path}/kernel", kernel), Rule(f"{key}.bias", f"params/{path}/bias", bias)
-
-
-def norm(key: str, path: str) -> tuple[Rule, ...]:
-    """Rules for `weight` and `bias` under `key`, which are `scale` and `bias` under `params/{path}`."""
-    return Rule(f"{key}.weight", f"params/{path}/scale"), Rule(f"{key}.bias", f"params/{path}/bias")
-
-
-def batch_norm(key: str, path: str) -> tuple[Rule, ...]:
-    """`norm`, and running statistics, which are `mean` and `var` under `rest/{path}`."""
-    return (
-        *norm(key, path),
-        Rule(f"{key}.running_mean", f"rest/{path}/mean"),
-        Rule(f"{key}.running_var", f"rest/{path}/var"),
-        Rule(f"{key}.num_batches_tracked", ()),
+    return KeyRule(f"{key}.weight", f"params/{path}/kernel", kernel), KeyRule(
+        f"{key}.bias", f"params/{path}/bias", bias
     )
 
 
-def also(rules: Iterable[Rule], old: str, new: str) -> tuple[Rule, ...]:
-    """The rules, and those whose key starts with `old` once more, as second names that start with `new`.
+def norm(key: str, path: str) -> tuple[KeyRule, ...]:
+    """Rules for `weight` and `bias` under `key`, which are `scale` and `bias` under `params/{path}`."""
+    return KeyRule(f"{key}.weight", f"params/{path}/scale"), KeyRule(f"{key}.bias", f"params/{path}/bias")
 
-    >>> [(r.key, r.tied) for r in also(norm("vit.layernorm", "norm"), "vit.", "")][::2]
+
+def batch_norm(key: str, path: str) -> tuple[KeyRule, ...]:
+    """Rules for a batch norm: those of `norm`, and running statistics, here `mean` and `var` under `rest/{path}`."""
+    return (
+        *norm(key, path),
+        KeyRule(f"{key}.running_mean", f"rest/{path}/mean"),
+        KeyRule(f"{key}.running_var", f"rest/{path}/var"),
+        KeyRule(f"{key}.num_batches_tracked", ()),
+    )
+
+
+def with_aliases(rules: Iterable[KeyRule], old: str, new: str) -> tuple[KeyRule, ...]:
+    """The rules, and for those whose key starts with `old` also a second name, which starts with `new` instead.
+
+    Args:
+        rules: any rules.
+        old: the beginning of keys that have a second name.
+        new: the beginning of the second names.
+
+    Returns:
+        The given rules, then those of the second names, which are `tied`.
+
+    >>> [(r.key, r.tied) for r in with_aliases(norm("vit.layernorm", "norm"), "vit.", "")][::2]
     [('vit.layernorm.weight', False), ('layernorm.weight', True)]
     """
     rules = tuple(rules)
@@ -166,8 +180,11 @@ def _fill(template: str, values: Mapping[str, int]) -> str:
     return _PLACE.sub(lambda m: str(values[m[1]] + (1 if m[2] else 0)), template)
 
 
-def match(form: Format, name: str) -> tuple[Rule, tuple[str, ...]] | None:
-    """The rule for one of their names, and our paths for what it holds; `None` if there is no such rule.
+def match(form: Format, name: str) -> tuple[KeyRule, tuple[str, ...]] | None:
+    """The rule of a format for a name in a checkpoint, and the paths in our models of what the array holds.
+
+    Returns:
+        `(rule, paths)`; `None` if the format has no rule for the name.
 
     >>> form = Format("example", batch_norm("layer{i+1}.bn", "layers/{i}/norm"), dict, dict)
     >>> match(form, "layer3.bn.running_var")[1]
@@ -180,21 +197,21 @@ def match(form: Format, name: str) -> tuple[Rule, tuple[str, ...]] | None:
     return None
 
 
-def keys(form: Format, config: Any, paths: Iterable[str]) -> dict[str, tuple[Rule, tuple[str, ...]]]:
-    """All names there of what a model has, first and second names alike.
+def keys(form: Format, config: Any, paths: Iterable[str]) -> dict[str, tuple[KeyRule, tuple[str, ...]]]:
+    """All names that a checkpoint of a model may have, second names included.
 
     Args:
         form: the format.
-        config: our configuration; not looked at by the rules themselves.
-        paths: of our model's variables, as `trees.flatten` gives them.
+        config: our configuration of the model; no rule depends on it yet.
+        paths: the paths of our model's variables, as `trees.flatten` gives them.
 
     Returns:
-        `{their name: (rule, our paths)}`, in the order of the rules. Rules that read past are not in it.
+        `{their name: (rule, our paths)}`, in the order of the rules. Rules for ignored arrays are not in it.
     """
     del config
     ours = tuple(paths)
     have = set(ours)
-    found: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+    found: dict[str, tuple[KeyRule, tuple[str, ...]]] = {}
     for rule in form.rules:
         for path in ours if rule.paths else ():
             values = _fields(rule.paths[0], path)
@@ -206,16 +223,16 @@ def keys(form: Format, config: Any, paths: Iterable[str]) -> dict[str, tuple[Rul
 
 
 def to_ours(form: Format, name: str, stored: np.ndarray, config: Any) -> dict[str, np.ndarray]:
-    """One of their arrays as ours.
+    """An array of a checkpoint as the arrays of our model that it holds.
 
     Args:
-        form: the format.
-        name: theirs.
-        stored: the array as it is stored.
-        config: our configuration.
+        form: the checkpoint's format.
+        name: the array's name in the checkpoint.
+        stored: the array in the checkpoint's layout.
+        config: our configuration of the model.
 
     Returns:
-        `{our path: array}`, views where the layout allows; nothing for what is read past.
+        `{our path: array}` in our layout, as views where possible; empty for arrays that are ignored.
 
     Raises:
         ValueError: if there is no rule for the name, or the shape cannot be brought into our layout.
@@ -237,13 +254,13 @@ def to_ours(form: Format, name: str, stored: np.ndarray, config: Any) -> dict[st
     return dict(zip(paths, (arrays,) if isinstance(rule.path, str) else arrays, strict=True))
 
 
-def from_ours(rule: Rule, arrays: Sequence[np.ndarray], config: Any) -> np.ndarray:
-    """Arrays at a rule's paths, in their order, as the one array that is stored."""
+def from_ours(rule: KeyRule, arrays: Sequence[np.ndarray], config: Any) -> np.ndarray:
+    """The one array that a checkpoint stores for our arrays at a rule's paths, given in the order of the paths."""
     stored = rule.layout.back(arrays[0] if isinstance(rule.path, str) else tuple(arrays), config)
     return np.ascontiguousarray(stored)
 
 
-def stored_shape(rule: Rule, shapes: Sequence[tuple[int, ...]], config: Any) -> tuple[int, ...]:
+def stored_shape(rule: KeyRule, shapes: Sequence[tuple[int, ...]], config: Any) -> tuple[int, ...]:
     """The shape of the one array that is stored for arrays of these shapes at a rule's paths.
 
     >>> stored_shape(affine("fc", "head")[0], [(3, 10)], None)
@@ -254,15 +271,15 @@ def stored_shape(rule: Rule, shapes: Sequence[tuple[int, ...]], config: Any) -> 
 
 
 def stored(form: Format, variables: Variables, config: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Our variables under their names and in their layouts, one after another.
+    """Our variables under a checkpoint's names and in its layouts, one after another.
 
     Args:
-        form: the format.
-        variables: of a dense model.
-        config: its configuration.
+        form: the checkpoint's format.
+        variables: the variables of a dense model.
+        config: the model's configuration.
 
     Yields:
-        `(their name, array)` for every rule that is not a second name.
+        `(their name, array)` for every array that the format stores; second names are left out.
 
     Raises:
         ValueError: before the first, if the format has no place for some variable.
@@ -280,7 +297,10 @@ _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: 
 
 
 def field(described: Mapping[str, Any], name: str, default: Any) -> Any:
-    """A field of a `config.json`, of the type of its default.
+    """A field of a `config.json`, or its default if it is missing.
+
+    Raises:
+        ValueError: if its type is not that of the default; whole numbers are taken for floats.
 
     >>> field({"hidden_size": 64}, "hidden_size", 768), field({}, "hidden_size", 768)
     (64, 768)
@@ -294,10 +314,10 @@ def field(described: Mapping[str, Any], name: str, default: Any) -> Any:
     return value
 
 
-def only(described: Mapping[str, Any], **allowed: Any) -> None:
-    """Raises `ValueError` for fields of a `config.json` with another value than the one that our models have.
+def require(described: Mapping[str, Any], **allowed: Any) -> None:
+    """Raises `ValueError` if a field of a `config.json` has another value than the only one that our models can have.
 
-    >>> only({"hidden_act": "mish"}, hidden_act="gelu")
+    >>> require({"hidden_act": "mish"}, hidden_act="gelu")
     Traceback (most recent call last):
     ...
     ValueError: config.json has hidden_act='mish'; the models here have 'gelu' alone
@@ -308,7 +328,7 @@ def only(described: Mapping[str, Any], **allowed: Any) -> None:
 
 
 def classes(described: Mapping[str, Any]) -> int:
-    """The number of classes in a Hugging Face `config.json`: of its labels, 2 if it names none."""
+    """The number of classes in a Hugging Face `config.json`: how many labels it names, or 2 if it names none."""
     labels = described.get("id2label")
     if isinstance(labels, dict) and labels:
         return len(labels)

@@ -3,6 +3,7 @@
 What is written is safetensors and JSON; nothing in a file that is read is ever executed.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -22,7 +23,8 @@ from mvp_jax.core import trees
 from mvp_jax.core.types import Units, Variables
 from mvp_jax.pretrained import formats, key_table, tensor_files
 from mvp_jax.pretrained.key_table import Format
-from mvp_jax.pretrained.tensor_files import Source
+from mvp_jax.pretrained.keys import clip
+from mvp_jax.pretrained.tensor_files import TensorSource
 from mvp_jax.storage import files as storage
 
 Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -30,7 +32,7 @@ Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], j
 
 
 def load(
-    source: str | os.PathLike[str] | Source,
+    source: str | os.PathLike[str] | TensorSource,
     model: models.Model | None = None,
     *,
     classes: int | None = None,
@@ -40,8 +42,8 @@ def load(
     """A model with the weights of another library's checkpoint, read one tensor at a time.
 
     Args:
-        source: a file, a folder or the id of one on the Hugging Face hub, see `formats.files.open`; or what that
-            returned.
+        source: a file, a folder or the id of one on the Hugging Face hub, as `tensor_files.open`
+            takes it; or what that returned.
         model: the dense model that the weights belong to; without one it is made from the folder's `config.json`.
         classes: leaves the stored head out, if there is one, and gives the model a head of zeros for so many classes.
             A pooler before it that the checkpoint of an encoder lacks is drawn, always the same: of zeros it would
@@ -53,18 +55,18 @@ def load(
         The model and its variables in float32.
 
     Raises:
-        ValueError: for whatever `formats.files.open` refuses; for a `config.json` that no family here can express; and
+        ValueError: for whatever `tensor_files.open` refuses; for a `config.json` that no family here can express; and
             with *all* names that are unknown, missing, given twice, of a wrong shape or no floats, before any tensor
             is read.
     """
-    opened = source if isinstance(source, Source) else tensor_files.open(source, revision=revision)
+    opened = source if isinstance(source, TensorSource) else tensor_files.open(source, revision=revision)
     if classes is not None and classes < 1:
         raise ValueError(f"classes={classes}; give at least 1, or None to keep the stored head")
     form = None
     if model is None:
         if opened.described is None:
             raise ValueError(f"{opened.name} has no config.json that says what model it is; pass `model`")
-        form = formats.of(opened.entries, opened.described)
+        form = formats.detect(opened.entries, opened.described)
         model = models.build(formats.configure(form, opened.described))
     if classes is None:
         return model, _assembled(opened, form, model, set(), sharding)
@@ -72,6 +74,36 @@ def load(
     one, other = _shapes(target), _shapes(model.with_classes(classes + 1))
     heads = {path for path in one if one[path] != other[path]} | (set(_shapes(model)) - set(one))
     return target, _assembled(opened, None, target, heads, sharding)
+
+
+def from_config(
+    folder: str | os.PathLike[str], classes: int, *, text: bool, options: Mapping[str, Any] | None = None
+) -> models.Model:
+    """The model that a checkpoint's `config.json` describes, under a head of its own; no weights are read.
+
+    Args:
+        folder: the checkpoint, as `tensor_files.open` takes it.
+        classes: how many classes the head has.
+        text: of a checkpoint with two towers (CLIP), whether the text tower is meant, or the image tower.
+        options: fields of our configuration with other values than the checkpoint's, such as `dropout`.
+
+    Returns:
+        The dense model.
+
+    Raises:
+        ValueError: if there is no `config.json`, or one that no family here can express, or for unknown options.
+    """
+    source = tensor_files.open(folder)
+    if source.described is None:
+        raise ValueError(f"{source.name} has no config.json that says what model it is")
+    form = formats.detect(source.entries, source.described)
+    if form in clip.FORMATS:
+        form = clip.TEXT if text else clip.VISION
+    config = formats.configure(form, source.described)
+    unknown = sorted(set(options or {}) - {f.name for f in dataclasses.fields(config)})
+    if unknown:
+        raise ValueError(f"{form.name} has no {unknown}; its fields are {[f.name for f in dataclasses.fields(config)]}")
+    return models.build(dataclasses.replace(config, **(options or {}))).with_classes(classes)
 
 
 def convert(tensors: Mapping[str, np.ndarray], model: models.Model) -> Variables:
@@ -87,15 +119,15 @@ def convert(tensors: Mapping[str, np.ndarray], model: models.Model) -> Variables
     Raises:
         ValueError: with *all* names that are unknown, missing, given twice, of a wrong shape or no floats.
     """
-    return _assembled(tensor_files.held(tensors), None, model, set(), None)
+    return _assembled(tensor_files.in_memory(tensors), None, model, set(), None)
 
 
 def _assembled(
-    source: Source, form: Format | None, model: models.Model, heads: set[str], sharding: Sharding | None
+    source: TensorSource, form: Format | None, model: models.Model, heads: set[str], sharding: Sharding | None
 ) -> Variables:
     """The variables of a model; `heads` are paths whose tensors are left out and which become zero."""
     expected = _shapes(model)
-    form = form or formats.of(source.entries, source.described, set(expected) - heads)
+    form = form or formats.detect(source.entries, source.described, set(expected) - heads)
     readers, problems = _planned(source, form, model.config, expected, heads)
     there = key_table.keys(form, model.config, expected)
     names = {path: key for key, (_, paths) in reversed(there.items()) for path in paths}  # first names last
@@ -105,7 +137,7 @@ def _assembled(
     problems += [f"missing: {names.get(p, 'some name')}, for {p} {expected[p]}" for p in sorted(missing)]
     places, misplaced = _places(expected, sharding)
     hint = ""
-    if missing and all(path.startswith((f"params/{model.head}", "params/pooler/")) for path in missing):
+    if missing and all(path.startswith(("params/head", "params/pooler/")) for path in missing):
         hint = " (`classes` gives a model a new head)"
     _refuse(problems + misplaced, f"the weights of {source.name}, read as {form.name}, do not fit the model{hint}")
 
@@ -127,7 +159,7 @@ def _assembled(
 
 
 def _planned(
-    source: Source, form: Format, config: Any, expected: Mapping[str, tuple[int, ...]], heads: set[str]
+    source: TensorSource, form: Format, config: Any, expected: Mapping[str, tuple[int, ...]], heads: set[str]
 ) -> tuple[dict[tuple[str, ...], list[str]], list[str]]:
     """Which names are read for which of our paths, first names first, and all that is wrong with names and shapes."""
     found: dict[tuple[str, ...], list[tuple[bool, str]]] = {}
@@ -237,17 +269,27 @@ def save(
 
 
 def write_folder(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> pathlib.Path:
-    """`storage.write_folder`; the last of the files comes last.
+    """Writes a folder that appears complete or not at all; a folder that stands there already is replaced.
+
+    Args:
+        directory: the folder.
+        files: `{name: content}`; the last of them is renamed into place last.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: if it cannot be written; nothing is then.
+        ValueError: if it cannot be written; nothing is written then.
     """
     target = storage.path(directory)
     return storage.write_folder(target, files, list(files)[-1])
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
-    """Writes a file that appears complete or not at all.
+    """Writes a file that appears complete or not at all; a file that stands there already is replaced.
+
+    Returns:
+        The file.
 
     Raises:
         ValueError: if it cannot be written.
@@ -259,7 +301,19 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> pathlib.Path:
 
 
 def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save` wrote beside the weights: `config`, `kept` (`{group: {"of": C, "kept": indices}}`), `extra`."""
+    """What `save` wrote beside the weights, read from `model.json`.
+
+    Args:
+        directory: the folder that `save` wrote.
+
+    Returns:
+        A dict with `config` (the model's configuration, for `models.from_json`), `kept` (for each group of a slim
+        model `{"of": C, "kept": indices}`), `sha256` (of the weights' file), `extra` (what `save` was given) and
+        `format` (1).
+
+    Raises:
+        ValueError: if the file is missing, is no JSON, or was not written by `save`.
+    """
     path = storage.path(directory) / "model.json"
     try:
         described = json.loads(path.read_text())
@@ -272,6 +326,12 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def reload(directory: str | os.PathLike[str]) -> tuple[models.Model, Variables]:
     """The model and variables of a folder that `save` wrote.
+
+    Args:
+        directory: the folder.
+
+    Returns:
+        The model, slim if it was saved slim, and its variables.
 
     Raises:
         ValueError: if files are missing, truncated or altered, or weights and configuration disagree.

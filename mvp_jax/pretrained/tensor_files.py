@@ -35,13 +35,13 @@ _PICKLES = (".bin", ".pth", ".pt")
 _SAFETENSORS = ".safetensors"
 
 
-class Entry(NamedTuple):
-    """One tensor of a checkpoint, not read yet.
+class TensorEntry(NamedTuple):
+    """One tensor of a checkpoint, which is not read yet.
 
     Attributes:
-        shape: as stored.
-        dtype: by safetensors' names, `F32`, `BF16`, `I64`.
-        read: gives the values.
+        shape: its shape in the checkpoint.
+        dtype: its dtype by safetensors' names: `F32`, `BF16`, `I64`, ...
+        read: reads the values and returns them as an array of that shape.
     """
 
     shape: tuple[int, ...]
@@ -50,21 +50,21 @@ class Entry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened checkpoint.
+class TensorSource:
+    """An opened checkpoint, whose tensors are read one at a time.
 
     Attributes:
         name: where it lies, for messages.
-        entries: its tensors by name.
-        described: its `config.json`, if there is one.
+        entries: its tensors by their names.
+        described: the content of its `config.json`; `None` if it has none.
     """
 
     name: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     described: dict[str, Any] | None = None
 
     def get(self, name: str) -> np.ndarray:
-        """One tensor, read now, in float32.
+        """Reads one tensor and returns it in float32.
 
         Raises:
             ValueError: if there is none of that name, it does not hold floats, or the file changed meanwhile.
@@ -80,27 +80,34 @@ class Source:
         return entry.read().astype(np.float32, copy=False)
 
 
-def is_float(entry: Entry) -> bool:
-    """Whether a tensor can hold weights."""
+def is_float(entry: TensorEntry) -> bool:
+    """Whether a tensor is of a float dtype that is read as weights: float64, float32, float16 or bfloat16."""
     return entry.dtype in _FLOATS
 
 
-def held(tensors: Mapping[str, Any], name: str = "these tensors") -> Source:
-    """Arrays in memory as an opened checkpoint; what is read of them is a copy.
+def in_memory(tensors: Mapping[str, Any], name: str = "these tensors") -> TensorSource:
+    """Arrays in memory as an opened checkpoint; reading a tensor copies it.
 
-    >>> held({"fc.bias": np.zeros(3)}).entries["fc.bias"].dtype
+    Args:
+        tensors: arrays by their names in the other library.
+        name: what messages call them.
+
+    Returns:
+        A checkpoint without `config.json`.
+
+    >>> in_memory({"fc.bias": np.zeros(3)}).entries["fc.bias"].dtype
     'F64'
     """
 
-    def entry(a: np.ndarray) -> Entry:
+    def entry(a: np.ndarray) -> TensorEntry:
         letters = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
         kind = "BF16" if a.dtype == ml_dtypes.bfloat16 else letters.get(a.dtype.kind, a.dtype.name)
-        return Entry(a.shape, f"{kind}{8 * a.itemsize}" if kind in ("F", "I", "U") else kind, a.copy)
+        return TensorEntry(a.shape, f"{kind}{8 * a.itemsize}" if kind in ("F", "I", "U") else kind, a.copy)
 
-    return Source(name, {key: entry(np.asarray(a)) for key, a in tensors.items()})
+    return TensorSource(name, {key: entry(np.asarray(a)) for key, a in tensors.items()})
 
 
-def open(source: str | os.PathLike[str], *, revision: str | None = None) -> Source:
+def open(source: str | os.PathLike[str], *, revision: str | None = None) -> TensorSource:
     """Opens a checkpoint: names, shapes and dtypes are known and checked afterwards, no tensor is read.
 
     Args:
@@ -118,17 +125,20 @@ def open(source: str | os.PathLike[str], *, revision: str | None = None) -> Sour
     """
     path = local(source, revision=revision)
     try:
-        return _folder(path) if path.is_dir() else Source(str(path), _entries(path))
+        return _folder(path) if path.is_dir() else TensorSource(str(path), _entries(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def local(source: str | os.PathLike[str], *, revision: str | None = None) -> pathlib.Path:
-    """Where a checkpoint lies here, with its tokeniser's and processor's files; fetched from the hub if need be.
+    """The path of a checkpoint with its tokeniser's and processor's files; if it is on the hub, it is downloaded first.
 
     Args:
-        source: as in `open`.
+        source: a file, a folder, or `organisation/name` on the Hugging Face hub, as `open` takes it.
         revision: on the hub, a branch, tag or commit.
+
+    Returns:
+        The file or folder on this machine.
 
     Raises:
         ValueError: if there is no such file or folder, and it is no id on the hub or cannot be had.
@@ -165,18 +175,18 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-def _folder(folder: pathlib.Path) -> Source:
+def _folder(folder: pathlib.Path) -> TensorSource:
     described = _json(_inside(folder, "config.json")) if (folder / "config.json").exists() else None
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).exists():
-            return Source(str(folder), _entries(_inside(folder, single)), described)
+            return TensorSource(str(folder), _entries(_inside(folder, single)), described)
         if (folder / f"{single}.index.json").exists():
-            return Source(str(folder), _shards(folder, f"{single}.index.json"), described)
+            return TensorSource(str(folder), _shards(folder, f"{single}.index.json"), described)
     if (folder / "model.json").exists():
         raise ValueError(f"{folder} holds a model that `pretrained.save` wrote; read it by `pretrained.reload`")
     found = sorted(p for p in folder.iterdir() if p.suffix in (_SAFETENSORS, *_PICKLES))
     if len(found) == 1:
-        return Source(str(folder), _entries(_inside(folder, found[0].name)), described)
+        return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described)
     raise ValueError(
         f"{folder} has neither model.safetensors nor an index of its shards, but {[p.name for p in found[:5]]}; give "
         "one file, or convert to safetensors"
@@ -199,7 +209,7 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / name
 
 
-def _shards(folder: pathlib.Path, index: str) -> dict[str, Entry]:
+def _shards(folder: pathlib.Path, index: str) -> dict[str, TensorEntry]:
     where = folder / index
     listed = _json(_inside(folder, index)).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(shard, str) for shard in listed.values()):
@@ -209,7 +219,7 @@ def _shards(folder: pathlib.Path, index: str) -> dict[str, Entry]:
     if wrong:
         raise ValueError(f"{where} names {wrong[:3]}, whose kind is not {' or '.join(kinds)}")
     shards = {shard: _inside(folder, shard) for shard in sorted(set(listed.values()))}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for shard, path in shards.items():
         found = _entries(path)
         twice = sorted(set(found) & set(entries))
@@ -222,7 +232,7 @@ def _shards(folder: pathlib.Path, index: str) -> dict[str, Entry]:
     return entries
 
 
-def _entries(path: pathlib.Path) -> dict[str, Entry]:
+def _entries(path: pathlib.Path) -> dict[str, TensorEntry]:
     return _pickled(path) if path.suffix in _PICKLES else _safetensors(path)
 
 
@@ -251,7 +261,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return _parse(path.read_bytes(), str(path))
 
 
-def _safetensors(path: pathlib.Path) -> dict[str, Entry]:
+def _safetensors(path: pathlib.Path) -> dict[str, TensorEntry]:
     """The format: 8 bytes that hold the header's length, the header in JSON, the tensors without gaps."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -267,7 +277,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, Entry]:
     header = _parse(content, f"the header of {path}")
     header.pop("__metadata__", None)
     start, end = 8 + length, 0
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
         dtype, shape, (begin, stop) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _SIZES:
@@ -282,7 +292,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, Entry]:
             )
         end = stop
         read = functools.partial(_array, path, name, dtype, tuple(shape), start + begin)
-        entries[name] = Entry(tuple(shape), dtype, read)
+        entries[name] = TensorEntry(tuple(shape), dtype, read)
     if start + end != size:
         raise ValueError(
             f"{path} is not a complete safetensors file: {size} bytes, its header tells of {start + end}; it may be "
@@ -311,7 +321,7 @@ def _array(path: pathlib.Path, name: str, dtype: str, shape: tuple[int, ...], of
     return flat.reshape(shape)
 
 
-def _pickled(path: pathlib.Path) -> dict[str, Entry]:
+def _pickled(path: pathlib.Path) -> dict[str, TensorEntry]:
     """PyTorch's own files. Its restricted unpickler makes tensors and plain containers, and runs nothing else."""
     advice = f"convert it to safetensors ({path.with_suffix(_SAFETENSORS).name}), which are preferred where both exist"
     try:
@@ -348,9 +358,9 @@ def _unpickled(torch: Any, path: pathlib.Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _tensor(torch: Any, path: pathlib.Path, name: str, tensor: Any) -> Entry:
+def _tensor(torch: Any, path: pathlib.Path, name: str, tensor: Any) -> TensorEntry:
     kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     kind = kinds.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise ValueError(f"{path}: {name} is sparse or quantised; store it as a plain tensor")
-    return Entry(tuple(tensor.shape), kind, lambda: tensor.detach().to(torch.float32).numpy().copy())
+    return TensorEntry(tuple(tensor.shape), kind, lambda: tensor.detach().to(torch.float32).numpy().copy())

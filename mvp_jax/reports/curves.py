@@ -1,4 +1,4 @@
-"""Methods against sparsity and against what they cost, as pictures in the style of `pictures`."""
+"""Methods against sparsity and against what they cost, as pictures."""
 
 import os
 from collections.abc import Sequence
@@ -46,16 +46,18 @@ def plot_accuracy_against_sparsity(
     chance: float | None = None,
     title: str = "Accuracy against sparsity",
 ) -> None:
-    """One line a method; the band is the standard deviation over seeds of the mean over targets.
+    """Draws accuracy against sparsity, a line for each method.
+
+    A line is the mean over seeds of the mean over targets, its band the standard deviation over seeds.
 
     Args:
-        rows: results; those at ratio 0 are drawn as a level (the unpruned model).
-        path: the picture; its suffix chooses the format.
-        ours: drawn thickest.
-        highlight: up to 5 other methods to colour (default: the most accurate); the rest is grey.
-        split: which examples.
-        chance: the accuracy of guessing, drawn dashed.
-        title: above.
+        rows: results, as `records.Row` describes them; those at ratio 0 are drawn as a level (the unpruned model).
+        path: where the picture is written; the suffix chooses the format.
+        ours: the method whose line is drawn thickest.
+        highlight: up to 5 other methods to colour; the rest is grey. `None`: the most accurate on average.
+        split: the split whose accuracies are drawn, such as `test`.
+        chance: the accuracy of guessing, 0 to 1, drawn as a dashed line.
+        title: the text above the picture.
 
     Raises:
         ValueError: if no row has this split, or a highlighted method is not there.
@@ -108,17 +110,19 @@ def plot_accuracy_against_cost(
     label: str = "FLOPs of training (forward and backward)",
     title: str = "Accuracy against what it cost",
 ) -> None:
-    """One point a method, one panel a sparsity; the line joins what nothing cheaper beats.
+    """Draws accuracy against cost: a panel for each sparsity, a point for each method.
+
+    A line joins the methods that no cheaper one beats.
 
     Args:
-        rows: results.
-        path: the picture; its suffix chooses the format.
-        ours: drawn largest.
-        highlight: see `plot_accuracy_against_sparsity`.
-        split: which examples.
-        cost: the column.
-        label: of the axis.
-        title: above.
+        rows: results, as `records.Row` describes them.
+        path: where the picture is written; the suffix chooses the format.
+        ours: the method whose point is drawn largest.
+        highlight: up to 5 other methods to colour; the rest is grey. `None`: the most accurate on average.
+        split: the split whose accuracies are drawn, such as `test`.
+        cost: the column of `rows` that holds the cost.
+        label: the text at the axis of costs.
+        title: the text above the panels.
 
     Raises:
         ValueError: if no row has this split and a cost, or a highlighted method is not there.

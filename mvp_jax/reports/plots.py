@@ -1,4 +1,4 @@
-"""Results as pictures: accuracy against fine-tuning steps, overlap against depth, sensitivity, cost.
+"""Results as pictures: accuracy against fine-tuning steps, overlap against depth; and the style of all pictures.
 
 Colours are Okabe and Ito's, told apart by every kind of sight; each line also has a marker and its name beside it.
 """
@@ -17,7 +17,7 @@ GREY = "#8c8c8c"
 
 
 def make_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
+    """An empty figure of so many inches."""
     # Without pyplot: no window, no global list of figures, no backend to choose.
     from matplotlib.figure import Figure
 
@@ -25,13 +25,13 @@ def make_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a figure at once; the suffix chooses the format."""
+    """Writes a figure to a file that appears complete or not at all; the suffix chooses the format."""
     with records.replacing(path) as temporary:
         figure.savefig(temporary, dpi=160)
 
 
 def tidy(axes: Any) -> None:
-    """Only the axes and lines that help to read."""
+    """Leaves axes the left and bottom line, and a light grid for reading values."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -102,16 +102,18 @@ def plot_accuracy_against_steps(
     chance: float | None = None,
     title: str = "Accuracy of the pruned model against fine-tuning steps",
 ) -> None:
-    """One line a method, one panel a ratio; the band is the standard deviation over seeds of the mean over targets.
+    """Draws accuracy against fine-tuning steps: a panel for each ratio, a line for each method.
+
+    A line is the mean over seeds of the mean over targets, its band the standard deviation over seeds.
 
     Args:
-        rows: results.
-        path: the picture; its suffix chooses the format.
-        ours: drawn thickest.
-        highlight: up to 5 other methods to colour (default: the most accurate at the most steps); the rest is grey.
-        split: which examples.
-        chance: the accuracy of guessing, drawn dashed.
-        title: above the panels.
+        rows: results, as `records.Row` describes them.
+        path: where the picture is written; the suffix chooses the format.
+        ours: the method whose line is drawn thickest.
+        highlight: up to 5 other methods to colour; the rest is grey. `None`: the most accurate at the most steps.
+        split: the split whose accuracies are drawn, such as `test`.
+        chance: the accuracy of guessing, 0 to 1, drawn as a dashed line.
+        title: the text above the panels.
 
     Raises:
         ValueError: if no row has this split, or a highlighted method is not there.
@@ -134,29 +136,11 @@ def plot_accuracy_against_steps(
     figure = make_figure(len(ratios) * (3.9 + 0.075 * longest), height)
     panels = figure.subplots(1, len(ratios), squeeze=False, sharey=True)[0]
     ticks = sorted({r["steps"] for r in rows})
-    positive = [s for s in ticks if s > 0]
-    ends: list[list[tuple[float, float, str, Any, bool]]] = []
+    ends = []
     for panel, ratio in zip(panels, ratios, strict=True):
-        ends.append([])
-        # Chosen lines last, ours on top of all.
-        for method in sorted(methods, key=lambda m: -chosen.index(m) if m in chosen else -len(methods)):
-            here = [r for r in rows if r["method"] == method and r["ratio"] == ratio]
-            steps = sorted({r["steps"] for r in here})
-            if not steps:
-                continue
-            seeds = [100 * records.by_seed([r for r in here if r["steps"] == s]) for s in steps]
-            mean = np.array([a.mean() for a in seeds])
-            k = chosen.index(method) if method in chosen else None
-            colour, marker = (GREY, ".") if k is None else (COLOURS[k], MARKERS[k])
-            width = 2.6 if method == ours else 0.9 if k is None else 1.5
-            panel.plot(steps, mean, color=colour, marker=marker, markersize=3 if k is None else 5, linewidth=width)
-            if k is not None and min(len(a) for a in seeds) > 1:
-                sd = np.array([a.std(ddof=1) for a in seeds])
-                panel.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
-            name = f"{method}  {mean[-1]:.1f}"
-            ends[-1].append((steps[-1], float(mean[-1]), name, "#5f5f5f" if k is None else colour, method == ours))
+        ends.append(_draw_methods(panel, [r for r in rows if r["ratio"] == ratio], methods, chosen, ours))
         if len(ticks) > 2:
-            panel.set_xscale("symlog", linthresh=min(positive), linscale=0.7)
+            panel.set_xscale("symlog", linthresh=min(s for s in ticks if s > 0), linscale=0.7)
         panel.set_xticks(ticks, [str(s) for s in ticks])
         panel.minorticks_off()
         tidy(panel)
@@ -179,18 +163,43 @@ def plot_accuracy_against_steps(
     save(figure, path)
 
 
+def _draw_methods(
+    panel: Any, rows: Sequence[records.Row], methods: Sequence[str], chosen: Sequence[str], ours: str
+) -> list[tuple[float, float, str, Any, bool]]:
+    """Draws a line for each method, the chosen ones in colour; returns where each ends, for `name_lines`."""
+    ends: list[tuple[float, float, str, Any, bool]] = []
+    # Chosen lines last, ours on top of all.
+    for method in sorted(methods, key=lambda m: -chosen.index(m) if m in chosen else -len(methods)):
+        here = [r for r in rows if r["method"] == method]
+        steps = sorted({r["steps"] for r in here})
+        if not steps:
+            continue
+        seeds = [100 * records.by_seed([r for r in here if r["steps"] == s]) for s in steps]
+        mean = np.array([a.mean() for a in seeds])
+        k = chosen.index(method) if method in chosen else None
+        colour, marker = (GREY, ".") if k is None else (COLOURS[k], MARKERS[k])
+        width = 2.6 if method == ours else 0.9 if k is None else 1.5
+        panel.plot(steps, mean, color=colour, marker=marker, markersize=3 if k is None else 5, linewidth=width)
+        if k is not None and min(len(a) for a in seeds) > 1:
+            sd = np.array([a.std(ddof=1) for a in seeds])
+            panel.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+        name = f"{method}  {mean[-1]:.1f}"
+        ends.append((steps[-1], float(mean[-1]), name, "#5f5f5f" if k is None else colour, method == ours))
+    return ends
+
+
 def plot_overlap_against_depth(
     table: Sequence[Mapping[str, Any]],
     path: str | os.PathLike[str],
     *,
     title: str = "Overlap of the units that two tasks keep, against depth",
 ) -> None:
-    """One line a similarity bin, with its interval over tasks; chance dashed.
+    """Draws the overlap of two tasks' kept units against depth: a line for each bin of similarity, chance dashed.
 
     Args:
-        table: rows from `reports.overlap_table`.
-        path: the picture.
-        title: above it.
+        table: rows as `reports.overlap_table` returns them; bands are their intervals over tasks.
+        path: where the picture is written; the suffix chooses the format.
+        title: the text above it.
 
     Raises:
         ValueError: for an empty table.
@@ -231,167 +240,3 @@ def plot_overlap_against_depth(
     figure.suptitle(title, fontsize=12, fontweight="bold")
     figure.supxlabel("pairs of tasks binned by similarity; bands: 95 %, tasks as units", fontsize=8, color="#5f5f5f")
     save(figure, path)
-
-
-def plot_sensitivity(
-    curves: Mapping[str, Any],
-    ratios: Sequence[float],
-    path: str | os.PathLike[str],
-    *,
-    quantity: str = "accuracy",
-    title: str = "Sensitivity of each group alone, without fine-tuning",
-) -> None:
-    """One line a group against the share of its units removed; a heat map for more than 12 groups.
-
-    Args:
-        curves: `{group: [R]}` from `sensitivity.curves`, from input to output: the deeper, the darker the line.
-        ratios: as given there, `R` of them.
-        path: the picture.
-        quantity: what the metric is, with its split and unit.
-        title: above it.
-
-    Raises:
-        ValueError: if there are no curves, or they do not fit the ratios.
-    """
-    if not curves or np.ndim(ratios) != 1 or any(np.shape(v) != (len(ratios),) for v in curves.values()):
-        shapes = {name: np.shape(v) for name, v in curves.items()}
-        raise ValueError(f"curves of shapes {shapes} at ratios {ratios!r}; give at least one, with a value a ratio")
-    from matplotlib import colormaps
-
-    order = np.argsort(ratios, kind="stable")
-    x = 100 * np.asarray(ratios, float)[order]
-    values = np.array([np.asarray(v, float)[order] for v in curves.values()])
-    names = list(curves)
-    longest = max(map(len, names))
-    height = 4.6 if len(names) <= 12 else 1.6 + 0.17 * len(names)
-    figure = make_figure(max(5.2, 0.42 * min(len(x), 12) + 1.5) + 0.075 * longest, height)
-    figure.get_layout_engine().set(w_pad=0.1)  # names beside the axes are measured a little too short
-    axes = figure.subplots()
-    if len(names) <= 12:
-        ends: list[tuple[float, float, str, Any, bool]] = []
-        for k, (name, line) in enumerate(zip(names, values, strict=True)):
-            shade = colormaps["viridis"](0.1 + 0.75 * (1 - (k + 0.5) / len(names)))
-            axes.plot(x, line, color=shade, marker=MARKERS[k % len(MARKERS)], markersize=4.5, linewidth=1.6)
-            known = np.flatnonzero(np.isfinite(line))
-            if len(known):
-                ends.append((x[known[-1]], line[known[-1]], name, shade, False))
-        if x[0] == 0:
-            axes.axhline(values[0, 0], color="black", linewidth=0.8, linestyle="--")
-            axes.annotate("dense", (0.98, values[0, 0]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                          textcoords="offset points", fontsize=8, va="bottom", ha="right")  # fmt: skip
-        axes.set_xticks(x if len(x) <= 12 else x[:: -(-len(x) // 12)])
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_ylabel(quantity)
-        tidy(axes)
-        if ends:
-            name_lines(axes, ends, height - 1.4)
-    else:
-        image = axes.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest")
-        shown = range(0, len(x), -(-len(x) // 12))
-        axes.set_xticks(shown, [f"{x[i]:g}" for i in shown])
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set_ylabel("group, from input to output")
-        figure.colorbar(image, label=quantity)
-        if x[0] == 0:
-            figure.supxlabel(f"{quantity} of the dense model: {values[0, 0]:.4g}", fontsize=8, color="#5f5f5f")
-    axes.set_xlabel("units of the group removed, %")
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    save(figure, path)
-
-
-def plot_coupling(explanation: Any, path: str | os.PathLike[str], *, title: str = "What is cut together") -> None:
-    """Which arrays make (filled) and read (open) the units of which group; arrays that no group touches are left out.
-
-    Args:
-        explanation: from `graph.explain`.
-        path: the picture.
-        title: above it.
-
-    Raises:
-        ValueError: if there is no group.
-    """
-    if not explanation.rows:
-        raise ValueError("no groups to draw; print(explanation) says what is frozen and why")
-    touched = {a.rpartition("[")[0] for row in explanation.rows for a in (*row.makes, *row.reads)}
-    arrays = {a: y for y, a in enumerate(a for a in explanation.arrays if a in touched)}
-    names = [f"{row.name} ({row.size})" for row in explanation.rows]
-    room = 0.075 * max(map(len, arrays))
-    figure = make_figure(room + 1.2 + 0.26 * len(names), 1.2 + 0.075 * max(map(len, names)) + 0.19 * len(arrays))
-    axes = figure.subplots()
-    for x, row in enumerate(explanation.rows):
-        colour = COLOURS[x % len(COLOURS)]
-        ys = [arrays[a.rpartition("[")[0]] for a in (*row.makes, *row.reads)]
-        axes.plot([x, x], [min(ys), max(ys)], color=colour, linewidth=1, alpha=0.5)
-        for kind, filled in ((row.makes, True), (row.reads, False)):
-            y = [arrays[a.rpartition("[")[0]] for a in kind]
-            axes.plot([x] * len(y), y, "o", color=colour, markersize=6, markerfacecolor=colour if filled else "white")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(arrays)), list(arrays), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("group (units); filled: makes its units, open: reads them", fontsize=8)
-    tidy(axes)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    save(figure, path)
-
-
-_QUANTITIES = (
-    ("params", "parameters"),
-    ("flops", "FLOPs an example"),
-    ("latency_ms", "latency, ms"),
-    ("bytes", "bytes of arrays"),
-)
-
-
-def plot_cost(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str = "Cost before and after pruning"
-) -> None:
-    """Bars for each quantity, with its amount and its share of the first row's.
-
-    Args:
-        rows: dicts with `name` and any of `params`, `flops`, `latency_ms`, `bytes`; the dense model first.
-        path: the picture.
-        title: above it.
-
-    Raises:
-        ValueError: if there are no rows, or they share no quantity.
-    """
-    shown = [q for q in _QUANTITIES if rows and all(r.get(q[0]) is not None for r in rows)]
-    if not shown:
-        raise ValueError(f"nothing to draw: each row needs a name and any of {[q[0] for q in _QUANTITIES]}")
-
-    def amount(value: float) -> str:
-        for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-            if value >= size:
-                return f"{value / size:.3g}{letter}"
-        return f"{value:.3g}"
-
-    names = [str(r["name"]) for r in rows]
-    figure = make_figure(2.6 * len(shown) + 0.07 * max(map(len, names)), 1.5 + 0.42 * len(rows))
-    for k, (panel, (key, label)) in enumerate(
-        zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True)
-    ):
-        values = np.array([float(r[key]) for r in rows])
-        panel.barh(range(len(rows)), values, color=[GREY] + [COLOURS[0]] * (len(rows) - 1), height=0.66)
-        for y, value in enumerate(values):
-            share = "" if y == 0 or not values[0] else f" ({100 * value / values[0]:.0f} %)"
-            panel.annotate(
-                amount(value) + share, (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
-            )
-        panel.set_xlim(0, 1.55 * max(float(values.max()), 1e-30))
-        panel.set_xticks([])
-        panel.set_yticks(range(len(rows)), names if k == 0 else [""] * len(rows))
-        panel.invert_yaxis()
-        panel.spines[["top", "right", "bottom"]].set_visible(False)
-        panel.set_title(label, fontsize=10)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    save(figure, path)
-
-
-__all__ = [
-    "plot_accuracy_against_steps",
-    "plot_coupling",
-    "plot_cost",
-    "plot_overlap_against_depth",
-    "plot_sensitivity",
-    "spread",
-]

@@ -1,8 +1,7 @@
 """Results as numbers to trust: paired differences, summaries, tables, and how much the kept units overlap.
 
 A row is one result (see `records.Row`). Targets are the independent draws; seeds of one target are repetitions,
-so they are averaged first and never counted as evidence of their own. What is written as a run goes
-(`records`) and the pictures (`pictures`) are offered here too.
+so they are averaged first and never counted as evidence of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,12 @@ class Paired(NamedTuple):
     """A paired difference `ours - theirs`.
 
     Attributes:
-        mean: over targets.
-        low: lower end of the interval; `nan` for a single target.
-        high: upper end.
-        n: pairs of (target, seed).
-        targets: independent targets.
-        wins: targets on which ours is higher.
+        mean: the mean difference over targets.
+        low: the lower end of its confidence interval; `nan` for a single target.
+        high: the upper end.
+        n: how many pairs of (target, seed) were compared.
+        targets: how many independent targets there are.
+        wins: on how many targets ours is higher.
     """
 
     mean: float
@@ -55,12 +54,12 @@ def paired(
     Args:
         rows: results.
         ours: the method whose advantage is asked for.
-        theirs: the other.
-        steps: fine-tuning steps (default: all there are, if that is one number).
-        ratio: share of units pruned (likewise).
-        their_steps: of `theirs`, if others than of `ours`.
-        split: which examples.
-        confidence: of the interval.
+        theirs: the method that it is compared with.
+        steps: the number of fine-tuning steps; `None`: whatever the rows have, if that is one number.
+        ratio: the share of units pruned; `None`: whatever the rows have, if that is one number.
+        their_steps: the number of fine-tuning steps of `theirs`; `None`: as many as `steps`.
+        split: the split whose accuracies are compared, such as `test`.
+        confidence: the confidence of the interval, 0 to 1.
 
     Returns:
         The difference, in the unit of `accuracy`.
@@ -116,7 +115,7 @@ def summary(rows: Sequence[Row], ours: str = "mvp", *, split: str = "test") -> l
     Args:
         rows: results.
         ours: the method that all others are compared with, at the same ratio and steps.
-        split: which examples.
+        split: the split whose accuracies count, such as `test`.
 
     Returns:
         Dicts with `method`, `ratio`, `steps`, `accuracy` (mean over seeds of the mean over targets), `sd` (of those
@@ -209,6 +208,13 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], ours: str = "mvp") -> str:
     """A `summary` as a Markdown table, in percent and percentage points.
 
     A bold difference is one whose interval leaves out 0.
+
+    Args:
+        rows: what `summary` returned.
+        ours: the method that `summary` was given.
+
+    Returns:
+        The table and a sentence that explains its columns.
     """
     names, lines = _cells(rows, ours, "**{}**")
     rule = [":--" if name == "method" else "--:" for name in names]

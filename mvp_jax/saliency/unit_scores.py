@@ -1,7 +1,6 @@
-"""Scores: how much each weight or unit matters, higher = keep.
+"""Scores of units from activations, norms and gates: `{group: float[C]}`, higher = keep.
 
-Weight-space scores have the structure of the parameters and go to a selector as they are, or through
-`units.reduce` to one number a unit. Unit-space scores are `{group: float[C]}`.
+Scores of single weights, from `weight_scores`, become scores of units through `units.reduce`.
 """
 
 import functools
@@ -11,112 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax.core import trees
-from mvp_jax.core.types import Array, Key, Params, PyTree, Scores, UnitScores, Variables
+from mvp_jax.core.types import Array, Params, PyTree, UnitScores, Variables
 from mvp_jax.core.units import Group
-
-
-@jax.jit
-def magnitude(params: Params) -> Scores:
-    """The absolute value of every weight.
-
-    `s = |θ|`. For units, reduce the parameters themselves: `units.reduce(params, groups, "l1")` or `"l2"`.
-
-    Args:
-        params: any tree of arrays.
-
-    Returns:
-        Scores of the same structure and shapes.
-
-    >>> magnitude({"kernel": jnp.array([-2.0, 1.0])})["kernel"].tolist()
-    [2.0, 1.0]
-
-    Reference: Han et al., "Learning both Weights and Connections", 2015, arXiv:1506.02626, section 3.
-    """
-    return jax.tree.map(jnp.abs, params)
-
-
-def random(key: Key, like: PyTree) -> Scores:
-    """Uniform noise in `[0, 1)`, independent for every entry.
-
-    Args:
-        key: consumed; each leaf draws from its own child of it.
-        like: a tree of arrays or of shapes; for units `{name: zeros[C]}`.
-
-    Returns:
-        float32 scores of the structure and shapes of `like`.
-
-    >>> scores = random(jax.random.key(0), {"fc": jnp.zeros(3)})["fc"]
-    >>> scores.shape, bool(jnp.all((scores >= 0) & (scores < 1)))
-    ((3,), True)
-    """
-    leaves, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(structure, _noise(key, tuple(jnp.shape(leaf) for leaf in leaves)))
-
-
-@functools.partial(jax.jit, static_argnames="shapes")
-def _noise(key: Key, shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
-    return [jax.random.uniform(jax.random.fold_in(key, i), s, jnp.float32) for i, s in enumerate(shapes)]
-
-
-def taylor_terms(params: Params, grads: Params) -> PyTree:
-    """Each weight's first-order share of the change of the loss, signed.
-
-    `t = θ · ∂L/∂θ`. A unit's Taylor score is the square of the sum of its terms over its producing slots:
-    `units.reduce(taylor_terms(params, grads), groups, "sum_square")`. Take the gradients with batch
-    normalisation in eval mode: in train mode the sum is 0 for every filter in front of one, because the
-    normalisation undoes its scale.
-
-    Args:
-        params: the weights.
-        grads: the gradients of the loss, same structure and shapes.
-
-    Returns:
-        The terms, same structure and shapes.
-
-    Raises:
-        ValueError: if the structures differ.
-
-    >>> taylor_terms({"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([0.5, 3.0])})["w"].tolist()
-    [1.0, -3.0]
-
-    Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
-    """
-    trees.check_same_structure(params, grads, "params", "grads")
-    return _products(params, grads)
-
-
-def taylor(params: Params, grads: Params) -> Scores:
-    """The squared first-order change of the loss when a weight is set to zero.
-
-    `s = (θ · ∂L/∂θ)²`, weight by weight; for units see `taylor_terms`.
-
-    Args:
-        params: the weights.
-        grads: the gradients of the loss, same structure and shapes.
-
-    Returns:
-        Scores of the same structure and shapes.
-
-    Raises:
-        ValueError: if the structures differ.
-
-    >>> taylor({"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([0.5, 3.0])})["w"].tolist()
-    [1.0, 9.0]
-
-    Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
-    """
-    trees.check_same_structure(params, grads, "params", "grads")
-    return _squares(params, grads)
-
-
-@jax.jit
-def _products(params: Params, grads: Params) -> PyTree:
-    return jax.tree.map(jnp.multiply, params, grads)
-
-
-@jax.jit
-def _squares(params: Params, grads: Params) -> PyTree:
-    return jax.tree.map(lambda p, g: jnp.square(p * g), params, grads)
 
 
 @jax.jit
@@ -155,7 +50,7 @@ def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
     Raises:
         ValueError: naming the groups without a norm, or a path that the parameters lack.
 
-    >>> from mvp_jax.units import Slot
+    >>> from mvp_jax.core.units import Slot
     >>> g = Group(name="conv", size=2, slots=(Slot(path="bn/scale", axis=0, scored=True),))
     >>> batch_norm_scale({"bn": {"scale": jnp.array([-3.0, 0.5])}}, [g])["conv"].tolist()
     [3.0, 0.5]
@@ -251,8 +146,8 @@ def _gate_gradients(
 
 
 @jax.jit
-def fisher(gate_gradients: Mapping[str, Array], *, where: Array | None = None) -> UnitScores:
-    """The diagonal of the empirical Fisher information of the gates.
+def gate_fisher(gate_gradients: Mapping[str, Array], *, where: Array | None = None) -> UnitScores:
+    """Fisher information of units: the diagonal of the empirical Fisher information of their gates.
 
     `s_c = 1/N Σ_n d[n, c]²`: to second order, half of it is what the mean loss rises when unit `c` goes.
     Scores of several batches of one size may be averaged or summed.
@@ -264,7 +159,7 @@ def fisher(gate_gradients: Mapping[str, Array], *, where: Array | None = None) -
     Returns:
         `{name: float[C]}`.
 
-    >>> fisher({"fc": jnp.array([[1.0, 2.0], [3.0, 0.0]])})["fc"].tolist()
+    >>> gate_fisher({"fc": jnp.array([[1.0, 2.0], [3.0, 0.0]])})["fc"].tolist()
     [5.0, 2.0]
 
     Reference: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", 2022, arXiv:2204.09656, eq. 11.

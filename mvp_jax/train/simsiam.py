@@ -16,6 +16,7 @@ from flax import nnx
 
 from mvp_jax.core.types import Array, Key, PyTree, Variables
 from mvp_jax.models import api, layers
+from mvp_jax.models.hooks import Hooks, Noise
 
 Views: TypeAlias = Callable[[Key, Array], tuple[Array, Array]]
 """`(key, x [N, ...]) -> (a, b)`: two views of every image."""
@@ -24,7 +25,7 @@ Views: TypeAlias = Callable[[Key, Array], tuple[Array, Array]]
 class Dense(nnx.Module):
     """A linear map whose outputs have the size of its inputs."""
 
-    def __init__(self, width_in: int, width: int, *, bias: bool, noise: api.Noise):
+    def __init__(self, width_in: int, width: int, *, bias: bool, noise: Noise):
         self.kernel = nnx.Param(noise((width_in, width), width_in**-0.5))
         if bias:
             self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
@@ -38,7 +39,7 @@ class Dense(nnx.Module):
 class Mlp(nnx.Module):
     """Linear maps with batch norm and ReLU between them; after the last a norm too, or a bias alone."""
 
-    def __init__(self, widths: Sequence[int], *, normed: bool, noise: api.Noise):
+    def __init__(self, widths: Sequence[int], *, normed: bool, noise: Noise):
         pairs = list(itertools.pairwise(widths))
         norms = [True] * (len(pairs) - 1) + [normed]
         self.dense = layers.children([
@@ -46,7 +47,7 @@ class Mlp(nnx.Module):
         ])  # fmt: skip
         self.norms = layers.children([layers.BatchNorm(b) for (_, b), norm in zip(pairs, norms, strict=True) if norm])
 
-    def __call__(self, x: Array, hooks: api.Hooks) -> tuple[Array, Array]:
+    def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
         norms = layers.ordered(self.norms)
         for i, dense in enumerate(maps := layers.ordered(self.dense)):
             features, x = x, dense(x)

@@ -9,7 +9,7 @@ import pytest
 from mvp_jax.compact import sensitivity
 from mvp_jax.core.types import Variables
 from mvp_jax.core.units import Group, Slot
-from mvp_jax.reports import plots
+from mvp_jax.reports import model_plots, plots
 
 PAIRS = Group(  # unit c is the columns 2c and 2c + 1
     name="pairs",
@@ -216,7 +216,7 @@ def drawn(monkeypatch):
 def test_the_picture_has_a_line_a_group_or_a_row_a_group(drawn, tmp_path):
     ratios = (0.9, 0.0, 0.5)
     few = {f"layer{k}": [0.1 * k, 0.9, 0.5] for k in range(5)} | {"lost": [np.nan, 0.9, np.nan]}
-    plots.plot_sensitivity(few, ratios, tmp_path / "few.png", quantity="validation accuracy")
+    model_plots.plot_sensitivity(few, ratios, tmp_path / "few.png", quantity="validation accuracy")
     assert matplotlib.image.imread(tmp_path / "few.png").std() > 0.01
     axes = drawn[0].axes[0]
     np.testing.assert_allclose([line.get_xdata() for line in axes.lines[:6]], [[0, 50, 90]] * 6)
@@ -226,16 +226,16 @@ def test_the_picture_has_a_line_a_group_or_a_row_a_group(drawn, tmp_path):
     assert axes.get_ylabel() == "validation accuracy"
 
     many = {f"layer{k}": [0.01 * k, 0.9, 0.5] for k in range(30)}
-    plots.plot_sensitivity(many, ratios, tmp_path / "many.png", quantity="loss")
+    model_plots.plot_sensitivity(many, ratios, tmp_path / "many.png", quantity="loss")
     axes, bar = drawn[1].axes
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.9, 0.5, 0.01 * k] for k in range(30)])
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "50", "90"]
     assert [t.get_text() for t in axes.get_yticklabels()] == list(many)
     assert bar.get_ylabel() == "loss"
 
-    plots.plot_sensitivity({"only": [2.0]}, [0.5], tmp_path / "one.svg")
+    model_plots.plot_sensitivity({"only": [2.0]}, [0.5], tmp_path / "one.svg")
     assert len(drawn[2].axes[0].lines) == 1, "no dense value without ratio 0"
     for curves, at in (({}, ratios), ({"a": [1.0]}, ratios), ({"a": [1.0]}, 0.5)):
         with pytest.raises(ValueError, match="give at least one, with a value a ratio"):
-            plots.plot_sensitivity(curves, at, tmp_path / "bad.png")
+            model_plots.plot_sensitivity(curves, at, tmp_path / "bad.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["few.png", "many.png", "one.svg"]

@@ -182,8 +182,10 @@ def test_cut_finds_every_copy_of_the_parameters_in_a_training_state():
     assert cut.variables.rest["norm"]["mean"].shape == (4,)  # no group names it
     # Masks keep their broadcast axes; what is left of them keeps everything.
     assert jax.tree.map(jnp.shape, cut.masks) == {
-        "free": {"kernel": ()}, "one": {"bias": (3,), "kernel": (1, 3)}, "two": {"kernel": (3, 2)}
-    }  # fmt: skip
+        "free": {"kernel": ()},
+        "one": {"bias": (3,), "kernel": (1, 3)},
+        "two": {"kernel": (3, 2)},
+    }
     assert all(bool(jnp.all(m)) for m in jax.tree.leaves(cut.masks))
     assert jnp.array_equal(jax.random.key_data(cut.key), jax.random.key_data(state.key))
 

@@ -36,7 +36,7 @@ FULL = [
     ("pretrain", "data=imagenet,model=deit_small,recipe=vit"), ("pretrain", "data=imagenet,model=resnet50"),
     ("pretrain", "data=eurosat,model=resnet18"),
     *(("isp_bert", f"data={task}") for task in papers.TEXTS),
-    *(("isp_clip", f"data={data}") for data in papers.TEMPLATES),
+    *(("isp_clip", f"data={data}") for data in papers.CLIP_TEMPLATES),
     *(("mvp_cifar100", f"pretraining={how},targets={where},classes={classes},ratio=0.9")
       for how, where, classes in itertools.product(("supervised", "simsiam"), ("cifar100", "cub200", "pets"), (5, 10))),
     ("mvp_cifar100", "classes=20"),

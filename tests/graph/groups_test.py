@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mvp_jax import compact, graph, models
 from mvp_jax.core import units
 from mvp_jax.core.units import Group, Slot
-from mvp_jax.graph.rules import Rule, same, where_all
+from mvp_jax.graph.rules import PrimitiveRule, same, where_all
 from tests import declared, random_functions
 
 X = jnp.ones((2, 3))
@@ -135,7 +135,7 @@ def test_an_unknown_primitive_freezes_and_a_rule_opens_it():
     closed = graph.analyse(odd, params, X)
     assert closed.groups == ()
     assert {f.reason for f in closed.frozen if f.size == 4} == {"bessel_i0e has no rule"}
-    rule = (("bessel_i0e", Rule(same, where_all)),)
+    rule = (("bessel_i0e", PrimitiveRule(same, where_all)),)
     (group,) = graph.groups(odd, params, X, rules=rule)
     seen = compact.verify(odd, params, [group], X, key=jax.random.key(0), rules=rule)
     assert max(seen.differences) < 1e-6

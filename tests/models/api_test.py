@@ -9,6 +9,7 @@ from mvp_jax import models
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.models import api, resnet
+from mvp_jax.models.hooks import Hooks
 from tests import model_kinds
 from tests.model_kinds import KINDS, batch, made, random_units
 
@@ -138,8 +139,12 @@ def test_training_under_scan_carries_statistics():
 
     @jax.jit
     def three(variables):
-        return jax.lax.scan(lambda rest, _: (model.apply((variables.params, rest), x, train=True)[1], None),
-                            variables.rest, None, length=3)[0]  # fmt: skip
+        return jax.lax.scan(
+            lambda rest, _: (model.apply((variables.params, rest), x, train=True)[1], None),
+            variables.rest,
+            None,
+            length=3,
+        )[0]
 
     by_hand = variables.rest
     for _ in range(3):
@@ -155,9 +160,12 @@ def test_momentum_knob_replaces_running_statistics():
     _, usual = model.apply(variables, x, train=True)
     _, replaced = model.apply(variables, x, train=True, knobs={"batch_norm_momentum": 0.0})
     stem = jax.lax.conv_general_dilated(
-        x, variables.params["stem"]["conv"]["kernel"], (1, 1), ((1, 1), (1, 1)),
+        x,
+        variables.params["stem"]["conv"]["kernel"],
+        (1, 1),
+        ((1, 1), (1, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
     mean, var = np.asarray(stem).mean((0, 1, 2)), np.asarray(stem).var((0, 1, 2))
     np.testing.assert_allclose(replaced["stem"]["norm"]["mean"], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(replaced["stem"]["norm"]["var"], var, rtol=1e-4)
@@ -187,7 +195,7 @@ def test_dropout_knob_is_traced_and_needs_a_key():
 
 
 def test_dropout_keeps_the_mean():
-    hooks = api.Hooks(train=True, key=jax.random.key(0))
+    hooks = Hooks(train=True, key=jax.random.key(0))
     x = jnp.ones((200, 100))
     y = hooks.dropout(x, 0.25)
     assert set(np.unique(np.asarray(y)).round(4)) == {np.float32(0.0), np.float32(1.3333)}
@@ -206,7 +214,7 @@ def test_equal_configurations_are_one_object():
 
 def test_one_compilation_serves_all_values(monkeypatch):
     traces = []
-    hooks = api.Hooks
+    hooks = Hooks
 
     def counted(**arguments):
         traces.append(arguments)

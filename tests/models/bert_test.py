@@ -14,6 +14,7 @@ from mvp_jax.compact import cost
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.models import bert
+from mvp_jax.models.hooks import Noise
 from tests import declared
 from tests.model_kinds import batch, made, random_units, randomise
 
@@ -255,7 +256,7 @@ def test_rates_of_dropout():
     assert config.rates == (0.1, 0.0, 0.2)
     hooks, rates = models.Hooks(train=True, key=jax.random.key(0)), []
     hooks.dropout = lambda y, rate: rates.append(rate) or y
-    jax.eval_shape(lambda: bert.Bert(config, noise=models.api.Noise())(batch(made("bert")[0]), hooks)[0])
+    jax.eval_shape(lambda: bert.Bert(config, noise=Noise())(batch(made("bert")[0]), hooks)[0])
     assert rates == [0.1, *[0.0, 0.1, 0.1] * 2, 0.2]
     only = bert.build(dataclasses.replace(config, dropout=0.0))
     with pytest.raises(ValueError, match="dropout needs a key"):
@@ -269,7 +270,7 @@ def test_dropout_also_thins_out_attention():
     drawn = []
     hooks = models.Hooks(train=True, key=jax.random.key(0), dropout=0.5)
     hooks.dropout = lambda y, rate: drawn.append(y.shape) or y
-    jax.eval_shape(lambda: bert.Bert(model.config, noise=models.api.Noise())(x, hooks)[0])
+    jax.eval_shape(lambda: bert.Bert(model.config, noise=Noise())(x, hooks)[0])
     assert drawn == [(4, 7, 12), *[(4, 3, 7, 7), (4, 7, 12), (4, 7, 12)] * 2, (4, 12)]
 
 
@@ -298,7 +299,7 @@ def test_a_training_step_takes_ids(score):
 )
 def test_sizes_are_the_published_ones(name, count):
     config = models.PRESETS[name](classes=3)
-    shapes = jax.eval_shape(lambda: nnx.state(bert.Bert(config, noise=models.api.Noise()), nnx.Param))
+    shapes = jax.eval_shape(lambda: nnx.state(bert.Bert(config, noise=Noise()), nnx.Param))
     assert sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) == count + 3 * config.dim + 3
 
 

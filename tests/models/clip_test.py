@@ -12,6 +12,7 @@ from mvp_jax import compact, models
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.models import api, clip, functions
+from mvp_jax.models.hooks import Noise
 from tests import declared
 from tests.model_kinds import batch, made, random_units
 
@@ -216,6 +217,6 @@ def test_sizes_are_the_published_ones(vision, text, count):
     total = 1  # the scale of a pair's logits
     for name in (f"clip_vision_{vision}", f"clip_text_{text}"):
         config = models.PRESETS[name](classes=1)
-        module = jax.eval_shape(lambda c=config: api._split(clip._module(c, api.Noise()))[1].params)
+        module = jax.eval_shape(lambda c=config: api._split(clip._module(c, Noise()))[1].params)
         total += sum(a.size for path, a in trees.flatten(module).items() if not path.startswith("head/"))
     assert total == count

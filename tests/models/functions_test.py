@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from mvp_jax import train
+from mvp_jax import models, train
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
-from mvp_jax.models import functions
+from mvp_jax.models import bert, functions
 from tests.model_kinds import batch, made
 
 
@@ -103,3 +103,23 @@ def test_strange_names_are_refused():
         strange.apply(variables, batch(model))
     with pytest.raises(ValueError, match=r"entries of params are \[\]"):
         strange.apply(Variables([jnp.ones(2)], {}), batch(model))
+
+
+def test_a_model_made_of_a_function_has_no_head():
+    model, variables, _ = small()
+    assert model.head == ""
+    assert made("distiller")[0].head == "head"
+    with pytest.raises(ValueError, match="has no head that could be replaced"):
+        models.replace_head(variables, model)
+    for use in (lambda: model.with_classes(2), lambda: model.resize({}), lambda: model.init(jax.random.key(0))):
+        with pytest.raises(ValueError, match="made of a function alone"):
+            use()
+
+
+def test_a_language_model_has_no_head_and_its_classifier_one():
+    model = models.build(bert.micro(task="masked_lm"))
+    assert model.head == ""
+    classifier = model.with_classes(3)
+    assert classifier.head == "head"
+    with pytest.raises(ValueError, match="hold no head/kernel"):
+        models.replace_head(jax.eval_shape(model.init, jax.random.key(0)), classifier)

@@ -10,6 +10,7 @@ import pytest
 from mvp_jax import models
 from mvp_jax.core import trees
 from mvp_jax.models import api, clip, layers
+from mvp_jax.models.hooks import Hooks, Noise
 from mvp_jax.saliency import input_norms
 from tests.model_kinds import batch, made, randomise
 
@@ -61,27 +62,27 @@ def attended(p, x, real, causal, scale):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_what_a_token_sees(causal):
-    make = layers.Attention("a", 6, 2, 3, 4, 0.7, causal=causal, noise=api.Noise())
+    make = layers.Attention("a", 6, 2, 3, 4, 0.7, causal=causal, noise=Noise())
     module, p = filled(make)
     x = np.random.default_rng(1).normal(size=(3, 5, 6)).astype(np.float32)
     real = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]], bool)
     every = [attended(p, row, np.ones(5, bool), causal, 0.7) for row in x]
     masked = [attended(p, row, r, causal, 0.7) for row, r in zip(x, real, strict=True)]
-    np.testing.assert_allclose(module(x, api.Hooks()), every, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(module(x, api.Hooks(), jnp.asarray(real)), masked, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(module(x, Hooks()), every, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(module(x, Hooks(), jnp.asarray(real)), masked, rtol=1e-4, atol=1e-5)
     assert np.abs(np.subtract(every, masked)).max() > 1e-2
-    other = layers.Attention("a", 6, 2, 3, 4, 0.7, causal=not causal, noise=api.Noise())
-    assert np.abs(filled(other)[0](x, api.Hooks()) - np.asarray(every)).max() > 1e-2
+    other = layers.Attention("a", 6, 2, 3, 4, 0.7, causal=not causal, noise=Noise())
+    assert np.abs(filled(other)[0](x, Hooks()) - np.asarray(every)).max() > 1e-2
 
 
 def test_nothing_real_gives_numbers():
-    module, _ = filled(layers.Attention("a", 6, 2, 3, 4, 0.7, causal=True, noise=api.Noise()))
+    module, _ = filled(layers.Attention("a", 6, 2, 3, 4, 0.7, causal=True, noise=Noise()))
     x = jnp.ones((1, 4, 6))
-    assert bool(jnp.isfinite(module(x, api.Hooks(), jnp.zeros((1, 4), bool))).all())
+    assert bool(jnp.isfinite(module(x, Hooks(), jnp.zeros((1, 4), bool))).all())
 
 
 def test_projection_without_bias():
-    module, p = filled(layers.Projection((3, 2), (4,), bias=False, noise=api.Noise()))
+    module, p = filled(layers.Projection((3, 2), (4,), bias=False, noise=Noise()))
     x = np.random.default_rng(2).normal(size=(5, 3, 2)).astype(np.float32)
     assert set(p) == {"kernel"}
     np.testing.assert_allclose(module(x), np.einsum("nab,abc->nc", x, p["kernel"]), rtol=1e-5)

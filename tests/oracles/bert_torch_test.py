@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 from mvp_jax import models
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
-from mvp_jax.models import api, bert
+from mvp_jax.models import bert
+from mvp_jax.models.hooks import Hooks
 from mvp_jax.pretrained.keys import bert as formats
 from tests.oracles import hugging_face
 
@@ -90,7 +91,7 @@ def test_logits_and_every_hidden_state(pairs, kin, task):
     part = hugging_face.opened(lambda noise: bert.Bert(model.config, noise=noise), variables)
     states = [part.embed(jnp.asarray(x))]
     for i in range(LAYERS):
-        states.append(part.layers[str(i)](states[-1], api.Hooks(), jnp.asarray(real)))
+        states.append(part.layers[str(i)](states[-1], Hooks(), jnp.asarray(real)))
     assert len(found.hidden_states) == LAYERS + 1
     for ours, theirs in zip(states, found.hidden_states, strict=True):
         assert np.ptp(theirs.numpy(), axis=(0, 1)).min() > 0.5

@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
 from mvp_jax.models import api, clip, layers
+from mvp_jax.models.hooks import Hooks, Noise
 from mvp_jax.pretrained import key_table, tensor_files
 from mvp_jax.pretrained.keys import clip as formats
 
@@ -85,7 +86,7 @@ def test_features_and_similarities(options):
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(vision.inspect(v, images).features, out.image_embeds.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(text.inspect(t, ids).features, out.text_embeds.numpy(), rtol=1e-4, atol=1e-5)
-    scale = formats.logit_scale(tensor_files.held({"logit_scale": module.logit_scale.detach().numpy()}))
+    scale = formats.logit_scale(tensor_files.in_memory({"logit_scale": module.logit_scale.detach().numpy()}))
     got = clip.similarity(vision, v, text, t, images, ids, scale)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -99,8 +100,8 @@ def states(monkeypatch, model, variables, x):
         return seen[-1]
 
     monkeypatch.setattr(layers.PreNorm, "__call__", noted)
-    module = api.nnx.merge(api._split(clip._module(model.config, api.Noise()))[0], variables.params, {})
-    module(jnp.asarray(x), api.Hooks())
+    module = api.nnx.merge(api._split(clip._module(model.config, Noise()))[0], variables.params, {})
+    module(jnp.asarray(x), Hooks())
     return [np.asarray(a) for a in seen]
 
 

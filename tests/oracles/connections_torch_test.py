@@ -7,7 +7,7 @@ import pytest
 
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
-from mvp_jax.saliency import input_norms, weight_scores
+from mvp_jax.saliency import input_norms, synflow_scores, weight_scores
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -141,7 +141,7 @@ def test_fisher():
     def ours(params, x1, y1):
         return loss(Variables(params, variables.rest), x1[None], y1[None])
 
-    compare(weight_scores.fisher_diagonal(ours, variables.params, x, y, batch=3), expected)
+    compare(weight_scores.fisher(ours, variables.params, x, y, batch=3), expected)
 
 
 def test_synflow():
@@ -157,7 +157,7 @@ def test_synflow():
         net.norm.running_var.fill_(1)
     net(torch.ones(1, *SHAPE[::-1])).sum().backward()
     expected = {n: p * p.grad for n, p in net.named_parameters() if n.endswith("weight") and "norm" not in n}
-    got = weight_scores.synflow_scores(apply, variables, SHAPE, prunable=PRUNABLE)
+    got = synflow_scores.synflow(apply, variables, SHAPE, prunable=PRUNABLE)
     assert len(compare(got, expected, rtol=1e-4)) == 4
     assert got["norm"]["scale"].shape == got["fc"]["bias"].shape == ()
 

@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mvp_jax import models
-from mvp_jax.models import api, vit
+from mvp_jax.models import vit
+from mvp_jax.models.hooks import Hooks
 from mvp_jax.pretrained.keys import vit as formats
 from tests.oracles import hugging_face
 
@@ -77,7 +78,7 @@ def test_logits_and_every_hidden_state(pairs, name):
     assert state.shape == (6, c.tokens, 32)
     states = [state]
     for i in range(2):
-        states.append(part.layers[str(i)](states[-1], api.Hooks()))
+        states.append(part.layers[str(i)](states[-1], Hooks()))
     # Theirs may put the normalised state last.
     compared = 0
     for ours, theirs in zip(states, found.hidden_states, strict=False):

@@ -24,16 +24,22 @@ DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "num_labels"
 KINDS = {
     "vit": ("ViTForImageClassification", "ViTConfig", SMALL | IMAGE | {"num_labels": 5}),
     "deit": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", SMALL | IMAGE | {"num_labels": 5}),
-    "resnet": ("ResNetForImageClassification", "ResNetConfig",
-               {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "num_labels": 5}),
+    "resnet": (
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "num_labels": 5},
+    ),
     "bert": ("BertForSequenceClassification", "BertConfig", SMALL | WORDS | {"num_labels": 5}),
     "bert_words": ("BertForMaskedLM", "BertConfig", SMALL | WORDS),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", SMALL | WORDS | {"num_labels": 5}),
     "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", DISTIL | WORDS),
     "clip_vision": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", SMALL | IMAGE | {"projection_dim": 24}),
-    "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig",
-                  SMALL | WORDS | {"projection_dim": 24, "eos_token_id": 59}),
-}  # fmt: skip
+    "clip_text": (
+        "CLIPTextModelWithProjection",
+        "CLIPTextConfig",
+        SMALL | WORDS | {"projection_dim": 24, "eos_token_id": 59},
+    ),
+}
 IMAGES = ("vit", "deit", "resnet", "clip_vision")
 
 
@@ -105,8 +111,9 @@ def test_transformers_loads_both_towers_of_a_pruned_pair(tmp_path):
 def test_transformers_loads_smaller_mlps(kind, tmp_path):
     model, variables, x = given(kind, tmp_path / "in")
     units = random_units(model, 0) | {
-        "layers/0/fc1": jnp.arange(40) % 4 == 1, "layers/1/fc1": jnp.arange(40) % 2 == 0,
-    }  # fmt: skip
+        "layers/0/fc1": jnp.arange(40) % 4 == 1,
+        "layers/1/fc1": jnp.arange(40) % 2 == 0,
+    }
     written = export.checkpoint(tmp_path / "out", model, variables, units=units)
     described = json.loads((written.path / "config.json").read_text())
     assert {described.get(name) for name in ("intermediate_size", "hidden_dim")} == {20, None}

@@ -9,6 +9,7 @@ from mvp_jax import models
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
 from mvp_jax.models import api
+from mvp_jax.models.hooks import Noise
 from mvp_jax.pretrained import key_table
 
 
@@ -57,7 +58,7 @@ def carried(form, stored, config, like):
 
 def opened(make, variables):
     """A module of ours with these values, to be run part by part."""
-    definition, _ = api._split(nnx.eval_shape(lambda: make(api.Noise())))
+    definition, _ = api._split(nnx.eval_shape(lambda: make(Noise())))
     return nnx.merge(definition, variables.params, variables.rest)
 
 

@@ -19,9 +19,14 @@ from tests.oracles import torch_models
 transformers.logging.disable_progress_bar()
 
 VIT = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "image_size": 16,
-    "patch_size": 4, "num_labels": 5,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 5,
+}
 KINDS = {
     "resnet_bottleneck": lambda: (
         transformers.ResNetForImageClassification,
@@ -36,8 +41,13 @@ KINDS = {
     "resnet_basic": lambda: (
         transformers.ResNetForImageClassification,
         transformers.ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic", num_labels=5,
-            downsample_in_first_stage=True, num_channels=2,
+            embedding_size=8,
+            hidden_sizes=[8, 16],
+            depths=[2, 2],
+            layer_type="basic",
+            num_labels=5,
+            downsample_in_first_stage=True,
+            num_channels=2,
         ),
     ),
     "vit": lambda: (transformers.ViTForImageClassification, transformers.ViTConfig(**VIT)),
@@ -47,7 +57,7 @@ KINDS = {
     ),
     "deit": lambda: (transformers.DeiTForImageClassificationWithTeacher, transformers.DeiTConfig(**VIT)),
     "deit_one_head": lambda: (transformers.DeiTForImageClassification, transformers.DeiTConfig(**VIT)),
-}  # fmt: skip
+}
 
 
 def theirs(kind):

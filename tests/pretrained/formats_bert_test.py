@@ -137,9 +137,16 @@ def test_configurations_of_the_published_checkpoints():
     assert FORMS["bert"].config(BARE) == base(classes=2, dropout=0.1)
     assert FORMS["bert_words"].config(BARE | {"architectures": ["BertForMaskedLM"]}).task == "masked_lm"
     roberta = FORMS["roberta"].config(
-        {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
-         "layer_norm_eps": 1e-05, "pad_token_id": 1, "id2label": {"0": "a", "1": "b", "2": "c"}}
-    )  # fmt: skip
+        {
+            "model_type": "roberta",
+            "vocab_size": 50265,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-05,
+            "pad_token_id": 1,
+            "id2label": {"0": "a", "1": "b", "2": "c"},
+        }
+    )
     assert roberta == models.PRESETS["roberta_base"](classes=3, dropout=0.1)
     assert roberta.positions == 512
     small = FORMS["distilbert"].config({"model_type": "distilbert", "dropout": 0.1, "pad_token_id": None})

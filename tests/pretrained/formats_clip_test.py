@@ -42,7 +42,7 @@ def test_golden_pair():
     seen, read = vision.inspect(v, golden["images"]).features, text.inspect(t, golden["ids"]).features
     np.testing.assert_allclose(seen, golden["image_features"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(read, golden["text_features"], rtol=1e-4, atol=1e-5)
-    scale = formats.logit_scale(tensor_files.held(TENSORS))
+    scale = formats.logit_scale(tensor_files.in_memory(TENSORS))
     got = clip.similarity(vision, v, text, t, golden["images"], golden["ids"], scale)
     np.testing.assert_allclose(got, golden["logits"], rtol=1e-4, atol=1e-4)
 
@@ -154,4 +154,4 @@ def test_what_they_cannot_say_is_refused(form, config, message):
 
 def test_one_tower_has_no_scale():
     with pytest.raises(ValueError, match="no logit_scale"):
-        formats.logit_scale(tensor_files.held({"visual_projection.weight": np.ones((2, 2))}))
+        formats.logit_scale(tensor_files.in_memory({"visual_projection.weight": np.ones((2, 2))}))

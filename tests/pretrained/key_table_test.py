@@ -119,7 +119,7 @@ def test_back_undoes_forward(name, h, d, n):
         parts = there if isinstance(there, tuple) else (there,)
         assert sum(p.size for p in parts) == a.size
         shapes = [p.shape for p in parts]
-        rule = key_table.Rule("a", ("b",) * len(parts) if isinstance(there, tuple) else "b", layout)
+        rule = key_table.KeyRule("a", ("b",) * len(parts) if isinstance(there, tuple) else "b", layout)
         assert key_table.stored_shape(rule, shapes, config) == shape
 
 
@@ -150,7 +150,7 @@ def test_what_is_stored_comes_back(name):
     for path, leaf in trees.flatten(ours).items():
         np.testing.assert_array_equal(back.pop(path), leaf)
     assert not back
-    assert formats.of(stored, paths=trees.flatten(ours)).name == name or formats.of(stored).name == name
+    assert formats.detect(stored, paths=trees.flatten(ours)).name == name or formats.detect(stored).name == name
 
 
 PARTS = st.tuples(st.from_regex(r"[a-z.]{1,4}", fullmatch=True), st.integers(0, 120), st.booleans())
@@ -212,20 +212,41 @@ def test_configurations_go_there_and_back(name):
 
 def test_sizes_in_published_configurations():
     """As the pages of google/vit-base-patch16-224 and microsoft/resnet-50 give them."""
-    base = FORMATS["vit (Hugging Face)"].config({
-        "architectures": ["ViTForImageClassification"], "attention_probs_dropout_prob": 0.0, "encoder_stride": 16,
-        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 768, "image_size": 224,
-        "id2label": {str(i): "x" for i in range(1000)}, "initializer_range": 0.02,
-        "intermediate_size": 3072, "layer_norm_eps": 1e-12,
-        "model_type": "vit", "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12, "patch_size": 16,
-        "qkv_bias": True,
-    })  # fmt: skip
+    base = FORMATS["vit (Hugging Face)"].config(
+        {
+            "architectures": ["ViTForImageClassification"],
+            "attention_probs_dropout_prob": 0.0,
+            "encoder_stride": 16,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "hidden_size": 768,
+            "image_size": 224,
+            "id2label": {str(i): "x" for i in range(1000)},
+            "initializer_range": 0.02,
+            "intermediate_size": 3072,
+            "layer_norm_eps": 1e-12,
+            "model_type": "vit",
+            "num_attention_heads": 12,
+            "num_channels": 3,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+            "qkv_bias": True,
+        }
+    )
     assert base == vit.base(epsilon=1e-12)
-    fifty = FORMATS["resnet (Hugging Face)"].config({
-        "depths": [3, 4, 6, 3], "downsample_in_first_stage": False, "embedding_size": 64, "hidden_act": "relu",
-        "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck", "model_type": "resnet", "num_channels": 3,
-        "id2label": {str(i): "x" for i in range(1000)},
-    })  # fmt: skip
+    fifty = FORMATS["resnet (Hugging Face)"].config(
+        {
+            "depths": [3, 4, 6, 3],
+            "downsample_in_first_stage": False,
+            "embedding_size": 64,
+            "hidden_act": "relu",
+            "hidden_sizes": [256, 512, 1024, 2048],
+            "layer_type": "bottleneck",
+            "model_type": "resnet",
+            "num_channels": 3,
+            "id2label": {str(i): "x" for i in range(1000)},
+        }
+    )
     assert fifty == resnet.resnet50()
     early = {"model_type": "resnet", "downsample_in_bottleneck": True}
     assert FORMATS["resnet (Hugging Face)"].config(early) == resnet.resnet50(classes=2, downsample_in_bottleneck=True)
@@ -290,12 +311,12 @@ def test_configurations_that_are_not_theirs_are_refused(origin, config, message)
 
 def test_the_format_is_found_by_names_and_description():
     hugging = dict.fromkeys(SOME_KEYS["vit (Hugging Face)"])
-    assert formats.of(hugging).name == "vit (Hugging Face)"
-    assert formats.of([f"module.{k}" for k in SOME_KEYS["resnet (CIFAR)"]]).name == "resnet (CIFAR)"
+    assert formats.detect(hugging).name == "vit (Hugging Face)"
+    assert formats.detect([f"module.{k}" for k in SOME_KEYS["resnet (CIFAR)"]]).name == "resnet (CIFAR)"
     described = FORMATS["deit, one head (Hugging Face)"].describe(CONFIGS["deit, one head (Hugging Face)"])
-    assert formats.of(["classifier.weight", "deit.embeddings.cls_token"], described).name.startswith("deit, one")
-    assert formats.of(["embeddings.cls_token"], described).name.startswith("deit (")  # of a bare body, the first
+    assert formats.detect(["classifier.weight", "deit.embeddings.cls_token"], described).name.startswith("deit, one")
+    assert formats.detect(["embeddings.cls_token"], described).name.startswith("deit (")  # of a bare body, the first
     with pytest.raises(ValueError, match=r"no key table fits these weights, whose model_type is 'gpt2'.*wte"):
-        formats.of(["wte.weight"], {"model_type": "gpt2"})
+        formats.detect(["wte.weight"], {"model_type": "gpt2"})
     with pytest.raises(ValueError, match=r"is not one of vit \(timm\): TypeError"):
         formats.configure(FORMATS["vit (timm)"], {"architecture": []})

@@ -16,7 +16,7 @@ from mvp_jax.data.datasets import text
 from mvp_jax.experiments import dense_model, planning, presets, sparsity_job
 from mvp_jax.experiments import run as experiment
 from mvp_jax.methods import sparse
-from mvp_jax.pretrained import key_table, preprocess, tensor_files
+from mvp_jax.pretrained import formats, key_table, loading, preprocess, tensor_files, zero_shot
 from mvp_jax.pretrained.keys import clip as clip_formats
 from mvp_jax.storage import records
 from tests import folders
@@ -37,7 +37,7 @@ def encoder(tmp_path_factory):
 def test_pictures_are_what_the_processor_makes_of_them(pair):
     processor = images.processor(pair)
     source = sources.digits()
-    got = preprocess.pictures(source, processor)
+    got = preprocess.process_images(source, processor)
     assert got.image_shape == (8, 8, 3)
     assert got.class_names == source.class_names
     level = np.round(source.train.x[:5] * 255).astype(np.uint8).astype(np.float32) / 255
@@ -45,13 +45,13 @@ def test_pictures_are_what_the_processor_makes_of_them(pair):
     np.testing.assert_allclose(got.train.x[:5], wanted, atol=1e-5)
     assert np.std(wanted) > 0.5
     with pytest.raises(ValueError, match="before normalisation"):
-        preprocess.pictures(sources.normalise(source), processor)
+        preprocess.process_images(sources.normalise(source), processor)
 
 
 def test_words_are_the_same_texts_in_the_checkpoints_ids(encoder):
     source = text.docstrings(per_class=10, classes=("scipy.signal", "sklearn.cluster"), vocabulary=10**6)
     tokenizer = tokens.tokenizer(encoder)
-    got = preprocess.words(source, tokenizer, 200)
+    got = preprocess.tokenize(source, tokenizer, 200)
     assert got.train.x.shape == (20, 200)
     np.testing.assert_array_equal(got.train.y, source.train.y)
     for ids, own in zip(got.train.x[:3], source.train.x, strict=False):
@@ -64,7 +64,7 @@ def test_words_are_the_same_texts_in_the_checkpoints_ids(encoder):
 
 
 def test_a_zero_shot_head_is_the_mean_of_the_texts(pair):
-    kernel = preprocess.zero_shot(pair, ("0", "7", "bee"), ("a {}.", "the {} of {}."))
+    kernel = zero_shot.head(pair, ("0", "7", "bee"), ("a {}.", "the {} of {}."))
     source = tensor_files.open(pair)
     model, variables = pretrained.load(pair, models.build(clip_formats.TEXT.config(source.described)), classes=1)
     tokenizer = tokens.tokenizer(pair)
@@ -78,16 +78,14 @@ def test_a_zero_shot_head_is_the_mean_of_the_texts(pair):
     assert np.abs(kernel[:, 0] - kernel[:, 1]).max() > 1e-3
     for templates in ((), ("a photo",)):
         with pytest.raises(ValueError, match="for 1 classes; each template holds"):
-            preprocess.zero_shot(pair, ("a",), templates)
+            zero_shot.head(pair, ("a",), templates)
 
 
 def test_an_id_on_the_hub_stands_for_its_folder(pair, monkeypatch):
     hub = types.SimpleNamespace(snapshot_download=lambda name, **_: {"lab/pair": str(pair)}[name])
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     names, templates = ("0", "7"), ("a {}.",)
-    np.testing.assert_array_equal(
-        preprocess.zero_shot("lab/pair", names, templates), preprocess.zero_shot(pair, names, templates)
-    )
+    np.testing.assert_array_equal(zero_shot.head("lab/pair", names, templates), zero_shot.head(pair, names, templates))
     config = isp_clip.get_config("checkpoint=lab/pair,runlocal")
     assert planning.sparsity_plan(config).setting.image_shape == (8, 8, 3)
 
@@ -105,12 +103,12 @@ def test_published_templates():
 
 
 def test_the_model_of_a_folder(pair, encoder):
-    vision, words = (preprocess.model(pair, 7, text=t) for t in (False, True))
+    vision, words = (loading.from_config(pair, 7, text=t) for t in (False, True))
     assert (vision.input_shape, vision.num_classes) == ((8, 8, 3), 7)
     assert words.input_shape == (40,)
-    assert preprocess.model(encoder, 3, text=True, options={"dropout": 0.1}).config.dropout == 0.1
+    assert loading.from_config(encoder, 3, text=True, options={"dropout": 0.1}).config.dropout == 0.1
     with pytest.raises(ValueError, match=r"has no \['width'\]"):
-        preprocess.model(encoder, 3, text=True, options={"width": 3})
+        loading.from_config(encoder, 3, text=True, options={"width": 3})
 
 
 def test_clip_is_pruned_under_the_head_of_its_texts(pair, tmp_path):
@@ -152,7 +150,7 @@ def test_bert_is_pruned_with_its_own_ids(encoder, tmp_path):
     assert {r["method"] for r in rows} == {"magnitude"}
     plan = planning.sparsity_plan(config)
     assert plan.setting.image_shape == (32,)
-    (form,) = (f for f in preprocess.formats.FORMATS if f.name == "bert (Hugging Face)")
+    (form,) = (f for f in formats.FORMATS if f.name == "bert (Hugging Face)")
     name = "bert.embeddings.word_embeddings.weight"
     stored = key_table.to_ours(form, name, tensor_files.open(encoder).get(name), plan.model.config)
     got = dense_model.dense_model(plan, tmp_path).params["embed"]["word"]

@@ -63,7 +63,7 @@ def test_bfloat16_bit_by_bit(tmp_path):
 
 def test_arrays_in_memory_are_copied():
     arrays = {"x": np.ones(3, np.float32), "n": np.array(3), "h": np.ones(2, ml_dtypes.bfloat16), "f": np.array(True)}
-    source = tensor_files.held(arrays)
+    source = tensor_files.in_memory(arrays)
     assert [e.dtype for e in source.entries.values()] == ["F32", "I64", "BF16", "BOOL"]
     source.get("x")[:] = 0
     assert arrays["x"].sum() == 3

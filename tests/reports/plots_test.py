@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mvp_jax import graph
-from mvp_jax.reports import plots
+from mvp_jax.reports import model_plots, plots
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_cost_shows_what_all_rows_know(drawn, tmp_path):
         {"name": "dense", "params": 2e6, "flops": 5e9, "bytes": 8e6},
         {"name": "slim", "params": 5e5, "flops": 1e9},
     ]
-    plots.plot_cost(costs, tmp_path / "a.png")
+    model_plots.plot_cost(costs, tmp_path / "a.png")
     assert [p.get_title() for p in drawn[0].axes] == ["parameters", "FLOPs an example"]
     assert [t.get_text() for t in drawn[0].axes[0].texts] == ["2 M", "500 k (25 %)"]
     for bad in ([], [{"name": "dense"}]):
         with pytest.raises(ValueError, match="nothing to draw"):
-            plots.plot_cost(bad, tmp_path / "b.png")
+            model_plots.plot_cost(bad, tmp_path / "b.png")
 
 
 @hypothesis.given(wanted=st.lists(st.floats(0, 1), min_size=1, max_size=25))
@@ -109,7 +109,7 @@ def test_the_coupling_shows_who_makes_and_who_reads(drawn, tmp_path):
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 5)), "c": jnp.ones((5, 2))}
     explanation = graph.explain(apply, params, jnp.ones((1, 3)))
-    plots.plot_coupling(explanation, tmp_path / "coupling.png")
+    model_plots.plot_coupling(explanation, tmp_path / "coupling.png")
     axes = drawn[0].axes[0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a (4)", "b (5)"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b", "c"]
@@ -122,4 +122,4 @@ def test_the_coupling_shows_who_makes_and_who_reads(drawn, tmp_path):
     assert marks == {(0, 0, False), (0, 1, True), (1, 1, False), (1, 2, True)}
     nothing = graph.explain(lambda p, x: jax.nn.softmax(x @ p["a"]), params, jnp.ones((1, 3)))
     with pytest.raises(ValueError, match="no groups to draw"):
-        plots.plot_coupling(nothing, tmp_path / "none.png")
+        model_plots.plot_coupling(nothing, tmp_path / "none.png")

@@ -193,15 +193,23 @@ def jitted(p, x):
         (lambda p, x: x @ p["k"][::-1], (6, 3), COLUMNS[::-1, None], (1,)),
         (lambda p, x: x @ p["k"].astype(jnp.bfloat16).astype(jnp.float32)[None], (6, 3), COLUMNS[:, None], (1,)),
         (lambda p, x: x @ p["k"].reshape(6, 6), (2, 3, 2, 3), COLUMNS.reshape(2, 3, 1, 1), (2, 3)),
-        (lambda p, x: jnp.einsum("nhk,khd->nhd", x.reshape(4, 2, 3), p["k"]), (3, 2, 5),
-         COLUMNS.reshape(2, 3).T[..., None], (1, 2)),
-        (lambda p, x: jnp.einsum("nab,dbca->ndc", x.reshape(4, 2, 3), p["k"].transpose(1, 2, 3, 0)), (2, 5, 3, 1),
-         COLUMNS.reshape(2, 1, 3, 1), (1,)),
+        (
+            lambda p, x: jnp.einsum("nhk,khd->nhd", x.reshape(4, 2, 3), p["k"]),
+            (3, 2, 5),
+            COLUMNS.reshape(2, 3).T[..., None],
+            (1, 2),
+        ),
+        (
+            lambda p, x: jnp.einsum("nab,dbca->ndc", x.reshape(4, 2, 3), p["k"].transpose(1, 2, 3, 0)),
+            (2, 5, 3, 1),
+            COLUMNS.reshape(2, 1, 3, 1),
+            (1,),
+        ),
         (lambda p, x: x @ p["k"] + (2 * x) @ p["k"], (6, 3), 5 * COLUMNS[:, None], (1,)),
         (lambda p, x: jax.vmap(lambda row: p["k"] @ row)(x), (3, 6), COLUMNS[None], (0,)),
     ],
     ids=["transposed", "jitted", "remat", "flipped", "cast", "reshaped", "heads", "permuted", "twice", "vmapped"],
-)  # fmt: skip
+)
 def test_a_kernel_in_any_layout(apply, shape, squares, outputs):
     params = {"k": draw(3, *shape), "other": draw(4, 2)}
     found = input_norms.norms(apply, params, X, prunable={"k": True, "other": False})
@@ -275,11 +283,14 @@ def looped(p, x):
         (lambda p, x: x @ p["other"].T, (6, 3), r"\['k'\] never multiply data"),
         (lambda p, x: x, (6, 3), r"\['k', 'other'\] never multiply data"),
         (lambda p, x: x @ p["k"] + x @ p["k"].T, (6, 6), "outputs along"),
-        (lambda p, x: jnp.einsum("nhk,hkd->nhd", x.reshape(4, 2, 3), p["k"].reshape(2, 3, 5)), (6, 5),
-         r"inputs and outputs mixed in its axes \[0\]"),
+        (
+            lambda p, x: jnp.einsum("nhk,hkd->nhd", x.reshape(4, 2, 3), p["k"].reshape(2, 3, 5)),
+            (6, 5),
+            r"inputs and outputs mixed in its axes \[0\]",
+        ),
         (lambda p, x: x @ p["k"].reshape(6, 4), (4, 6), "inputs and outputs mixed"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_kernel_is_refused_by_name(apply, shape, message):
     params = {"k": jnp.ones(shape), "other": jnp.ones((2, 6))}
     with pytest.raises(ValueError, match=message):

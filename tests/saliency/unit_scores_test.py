@@ -162,7 +162,7 @@ def test_gate_gradients_equal_one_gradient_an_example():
         assert float(jnp.abs(want[name]).max()) > 0.01
         assert float(jnp.ptp(want[name], axis=0).max()) > 0.01
         np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-6)
-    fisher = saliency.fisher(got)
+    fisher = saliency.gate_fisher(got)
     for name in got:
         np.testing.assert_allclose(fisher[name], np.mean(np.square(np.asarray(want[name], np.float64)), 0), rtol=1e-3)
 
@@ -184,8 +184,8 @@ def test_gate_gradients_against_finite_differences():
 def test_gate_gradients_of_stacked_models_and_its_errors():
     x, y = batch(4)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), variables(0), variables(7))
-    stacked = jax.vmap(lambda v: saliency.fisher(saliency.gate_gradients(apply, v, x, y, loss, GROUPS)))(both)
-    alone = saliency.fisher(saliency.gate_gradients(apply, variables(7), x, y, loss, GROUPS))
+    stacked = jax.vmap(lambda v: saliency.gate_fisher(saliency.gate_gradients(apply, v, x, y, loss, GROUPS)))(both)
+    alone = saliency.gate_fisher(saliency.gate_gradients(apply, variables(7), x, y, loss, GROUPS))
     assert not np.allclose(stacked["conv"][0], stacked["conv"][1])
     np.testing.assert_allclose(stacked["conv"][1], alone["conv"], rtol=1e-3, atol=1e-9)
     with pytest.raises(ValueError, match="one number each"):
@@ -212,7 +212,7 @@ def test_means_over_examples_that_count(data, n):
     where = data.draw(hnp.arrays(bool, (n,)).filter(np.any))
     got = saliency.activation({"g": jnp.asarray(a)}, where=jnp.asarray(where))["g"]
     np.testing.assert_allclose(got, np.abs(a[where]).astype(np.float64).mean(0), rtol=1e-5, atol=1e-30)
-    got = saliency.fisher({"g": jnp.asarray(a)}, where=jnp.asarray(where))["g"]
+    got = saliency.gate_fisher({"g": jnp.asarray(a)}, where=jnp.asarray(where))["g"]
     np.testing.assert_allclose(got, np.square(a[where].astype(np.float64)).mean(0), rtol=1e-5, atol=1e-30)
 
 

@@ -72,7 +72,7 @@ def scores(
     variables = probe.fit_head(model, problem.variables, problem.train, loss=problem.loss, l2=l2)
     if score == "fisher":
         gates = saliency.gate_gradients(model.apply, variables, x, y, problem.loss, groups)
-        return saliency.fisher(gates)
+        return saliency.gate_fisher(gates)
 
     def loss(params: dict) -> jax.Array:
         return jnp.mean(problem.loss(model.apply(Variables(params, variables.rest), x)[0], y))

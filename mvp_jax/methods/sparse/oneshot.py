@@ -16,7 +16,7 @@ from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.sparse import api
 from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
-from mvp_jax.saliency import input_norms, weight_scores
+from mvp_jax.saliency import input_norms
 from mvp_jax.storage import checkpoint
 
 WeightCriterion: TypeAlias = Literal["magnitude", "random", "taylor", "fisher", "snip", "grasp", "synflow", "wanda"]
@@ -37,7 +37,7 @@ class Settings:
         examples: number of training examples that the scores which need data are computed on.
         rounds: for `synflow`: number of rounds of its exponential schedule.
         rescale: for `synflow`: whether weights are rescaled before every round, which deep networks need so as not to
-            overflow (see `saliency.weight_scores.synflow`).
+            overflow (see `saliency.prune_by_synflow`).
         batch: for `fisher`: how many examples have their gradients computed at a time.
         training: the fine-tuning under the mask.
     """
@@ -69,7 +69,7 @@ def _mean_loss(model: Model, loss: train.Loss) -> Any:
 @functools.partial(jax.jit, static_argnames=("model", "loss"))
 def _grasp(model: Model, variables: Variables, data: Batch, *, loss: train.Loss) -> PyTree:
     mean_loss = _mean_loss(model, loss)
-    return weight_scores.grasp(lambda p: mean_loss(p, variables.rest, data["x"], data["y"]), variables.params)
+    return saliency.grasp(lambda p: mean_loss(p, variables.rest, data["x"], data["y"]), variables.params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "batch"))
@@ -79,7 +79,7 @@ def _fisher(model: Model, variables: Variables, data: Batch, *, loss: train.Loss
     def one(params: Params, x: Array, y: Array) -> Array:
         return mean_loss(params, variables.rest, x[None], y[None])
 
-    return weight_scores.fisher_diagonal(one, variables.params, data["x"], data["y"], batch=batch)
+    return saliency.fisher(one, variables.params, data["x"], data["y"], batch=batch)
 
 
 def scores(problem: SparsityProblem, settings: Settings, key: Key) -> tuple[PyTree, How]:
@@ -106,7 +106,7 @@ def scores(problem: SparsityProblem, settings: Settings, key: Key) -> tuple[PyTr
         return _fisher(model, variables, data, loss=loss, batch=batch), "sum"
     grads = api.gradients(model, variables, data, loss=loss)
     if score == "snip":
-        return weight_scores.snip(variables.params, grads), "sum"
+        return saliency.snip(variables.params, grads), "sum"
     return saliency.taylor_terms(variables.params, grads), "sum_square"
 
 
@@ -115,7 +115,7 @@ def _flows(problem: SparsityProblem, run: api.Run, settings: Settings) -> api.Ru
     sizes = api.remaining(run.kept, "tree")
     counts = schedules.counts("geometric", settings.rounds, sizes, problem.sparsity)
     model = problem.model
-    new = weight_scores.synflow(
+    new = saliency.prune_by_synflow(
         _ones_as_tokens(model),
         problem.variables,
         model.input_shape,
@@ -146,7 +146,7 @@ def _wanda(problem: SparsityProblem, run: api.Run, settings: Settings, key: Key)
     sizes = [_fan_in(p.shape, a) if yes else 0 for p, a, yes in zip(leaves, axes, flags, strict=True)]
     keep = jax.tree.unflatten(structure, [prune.keep_count(n, problem.sparsity) if n else 0 for n in sizes])
     chosen = prune.by_output(
-        weight_scores.wanda(params, seen.norm), api.host(keep), axis=seen.outputs, within=problem.prunable
+        saliency.wanda(params, seen.norm), api.host(keep), axis=seen.outputs, within=problem.prunable
     )
     return api.with_masks(run, chosen, masks.exempt(chosen, problem.prunable))
 

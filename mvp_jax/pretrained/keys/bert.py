@@ -92,10 +92,10 @@ def _config(kin: Kin, task: _Task, described: Mapping[str, Any]) -> bert.BertCon
     heads = key_table.field(described, "architectures", ["Model"])
     if not any(str(name).endswith(_HEADS) for name in heads):
         raise ValueError(f"architectures in config.json are {heads!r:.80}; they must end in one of {_HEADS}")
-    key_table.only(described, is_decoder=False, add_cross_attention=False)
-    key_table.only({k: v for k, v in described.items() if v}, position_embedding_type="absolute", pruned_heads={})
+    key_table.require(described, is_decoder=False, add_cross_attention=False)
+    key_table.require({k: v for k, v in described.items() if v}, position_embedding_type="absolute", pruned_heads={})
     if task == "masked_lm":
-        key_table.only(described, tie_word_embeddings=True)
+        key_table.require(described, tie_word_embeddings=True)
     absent = {"head_dropout": key_table.field(described, kin.words["dropout"], 0.1), **kin.absent}
     given = {ours: key_table.field(described, theirs, absent[ours]) for ours, theirs in kin.words.items()}
     fields: dict[str, Any] = {**given, **kin.fixed, "task": task}
@@ -162,18 +162,18 @@ def _describe(kin: Kin, task: _Task, config: Any) -> dict[str, Any]:
     }
 
 
-def _past(*templates: str) -> tuple[key_table.Rule, ...]:
+def _past(*templates: str) -> tuple[key_table.KeyRule, ...]:
     """Rules that read past a weight and a bias."""
-    return tuple(key_table.Rule(f"{key}.{leaf}", ()) for key in templates for leaf in ("weight", "bias"))
+    return tuple(key_table.KeyRule(f"{key}.{leaf}", ()) for key in templates for leaf in ("weight", "bias"))
 
 
-def _encoder(prefix: str) -> tuple[key_table.Rule, ...]:
+def _encoder(prefix: str) -> tuple[key_table.KeyRule, ...]:
     """BERT's and RoBERTa's embeddings and layers."""
     embed, there, here = f"{prefix}embeddings", f"{prefix}encoder.layer.{{i}}", "layers/{i}"
     return (
-        key_table.Rule(f"{embed}.word_embeddings.weight", "params/embed/word"),
-        key_table.Rule(f"{embed}.position_embeddings.weight", "params/embed/position"),
-        key_table.Rule(f"{embed}.token_type_embeddings.weight", "params/embed/type"),
+        key_table.KeyRule(f"{embed}.word_embeddings.weight", "params/embed/word"),
+        key_table.KeyRule(f"{embed}.position_embeddings.weight", "params/embed/position"),
+        key_table.KeyRule(f"{embed}.token_type_embeddings.weight", "params/embed/type"),
         *key_table.norm(f"{embed}.LayerNorm", "embed/norm"),
         *(
             rule
@@ -188,17 +188,17 @@ def _encoder(prefix: str) -> tuple[key_table.Rule, ...]:
         *key_table.affine(f"{there}.output.dense", f"{here}/fc2"),
         *key_table.norm(f"{there}.output.LayerNorm", f"{here}/norm2"),
         # Buffers, in older files.
-        key_table.Rule(f"{embed}.position_ids", ()),
-        key_table.Rule(f"{embed}.token_type_ids", ()),
+        key_table.KeyRule(f"{embed}.position_ids", ()),
+        key_table.KeyRule(f"{embed}.token_type_ids", ()),
     )
 
 
-def _distilled(prefix: str) -> tuple[key_table.Rule, ...]:
+def _distilled(prefix: str) -> tuple[key_table.KeyRule, ...]:
     """DistilBERT's embeddings and layers."""
     embed, there, here = f"{prefix}embeddings", f"{prefix}transformer.layer.{{i}}", "layers/{i}"
     return (
-        key_table.Rule(f"{embed}.word_embeddings.weight", "params/embed/word"),
-        key_table.Rule(f"{embed}.position_embeddings.weight", "params/embed/position"),
+        key_table.KeyRule(f"{embed}.word_embeddings.weight", "params/embed/word"),
+        key_table.KeyRule(f"{embed}.position_embeddings.weight", "params/embed/position"),
         *key_table.norm(f"{embed}.LayerNorm", "embed/norm"),
         *(
             rule
@@ -212,23 +212,23 @@ def _distilled(prefix: str) -> tuple[key_table.Rule, ...]:
         *key_table.affine(f"{there}.ffn.lin1", f"{here}/fc1"),
         *key_table.affine(f"{there}.ffn.lin2", f"{here}/fc2"),
         *key_table.norm(f"{there}.output_layer_norm", f"{here}/norm2"),
-        key_table.Rule(f"{embed}.position_ids", ()),
+        key_table.KeyRule(f"{embed}.position_ids", ()),
     )
 
 
-def _words(dense: str, norm: str, bias: str, decoder: str) -> tuple[key_table.Rule, ...]:
+def _words(dense: str, norm: str, bias: str, decoder: str) -> tuple[key_table.KeyRule, ...]:
     """The head of a masked language model; the decoder is a second name of the embedding of words."""
     second = "decoder" in decoder  # a bias beside it is then a second name too
     return (
         *key_table.affine(dense, "transform"),
         *key_table.norm(norm, "norm"),
-        key_table.Rule(bias, "params/head/bias"),
-        key_table.Rule(f"{decoder}.weight", "params/embed/word", tied=True),
-        *((key_table.Rule(f"{decoder}.bias", "params/head/bias", tied=True),) if second else ()),
+        key_table.KeyRule(bias, "params/head/bias"),
+        key_table.KeyRule(f"{decoder}.weight", "params/embed/word", tied=True),
+        *((key_table.KeyRule(f"{decoder}.bias", "params/head/bias", tied=True),) if second else ()),
     )
 
 
-def _old_norms(given: tuple[key_table.Rule, ...]) -> tuple[key_table.Rule, ...]:
+def _old_norms(given: tuple[key_table.KeyRule, ...]) -> tuple[key_table.KeyRule, ...]:
     """The rules, and the names that norms had when they came from TensorFlow."""
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     return given + tuple(
@@ -239,27 +239,27 @@ def _old_norms(given: tuple[key_table.Rule, ...]) -> tuple[key_table.Rule, ...]:
     )
 
 
-def _blind(given: tuple[key_table.Rule, ...]) -> tuple[key_table.Rule, ...]:
+def _blind(given: tuple[key_table.KeyRule, ...]) -> tuple[key_table.KeyRule, ...]:
     """The same names, read past."""
     return tuple(dataclasses.replace(rule, path=(), layout=key_table.SAME, tied=False) for rule in given)
 
 
 def _formats(
     kin: Kin,
-    encoder: tuple[key_table.Rule, ...],
-    classifier: tuple[key_table.Rule, ...],
-    words: tuple[key_table.Rule, ...],
-    past: tuple[key_table.Rule, ...] = (),
+    encoder: tuple[key_table.KeyRule, ...],
+    classifier: tuple[key_table.KeyRule, ...],
+    words: tuple[key_table.KeyRule, ...],
+    past: tuple[key_table.KeyRule, ...] = (),
 ) -> tuple[key_table.Format, key_table.Format]:
     """Of one kin, for each task; what only the other task has is read past."""
 
     def made(
-        task: _Task, label: str, own: tuple[key_table.Rule, ...], other: tuple[key_table.Rule, ...]
+        task: _Task, label: str, own: tuple[key_table.KeyRule, ...], other: tuple[key_table.KeyRule, ...]
     ) -> key_table.Format:
         table = _old_norms((*encoder, *own, *_blind(other), *past))
         return key_table.Format(
             f"{kin.name}{label} (Hugging Face)",
-            key_table.also(table, f"{kin.name}.", ""),  # a bare encoder has no prefix
+            key_table.with_aliases(table, f"{kin.name}.", ""),  # a bare encoder has no prefix
             functools.partial(_config, kin, task),
             functools.partial(_describe, kin, task),
         )

@@ -14,7 +14,7 @@ from mvp_jax.pretrained import key_table, tensor_files
 _Name = Literal["vision", "text"]
 
 
-def _tower(name: _Name) -> tuple[key_table.Rule, ...]:
+def _tower(name: _Name) -> tuple[key_table.KeyRule, ...]:
     """What both towers have: layers, last norm, projection."""
     model, last = f"{name}_model", {"vision": "post_layernorm", "text": "final_layer_norm"}[name]
     there, here = f"{model}.encoder.layers.{{i}}", "layers/{i}"
@@ -33,29 +33,31 @@ def _tower(name: _Name) -> tuple[key_table.Rule, ...]:
 
 
 _VISION = (
-    key_table.Rule("vision_model.embeddings.class_embedding", "params/cls"),
-    key_table.Rule("vision_model.embeddings.patch_embedding.weight", "params/patch/kernel", key_table.CONV),
-    key_table.Rule("vision_model.embeddings.position_embedding.weight", "params/position"),
+    key_table.KeyRule("vision_model.embeddings.class_embedding", "params/cls"),
+    key_table.KeyRule("vision_model.embeddings.patch_embedding.weight", "params/patch/kernel", key_table.CONV),
+    key_table.KeyRule("vision_model.embeddings.position_embedding.weight", "params/position"),
     *key_table.norm("vision_model.pre_layrnorm", "norm_in"),  # so spelled there
     *_tower("vision"),
-    key_table.Rule("visual_projection.weight", "params/projection/kernel", key_table.LINEAR),
+    key_table.KeyRule("visual_projection.weight", "params/projection/kernel", key_table.LINEAR),
 )
 _TEXT = (
-    key_table.Rule("text_model.embeddings.token_embedding.weight", "params/word"),
-    key_table.Rule("text_model.embeddings.position_embedding.weight", "params/position"),
+    key_table.KeyRule("text_model.embeddings.token_embedding.weight", "params/word"),
+    key_table.KeyRule("text_model.embeddings.position_embedding.weight", "params/position"),
     *_tower("text"),
-    key_table.Rule("text_projection.weight", "params/projection/kernel", key_table.LINEAR),
+    key_table.KeyRule("text_projection.weight", "params/projection/kernel", key_table.LINEAR),
 )
 
 
-def _rules(own: tuple[key_table.Rule, ...], other: tuple[key_table.Rule, ...], head: str) -> tuple[key_table.Rule, ...]:
+def _rules(
+    own: tuple[key_table.KeyRule, ...], other: tuple[key_table.KeyRule, ...], head: str
+) -> tuple[key_table.KeyRule, ...]:
     past = ("logit_scale", "vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
     return (
         *own,
         # Not theirs, who classify with whatever texts are given; a name for ours, which they read past.
         *key_table.affine(head, "head"),
         *(dataclasses.replace(rule, path=()) for rule in other),
-        *(key_table.Rule(key, ()) for key in past),
+        *(key_table.KeyRule(key, ()) for key in past),
     )
 
 
@@ -79,7 +81,7 @@ def _part(described: Mapping[str, Any], name: _Name) -> dict[str, Any]:
 
 def _common(part: Mapping[str, Any], described: Mapping[str, Any], dim: int, heads: int, mlp: int) -> dict[str, Any]:
     """Arguments of `clip.uniform_*` for what both towers have; the last three are defaults."""
-    key_table.only(part, attention_dropout=0.0)
+    key_table.require(part, attention_dropout=0.0)
     activation = key_table.field(part, "hidden_act", "quick_gelu")
     if activation not in layers.ACTIVATIONS:
         raise ValueError(f"hidden_act in config.json is {activation!r:.80}; there are {sorted(layers.ACTIVATIONS)}")
@@ -188,7 +190,7 @@ TEXT = key_table.Format("clip text (Hugging Face)", _rules(_TEXT, _VISION, "text
 FORMATS = (VISION, TEXT)
 
 
-def logit_scale(source: tensor_files.Source) -> float:
+def logit_scale(source: tensor_files.TensorSource) -> float:
     """The logarithm of what a pair of towers multiplies its similarities by.
 
     Args:
@@ -200,7 +202,7 @@ def logit_scale(source: tensor_files.Source) -> float:
     Raises:
         ValueError: if there is none, as in the checkpoint of one tower.
 
-    >>> logit_scale(files.held({"logit_scale": 4.5}))
+    >>> logit_scale(tensor_files.in_memory({"logit_scale": 4.5}))
     4.5
     """
     if "logit_scale" not in source.entries:

@@ -6,39 +6,39 @@ from typing import Any, NoReturn
 
 from mvp_jax.models import resnet
 from mvp_jax.pretrained import key_table
-from mvp_jax.pretrained.key_table import Format, Rule
+from mvp_jax.pretrained.key_table import Format, KeyRule
 
 _BLOCK = "stages/{s}/blocks/{b}"
 
 
-def _torchvision(head: str, shortcut: str, other_head: str, other_shortcut: str) -> tuple[Rule, ...]:
+def _torchvision(head: str, shortcut: str, other_head: str, other_shortcut: str) -> tuple[KeyRule, ...]:
     """Implementations that share all names but these two; the other names are read as well."""
     block = "layer{s+1}.{b}"
     beside = (
-        Rule(f"{block}.{shortcut}.0.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
+        KeyRule(f"{block}.{shortcut}.0.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.{shortcut}.1", f"{_BLOCK}/shortcut/norm"),
     )
     return (
-        Rule("conv1.weight", "params/stem/conv/kernel", key_table.CONV),
+        KeyRule("conv1.weight", "params/stem/conv/kernel", key_table.CONV),
         *key_table.batch_norm("bn1", "stem/norm"),
-        Rule(f"{block}.conv{{j}}.weight", f"params/{_BLOCK}/conv{{j}}/kernel", key_table.CONV),
+        KeyRule(f"{block}.conv{{j}}.weight", f"params/{_BLOCK}/conv{{j}}/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.bn{{j}}", f"{_BLOCK}/norm{{j}}"),
-        *key_table.also(beside, f"{block}.{shortcut}", f"{block}.{other_shortcut}"),
-        *key_table.also(key_table.affine(head, "head", key_table.CELLS), head, other_head),
+        *key_table.with_aliases(beside, f"{block}.{shortcut}", f"{block}.{other_shortcut}"),
+        *key_table.with_aliases(key_table.affine(head, "head", key_table.CELLS), head, other_head),
     )
 
 
-def _hugging_face() -> tuple[Rule, ...]:
+def _hugging_face() -> tuple[KeyRule, ...]:
     stem, block = "resnet.embedder.embedder", "resnet.encoder.stages.{s}.layers.{b}"
     body = (
-        Rule(f"{stem}.convolution.weight", "params/stem/conv/kernel", key_table.CONV),
+        KeyRule(f"{stem}.convolution.weight", "params/stem/conv/kernel", key_table.CONV),
         *key_table.batch_norm(f"{stem}.normalization", "stem/norm"),
-        Rule(f"{block}.layer.{{j}}.convolution.weight", f"params/{_BLOCK}/conv{{j+1}}/kernel", key_table.CONV),
+        KeyRule(f"{block}.layer.{{j}}.convolution.weight", f"params/{_BLOCK}/conv{{j+1}}/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.layer.{{j}}.normalization", f"{_BLOCK}/norm{{j+1}}"),
-        Rule(f"{block}.shortcut.convolution.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
+        KeyRule(f"{block}.shortcut.convolution.weight", f"params/{_BLOCK}/shortcut/conv/kernel", key_table.CONV),
         *key_table.batch_norm(f"{block}.shortcut.normalization", f"{_BLOCK}/shortcut/norm"),
     )
-    return (*key_table.also(body, "resnet.", ""), *key_table.affine("classifier.1", "head", key_table.CELLS))
+    return (*key_table.with_aliases(body, "resnet.", ""), *key_table.affine("classifier.1", "head", key_table.CELLS))
 
 
 _TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -49,7 +49,7 @@ def _named(described: Mapping[str, Any]) -> resnet.ResNetConfig:
     name = described.get("architecture")
     if name not in _TIMM:
         raise ValueError(f"config.json names the architecture {name!r:.80}; of timm's there are {list(_TIMM)} here")
-    key_table.only(described, global_pool="avg", model_args={})
+    key_table.require(described, global_pool="avg", model_args={})
     size = key_table.field(described, "pretrained_cfg", {}).get("input_size", [3, 224, 224])
     if not isinstance(size, list) or len(size) != 3 or size[1] != size[2] or not all(type(n) is int for n in size):
         raise ValueError(f"input_size in config.json is {size!r:.80}; it must be [channels, side, side]")
@@ -94,7 +94,7 @@ def _config(described: Mapping[str, Any]) -> resnet.ResNetConfig:
     """Of Hugging Face's `ResNetConfig`."""
     if described.get("model_type") != "resnet":
         raise ValueError(f"model_type is {described.get('model_type')!r:.80}, not 'resnet'")
-    key_table.only(described, hidden_act="relu")
+    key_table.require(described, hidden_act="relu")
     widths = tuple(key_table.field(described, "hidden_sizes", [256, 512, 1024, 2048]))
     depths = tuple(key_table.field(described, "depths", [3, 4, 6, 3]))
     kind = key_table.field(described, "layer_type", "bottleneck")
@@ -154,10 +154,8 @@ def _describe(config: Any) -> dict[str, Any]:
 
 
 FORMATS = (
-    Format(
-        "resnet (torchvision, timm)", _torchvision("fc", "downsample", "linear", "shortcut"), _named, _name
-    ),
+    Format("resnet (torchvision, timm)", _torchvision("fc", "downsample", "linear", "shortcut"), _named, _name),
     Format("resnet (CIFAR)", _torchvision("linear", "shortcut", "fc", "downsample"), _nameless, _nothing),
     Format("resnet (Hugging Face)", _hugging_face(), _config, _describe),
-)  # fmt: skip
+)
 """torchvision's and timm's; akamaster/pytorch_resnet_cifar10's and karanchahal/distiller's; Hugging Face's."""

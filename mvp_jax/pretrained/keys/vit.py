@@ -8,23 +8,23 @@ from typing import Any
 
 from mvp_jax.models import layers, vit
 from mvp_jax.pretrained import key_table
-from mvp_jax.pretrained.key_table import Format, Rule
+from mvp_jax.pretrained.key_table import Format, KeyRule
 
 _QKV = ("query", "key", "value")
 
 
-def _timm() -> tuple[Rule, ...]:
+def _timm() -> tuple[KeyRule, ...]:
     layer, ours = "blocks.{i}", "layers/{i}"
     fused = [
-        Rule(
+        KeyRule(
             f"{layer}.attn.qkv.{kind}", tuple(f"params/{ours}/attention/{name}/{leaf}" for name in _QKV), key_table.QKV
         )
         for kind, leaf in (("weight", "kernel"), ("bias", "bias"))
-    ]  # fmt: skip
+    ]
     return (
-        Rule("cls_token", "params/cls"),
-        Rule("dist_token", "params/distill"),
-        Rule("pos_embed", "params/position"),
+        KeyRule("cls_token", "params/cls"),
+        KeyRule("dist_token", "params/distill"),
+        KeyRule("pos_embed", "params/position"),
         *key_table.affine("patch_embed.proj", "patch", key_table.CONV),
         *key_table.norm(f"{layer}.norm{{j}}", f"{ours}/norm{{j}}"),
         *fused,
@@ -36,7 +36,7 @@ def _timm() -> tuple[Rule, ...]:
     )
 
 
-def _hugging_face(prefix: str, *heads: tuple[str, str]) -> tuple[Rule, ...]:
+def _hugging_face(prefix: str, *heads: tuple[str, str]) -> tuple[KeyRule, ...]:
     """With the names that files have, and as second ones those of the modules of transformers 5."""
     start, layer, ours = f"{prefix}.embeddings", f"{prefix}.encoder.layer.{{i}}", "layers/{i}"
     new = f"{prefix}.layers.{{i}}"
@@ -56,22 +56,22 @@ def _hugging_face(prefix: str, *heads: tuple[str, str]) -> tuple[Rule, ...]:
         ("output.dense", "mlp.fc2", "fc2", key_table.LINEAR, key_table.SAME),
     ]
     body = [
-        Rule(f"{start}.cls_token", "params/cls"),
-        Rule(f"{start}.distillation_token", "params/distill"),
-        Rule(f"{start}.position_embeddings", "params/position"),
-        Rule(f"{start}.mask_token", ()),
+        KeyRule(f"{start}.cls_token", "params/cls"),
+        KeyRule(f"{start}.distillation_token", "params/distill"),
+        KeyRule(f"{start}.position_embeddings", "params/position"),
+        KeyRule(f"{start}.mask_token", ()),
         *key_table.affine(f"{start}.patch_embeddings.projection", "patch", key_table.CONV),
     ]
     for old, now, path, kernel, bias in inside:
-        body += key_table.also(
+        body += key_table.with_aliases(
             key_table.affine(f"{layer}.{old}", f"{ours}/{path}", kernel, bias), f"{layer}.{old}", f"{new}.{now}"
         )
     for name, path in (("layernorm_before", "norm1"), ("layernorm_after", "norm2")):
-        body += key_table.also(key_table.norm(f"{layer}.{name}", f"{ours}/{path}"), layer, new)
+        body += key_table.with_aliases(key_table.norm(f"{layer}.{name}", f"{ours}/{path}"), layer, new)
     body += key_table.norm(f"{prefix}.layernorm", "norm")
-    body += [Rule(f"{prefix}.pooler.dense.{kind}", ()) for kind in ("weight", "bias")]
+    body += [KeyRule(f"{prefix}.pooler.dense.{kind}", ()) for kind in ("weight", "bias")]
     return (
-        *key_table.also(body, f"{prefix}.", ""),
+        *key_table.with_aliases(body, f"{prefix}.", ""),
         *(rule for name, path in heads for rule in key_table.affine(name, path)),
     )
 
@@ -109,7 +109,7 @@ def _named(described: Mapping[str, Any]) -> vit.ViTConfig:
     name = described.get("architecture")
     if name not in _TIMM:
         raise ValueError(f"config.json names the architecture {name!r:.80}; of timm's there are {sorted(_TIMM)} here")
-    key_table.only(described, global_pool="token", model_args={})
+    key_table.require(described, global_pool="token", model_args={})
     return _architecture(name, key_table.field(described, "num_classes", 1000))
 
 
@@ -147,7 +147,7 @@ def _config(described: Mapping[str, Any], *, kind: str, tokens: Mapping[str, boo
     """Of Hugging Face's `ViTConfig` and `DeiTConfig`."""
     if described.get("model_type") != kind:
         raise ValueError(f"model_type is {described.get('model_type')!r:.80}, not {kind!r}")
-    key_table.only(described, qkv_bias=True, attention_probs_dropout_prob=0.0)
+    key_table.require(described, qkv_bias=True, attention_probs_dropout_prob=0.0)
     activation = key_table.field(described, "hidden_act", "gelu")
     if activation not in layers.ACTIVATIONS:
         raise ValueError(f"hidden_act in config.json is {activation!r:.80}; there are {sorted(layers.ACTIVATIONS)}")

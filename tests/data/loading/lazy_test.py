@@ -97,12 +97,12 @@ def test_a_checkpoints_processor_sees_the_full_size():
     z = lazy.pictures(lambda i: encoded(x[i]), 4, size=8)
     processor = images.Processor(size=12, crop=(10, 10), mean=0.5, std=0.25)
     source = sources.arrays("s", (z, np.arange(4)), (z.take([2]), [2]))
-    made = preprocess.pictures(source, processor)
+    made = preprocess.process_images(source, processor)
     assert made.train.x.shape == (4, 10, 10, 3)
     np.testing.assert_array_equal(made.train.x[:], processor(x))
     np.testing.assert_array_equal(made.test.x[:], processor(x[2:3]))
     with pytest.raises(ValueError, match="already normalised or processed"):
-        preprocess.pictures(made, processor)
+        preprocess.process_images(made, processor)
 
 
 def test_files_for_crops_made_elsewhere():
