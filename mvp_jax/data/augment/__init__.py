@@ -2,7 +2,7 @@
 
 from mvp_jax.data.augment.colours import color_jitter, gaussian_blur, random_grayscale
 from mvp_jax.data.augment.compose import in_unit, random_resized_crop, simsiam_views
-from mvp_jax.data.augment.mixing import cutmix, mix, mixup, soft_cross_entropy
+from mvp_jax.data.augment.mixing import cutmix, mix, mixup
 from mvp_jax.data.augment.randaugment import rand_augment
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "random_grayscale",
     "random_resized_crop",
     "simsiam_views",
-    "soft_cross_entropy",
 ]
