@@ -34,7 +34,7 @@ from mvp_jax.models.api import Model, replace_head
 from mvp_jax.parallel import processes
 from mvp_jax.reports import plots
 from mvp_jax.storage import checkpoint, event_files, files, records
-from mvp_jax.train import evaluation, pretraining, probe, simsiam
+from mvp_jax.train import evaluation, learning_rates, pretraining, probe, simsiam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,9 +89,15 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
     if config.tensorboard:
         event_files.check()
     plan = PretrainPlan(
-        setting=chosen, model=model, settings=pretraining.Settings(**given), seed=config.seed, host=host, mesh=mesh,
-        streamed=data.stream or not isinstance(x, np.ndarray), tensorboard=config.tensorboard,
-    )  # fmt: skip
+        setting=chosen,
+        model=model,
+        settings=pretraining.Settings(**given),
+        seed=config.seed,
+        host=host,
+        mesh=mesh,
+        streamed=data.stream or not isinstance(x, np.ndarray),
+        tensorboard=config.tensorboard,
+    )
     if len(plan.pool("source").y) < plan.settings.batch:
         raise ValueError(
             f"pretrain.batch is {plan.settings.batch}, of {len(plan.pool('source').y)} training images; lower it"
@@ -122,14 +128,8 @@ def predict(
     model: Model, variables: Variables, pair: sources.Arrays, batch: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits `[N, Y]` and features `[N, F]` of images on the host, a batch of them on the device at a time."""
-    found = []
-    for start in range(0, len(pair.y), batch):
-        x = sources.to_float(np.asarray(pair.x[start : start + batch]))
-        short = min(batch, len(pair.y)) - len(x)  # a smaller part would compile anew
-        whole = np.concatenate([x, np.zeros((short, *x.shape[1:]), x.dtype)])
-        seen = evaluation.infer(model, variables, jnp.asarray(whole), batch=batch)
-        found.append([np.asarray(part)[: len(x)] for part in seen])
-    return np.concatenate([logits for logits, _ in found]), np.concatenate([features for _, features in found])
+    logits, features = evaluation.infer(model, variables, pair.x, batch=batch, read=sources.to_float)
+    return np.asarray(logits), np.asarray(features)
 
 
 def accuracy(model: Model, variables: Variables, pair: sources.Arrays) -> float:
@@ -170,7 +170,7 @@ def learn(plan: PretrainPlan, folder: Path) -> None:
     settings = plan.settings
     if settings.keep == "last" and files.complete(folder / "model", "model.json"):
         return
-    static, state, given = pretraining.begin(plan.model, settings, jax.random.key(plan.seed), mesh=plan.mesh)
+    recipe, state = pretraining.begin(plan.model, settings, jax.random.key(plan.seed), mesh=plan.mesh)
     pool, valid = plan.pool("source"), plan.pool("valid")
     stream = _stream(plan, pool) if plan.streamed else None
     with checkpoint.Checkpoints(folder / "states", alone=True) as saved:
@@ -188,16 +188,16 @@ def learn(plan: PretrainPlan, folder: Path) -> None:
             advanced(done)
             while done < settings.steps:
                 count = min(settings.save_every - done % settings.save_every, settings.steps - done)
-                state, metrics = pretraining.advance(static, state, given, count, data)
+                state, metrics = train.fit(recipe, state, data, count, total=settings.steps)
                 if not bool(state.alive):
                     raise ValueError(
                         f"pre-training diverged after step {int(state.step)}: a loss or a weight is not finite; lower "
                         "pretrain.learning_rate, or give pretrain.warmup or pretrain.clip"
                     )
                 done += count
-                judged = _judge(plan, static, state, valid, folder)
-                seen = {"accuracy": metrics["accuracy"]} if static.labels else {}
-                now = pretraining.rate(done - 1, settings.learning_rate, steps=settings.steps, warmup=settings.warmup)
+                judged = _judge(plan, recipe.model, state, valid, folder)
+                seen = {"accuracy": metrics["accuracy"]} if settings.judged else {}
+                now = learning_rates.at(done - 1, settings.learning_rate, steps=settings.steps, warmup=settings.warmup)
                 # The line comes first: what is in front of the state after a kill is written again.
                 written.write(step=done, loss=metrics["loss"], rate=now, **seen, **judged)
                 written.flush()
@@ -225,14 +225,14 @@ def _data(plan: PretrainPlan, pool: sources.Arrays, stream: streams.Stream | Non
 
 
 def _judge(
-    plan: PretrainPlan, static: pretraining.Work, state: train.TrainState, valid: sources.Arrays, folder: Path
+    plan: PretrainPlan, trained: Model, state: train.TrainState, valid: sources.Arrays, folder: Path
 ) -> dict[str, float]:
     """Accuracy on validation images and, without labels, the spread of projections; keeps the model if it is to."""
     variables = classifier(plan, state.variables)
     judged = {"valid": accuracy(plan.model, variables, valid)}
-    if not static.labels:
+    if plan.settings.method == "simsiam":
         few = sources.Arrays(valid.x[: plan.settings.examples], valid.y[: plan.settings.examples])
-        judged["spread"] = float(simsiam.spread(jnp.asarray(predict(static.model, state.variables, few)[0])))
+        judged["spread"] = float(simsiam.spread(jnp.asarray(predict(trained, state.variables, few)[0])))
     at, kept = int(state.step), folder / "model"
     best = plan.settings.keep == "best"
     if at == plan.settings.steps if not best else judged["valid"] > _so_far(kept):
@@ -251,17 +251,24 @@ def _finish(plan: PretrainPlan, folder: Path) -> None:
     extra, settings = pretrained.describe(folder / "model")["extra"], plan.settings
     spent = cost.of(model, variables)
     shared = {
-        "target": "pretraining", "seed": plan.seed, "method": settings.method, "ratio": 0.0, "steps": extra["step"],
-        "cost_examples": settings.steps * settings.batch, "params": spent.params, "flops": spent.flops,
-    }  # fmt: skip
+        "target": "pretraining",
+        "seed": plan.seed,
+        "method": settings.method,
+        "ratio": 0.0,
+        "steps": extra["step"],
+        "cost_examples": settings.steps * settings.batch,
+        "params": spent.params,
+        "flops": spent.flops,
+    }
     found = {"valid": extra["valid"], "test": accuracy(model, variables, plan.pool("test"))}
     plot(
         records.read_metrics(folder / "metrics.jsonl"),
         folder / "pretraining.png",
         title=f"Pre-training, {settings.method}",
     )
-    records.write_csv([shared | {"split": split, "accuracy": value} for split, value in found.items()],
-                      folder / "results.csv")  # fmt: skip
+    records.write_csv(
+        [shared | {"split": split, "accuracy": value} for split, value in found.items()], folder / "results.csv"
+    )
     records.say(
         f"pre-trained on {len(plan.setting.pretrain_classes)} classes: {found['test']:.1%} on test images, "
         f"{found['valid']:.1%} on validation images; --config.model.checkpoint={folder / 'model'} prunes it"

@@ -1,26 +1,24 @@
 """Training: a masked step (`stepping`), many steps as one program (`fitting`), many runs at once (`population`)."""
 
-from mvp_jax.train.fitting import Recipe, batch_indices, check_trainable, fit, loops_on_host, means, next_batch
-from mvp_jax.train.stepping import (
-    Augment,
-    Loss,
-    Metrics,
-    RunSettings,
-    Step,
-    StepScore,
-    TrainState,
-    accuracy,
-    create,
-    cross_entropy,
-    make_step,
-    optimizer,
-    restrict,
+from mvp_jax.train.fitting import (
+    Prepare,
+    Recipe,
+    batch_indices,
+    check_trainable,
+    fit,
+    loops_on_host,
+    means,
+    next_batch,
 )
+from mvp_jax.train.losses import Loss, accuracy, cross_entropy, restrict
+from mvp_jax.train.optimizers import optimizer
+from mvp_jax.train.stepping import Augment, Metrics, RunSettings, Step, StepScore, TrainState, create, make_step
 
 __all__ = [
     "Augment",
     "Loss",
     "Metrics",
+    "Prepare",
     "Recipe",
     "RunSettings",
     "Step",

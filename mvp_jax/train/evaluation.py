@@ -1,17 +1,21 @@
-"""What a model gives for many examples: logits, features, accuracy; and batch statistics made anew.
+"""What a model computes for many examples: logits, features, loss, accuracy; and new batch statistics.
 
 Everything is a pure function of its arguments and works under `jax.vmap` over members.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mvp_jax.core.types import Array, Batch, Variables
 from mvp_jax.models.api import Model
 from mvp_jax.train.fitting import loops_on_host
-from mvp_jax.train.stepping import Loss, Metrics, accuracy, cross_entropy
+from mvp_jax.train.losses import Loss, accuracy, cross_entropy
+from mvp_jax.train.stepping import Metrics
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -29,18 +33,26 @@ def _infer_many(model: Model, variables: Variables, x: Array, *, batch: int) -> 
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
 
 
-def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> tuple[Array, Array]:
-    """Logits and features of many examples, a batch at a time, in evaluation mode.
+def infer(
+    model: Model,
+    variables: Variables,
+    x: Any,
+    *,
+    batch: int = 256,
+    read: Callable[[Any], Any] | None = None,
+) -> tuple[Array, Array]:
+    """Returns logits `[N, Y]` and features `[N, F]` of many examples in evaluation mode, computed batch by batch.
 
     Args:
         model: static.
         variables: of one model (`vmap` for more).
-        x: `[N, ...]`.
+        x: inputs `[N, ...]` on the device; with `read`, anything of length `N` on the host that can be sliced.
         batch: examples at a time.
-
-    Returns:
-        Logits `[N, Y]` and features `[N, F]`.
+        read: gives the inputs `[n, ...]` of a slice of `x`. Only one batch is then on the device at a time, and logits
+            and features are NumPy arrays. `None`: `x` are the inputs.
     """
+    if read is not None:
+        return _infer_read(model, variables, x, batch=batch, read=read)
     n = x.shape[0]
     if n <= batch:
         return _infer(model, variables, x)
@@ -52,6 +64,17 @@ def infer(model: Model, variables: Variables, x: Array, *, batch: int = 256) -> 
     fresh = n - batch - starts[-2]
     parts[-1] = jax.tree.map(lambda a: a[batch - fresh :], parts[-1])
     return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def _infer_read(model: Model, variables: Variables, x: Any, *, batch: int, read: Callable[[Any], Any]) -> Any:
+    parts = []
+    for start in range(0, len(x), batch):
+        own = read(x[start : start + batch])
+        short = min(batch, len(x)) - len(own)  # a smaller part would compile anew
+        whole = np.concatenate([own, np.zeros((short, *own.shape[1:]), own.dtype)])
+        seen = _infer(model, variables, jnp.asarray(whole))
+        parts.append([np.asarray(part)[: len(own)] for part in seen])
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("loss",))
@@ -81,15 +104,15 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def reestimate(model: Model, variables: Variables, x: Array) -> Variables:
-    """Batch statistics replaced by those of one batch, layer after layer in a single forward pass.
+    """Returns the variables with the batch statistics of one batch, taken layer after layer in a single forward pass.
 
     A pruned network's activations have other means and variances than the dense one's; without this, a fresh
-    mask is judged on the wrong statistics. Models without batch norm come back unchanged.
+    mask is judged on the wrong statistics. Variables of models without batch norm come back unchanged.
 
     Args:
         model: static.
         variables: their `rest` is replaced.
-        x: `[N, ...]`; 512 examples are plenty.
+        x: the inputs of the batch, `[N, ...]`; 512 examples are plenty.
     """
     if not jax.tree.leaves(variables.rest):
         return variables

@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, F1, Matthews' and other correlations, as scikit-learn and SciPy compute them."""
+"""Metrics of predictions: accuracy, F1, Matthews' and other correlations, as scikit-learn and SciPy compute them."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ OF_SCORES = ("pearson", "spearman")
 
 
 def check(names: Sequence[str], classes: int) -> None:
-    """Refuses metrics that do not fit.
+    """Checks that metrics fit the kind of prediction.
 
     Args:
-        names: of the metrics.
-        classes: that are told apart; 1 for a regression.
+        names: names of metrics, in `OF_CLASSES` or `OF_SCORES`.
+        classes: number of classes; 1 for a regression.
 
     Raises:
-        ValueError: for an unknown name; for one of classes if there are none, or the other way; or for F1 of other
-            than two classes.
+        ValueError: for an unknown name, a metric of classes for a regression, a metric of numbers for classes, or F1
+            for other than two classes.
     """
     known = (*OF_CLASSES, *OF_SCORES)
     strange = [name for name in names if name not in known]
@@ -43,7 +43,7 @@ def check(names: Sequence[str], classes: int) -> None:
 
 
 def score(names: Sequence[str], predictions: Any, labels: Any) -> dict[str, float]:
-    r"""The metrics of predictions.
+    r"""Returns metrics of predictions, `{name: value}`; higher is better.
 
     With true and false positives and negatives of class 1, $F_1 = 2 TP / (2 TP + FP + FN)$, and Matthews' correlation
     is $(TP \cdot TN - FP \cdot FN) / \sqrt{(TP+FP)(TP+FN)(TN+FP)(TN+FN)}$, Pearson's of the two indicators (for more
@@ -53,12 +53,9 @@ def score(names: Sequence[str], predictions: Any, labels: Any) -> dict[str, floa
     numbers, fewer than two of them, or not finite).
 
     Args:
-        names: among `OF_CLASSES` or among `OF_SCORES`.
-        predictions: logits `[N, Y]` or classes `int[N]`; of a regression outputs `[N, 1]` or `[N]`.
-        labels: `int[N]`; of a regression numbers `[N]`.
-
-    Returns:
-        The value of each; higher is better.
+        names: names of metrics, all in `OF_CLASSES` or all in `OF_SCORES`.
+        predictions: logits `[N, Y]` or classes `int[N]`; for a regression, outputs `[N, 1]` or `[N]`.
+        labels: classes `int[N]`; for a regression, numbers `[N]`.
 
     Raises:
         ValueError: for metrics that do not fit (see `check`), other shapes, or no examples.
@@ -94,7 +91,7 @@ def score(names: Sequence[str], predictions: Any, labels: Any) -> dict[str, floa
 
 
 def squared_error(outputs: Array, labels: Array) -> Array:
-    """The loss of a regression, for `train.fit`: the squared error of each example.
+    """Returns the squared error of each example, the loss of a regression; a `train.Loss`.
 
     Args:
         outputs: `[N, 1]`.

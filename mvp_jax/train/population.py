@@ -43,9 +43,15 @@ def run_settings(count: int, **values: Any) -> RunSettings:
     [0.10000000149011612, 0.20000000298023224, 0.30000001192092896]
     """
     ranges = {
-        "learning_rate": (0, np.inf), "weight_decay": (0, np.inf), "adaptive": (0, 1), "label_smoothing": (0, 1),
-        "dropout": (0, 1), "augment": (0, 1), "steps": (0, np.inf), "classes": (1, np.inf),
-    }  # fmt: skip
+        "learning_rate": (0, np.inf),
+        "weight_decay": (0, np.inf),
+        "adaptive": (0, 1),
+        "label_smoothing": (0, 1),
+        "dropout": (0, 1),
+        "augment": (0, 1),
+        "steps": (0, np.inf),
+        "classes": (1, np.inf),
+    }
     unknown = sorted(set(values) - set(ranges))
     if unknown:
         raise ValueError(f"the settings of a run have no {unknown}; their fields are {list(ranges)}")
@@ -110,7 +116,7 @@ def create(
 
 @dataclasses.dataclass(frozen=True)
 class _Stepped:
-    """One step of one member, its batch shared out over the data axis."""
+    """One step of one member, its batch divided over the data axis of the mesh."""
 
     step: Step
 
@@ -127,19 +133,19 @@ def advance(
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of every member on a batch of its own; nothing waits for the device.
+    """Takes one step of every member on a batch of its own; nothing waits for the device.
 
     Args:
         step: `(state, batch) -> (state, metrics)` of one member, as from `train.make_step`; give the same object every
             time, or one that compares by value. Any pytree of arrays can be a state.
         states: leaves lead with `K`. Their memory is used for the result, so they cannot be used again.
         batches: leaves lead with `K`, then the batch; with a mesh, place them by `place_batches`.
-        mapping: see `over`.
-        chunk: see `over`.
+        mapping: how the members of one device are run, see `over`.
+        chunk: members at a time on each device, see `over`.
         mesh: as for `create`.
 
     Returns:
-        States, and metrics `[K]`.
+        The states after the step, and metrics `[K]`.
 
     Raises:
         ValueError: for members that differ in number, or another mapping.
@@ -152,7 +158,7 @@ def advance(
 
 @dataclasses.dataclass(frozen=True)
 class _Fit:
-    """Steps of one member: on data of its own, or on its share of data that all see; as one loop, or a single one."""
+    """The recipe's `steps` (or `step`) of one member, with the arguments in the order in which a mapping gives them."""
 
     recipe: Recipe
     own: bool
@@ -238,7 +244,10 @@ def _zeros(recipe: Recipe, k: int, mesh: Mesh | None) -> Metrics:
 
 
 def place_batches(batches: Batch, *, mesh: Mesh) -> Batch:
-    """Batches `[K, B, ...]` for `advance`: members filled up and shared out, examples over the data axis."""
+    """Returns batches `[K, B, ...]` on a mesh, for `advance`.
+
+    Members are filled up to a multiple of the mesh's member axis and divided over it, examples over its data axis.
+    """
     full = maps.padded(maps.count(batches), mesh)
     even = all(leaf.shape[1] % mesh.shape[maps.DATA] == 0 for leaf in jax.tree.leaves(batches))
     spec = PartitionSpec(maps.MEMBER, maps.DATA) if even else PartitionSpec(maps.MEMBER)
@@ -246,43 +255,40 @@ def place_batches(batches: Batch, *, mesh: Mesh) -> Batch:
 
 
 def voters(states: TrainState) -> Array:
-    """Weights `float32[K]` for `vote.elect` and `vote.soup`: 0 for who diverged and for what only fills up a mesh."""
+    """Returns weights `float32[K]` for `vote.elect` and `vote.soup`: 0 for members that diverged or fill up a mesh."""
     return jnp.asarray(states.alive, jnp.float32)
 
 
 def diverged(states: TrainState, count: int | None = None) -> dict[int, int]:
-    """Members whose loss or weights ceased to be finite, and the step they were frozen at.
+    """Returns the members whose loss or weights ceased to be finite, `{member: steps taken}`.
 
     Args:
         states: of a population.
-        count: how many are members; later ones fill up a mesh. Default all.
-
-    Returns:
-        `{member: steps taken}`.
+        count: number of members; later ones fill up a mesh. `None`: all.
     """
     alive, step = jax.device_get((states.alive, states.step))
     return {i: int(step[i]) for i in range(len(alive) if count is None else count) if not alive[i]}
 
 
 def members(states: PyTree, count: int) -> PyTree:
-    """The first `count` members, without what fills up a mesh; on the default device if this process has them all."""
+    """Returns the first `count` members, without those that fill up a mesh.
+
+    They are on the default device if this process has them all.
+    """
     return maps.first(states, count)
 
 
 def restore(saved: checkpoint.Checkpoints, like: TrainState, *, count: int, step: int | None = None) -> TrainState:
-    """A population back from disk, on whatever devices there are now.
+    """Returns a population that was saved, on the devices there are now.
 
     Args:
-        saved: where a population was saved, with any mesh.
-        like: a population of the same members on the present mesh, as `create` gives it.
-        count: how many are members.
-        step: which checkpoint; the last without it.
-
-    Returns:
-        The saved members where `like` has them.
+        saved: checkpoints of a population, saved with any mesh.
+        like: a population of the same members on the present mesh, as `create` gives it; the result lies as it does.
+        count: number of members.
+        step: which checkpoint; `None`: the last.
 
     Raises:
-        ValueError: as `Checkpoints.restore` does, or if fewer members were saved.
+        ValueError: if the checkpoint has another structure (see `Checkpoints.restore`), or if fewer members were saved.
     """
     k = maps.count(like)
     leading = saved.leading(step)

@@ -1,29 +1,25 @@
-"""How a dense network is pre-trained: the settings, the rate, one step with labels (mixed, smoothed) or without.
+"""How a dense network is pre-trained, with labels (mixed, smoothed) or without: settings, and their recipe for `train`.
 
-A step is `train.make_step`'s, on batches that lie on the device or come one by one. Rates, decay, smoothing and the
-number of steps are traced.
+The loop is `train.fit`'s, on data that lie on the device or on batches that come one by one. Learning rate, weight
+decay, smoothing and the number of steps are traced.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mvp_jax.core import trees
-from mvp_jax.core.types import Array, Batch, Key, Params, PyTree
+from mvp_jax.core.types import Batch, Key
 from mvp_jax.data import augment
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import mapping
-from mvp_jax.train import fitting, simsiam, stepping
+from mvp_jax.train import fitting, losses, optimizers, simsiam, stepping
 
-METHODS = ("supervised", "simsiam")
+OBJECTIVES = ("supervised", "simsiam")
 SHARED = PartitionSpec((mapping.MEMBER, mapping.DATA))
-"""A batch, over all devices of a mesh."""
+"""How the examples of a batch are shared out: over all devices of a mesh."""
 
 _OPTIMIZERS = ("sgd", "nesterov", "adamw")
 
@@ -33,26 +29,26 @@ class Settings:
     """How a network is pre-trained.
 
     Attributes:
-        method: with the labels, or `simsiam` without.
-        steps: in all; the rate rises linearly over `warmup` of them and then falls as a cosine to 0.
-        batch: examples a step, of all devices.
-        learning_rate: the highest.
-        warmup: steps.
-        optimizer: `sgd` (momentum 0.9), `nesterov` (the same with Nesterov's look ahead) or `adamw`.
-        weight_decay: see `decayed`.
-        decayed: what decays: `all` parameters, or `kernels`, no biases, norms, tokens and positions.
-        clip: global norm of the gradient, or `None`.
-        label_smoothing: share of the target spread over all classes.
-        mixup: see `data.augment.mix`; 0 for none.
-        cutmix: likewise. With both, each batch takes one of them.
-        augment: of a batch, on the device.
-        views: of a batch, for `simsiam`.
-        dim: of the projections, likewise.
-        hidden: of the predictor.
-        projector_layers: of the projector.
-        save_every: steps between two looks at the validation images and two states on disk.
-        keep: the model of the `last` step, or the `best` on the validation images.
-        examples: training images under whose labels a head is fitted to a network trained without any.
+        method: `supervised`: with the labels; `simsiam`: without, see `simsiam.siamese`.
+        steps: number of steps in all; the learning rate is a cosine over them, see `learning_rates.at`.
+        batch: examples in a step, on all devices together.
+        learning_rate: the highest learning rate.
+        warmup: number of steps over which the learning rate rises.
+        optimizer: `sgd` (momentum 0.9), `nesterov` (with Nesterov's momentum 0.9) or `adamw`.
+        weight_decay: of the parameters in `decayed`.
+        decayed: which parameters decay: `all`, or `kernels`, so no biases, norms, tokens and positions.
+        clip: gradients are scaled down to this global norm; `None`: never.
+        label_smoothing: part of the target that is spread evenly over all classes, in [0, 1).
+        mixup: alpha of `data.augment.mixup`; 0: not done.
+        cutmix: alpha of `data.augment.cutmix`; 0: not done. With both, each batch takes one of them.
+        augment: augments a batch of images, on the device.
+        views: for `simsiam`: draws two views of a batch.
+        dim: for `simsiam`: length of the projections.
+        hidden: for `simsiam`: hidden width of the predictor.
+        projector_layers: for `simsiam`: number of layers of the projector.
+        save_every: steps between two looks at the validation images, which are also those between two saved states.
+        keep: whether to keep the model of the `last` step, or the `best` on the validation images.
+        examples: number of training images whose labels a head is fitted to, if the network was trained without labels.
     """
 
     method: Literal["supervised", "simsiam"]
@@ -77,8 +73,13 @@ class Settings:
     examples: int = 5000
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("optimizer", _OPTIMIZERS), ("decayed", ("all", "kernels")),
-                              ("keep", ("last", "best"))):  # fmt: skip
+        choices = {
+            "method": OBJECTIVES,
+            "optimizer": _OPTIMIZERS,
+            "decayed": ("all", "kernels"),
+            "keep": ("last", "best"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {allowed}")
         for name in ("steps", "batch", "save_every", "examples"):
@@ -101,172 +102,96 @@ class Settings:
                 "simsiam needs views of images and looks at no labels; leave label_smoothing, mixup and cutmix at 0"
             )
 
-
-def kernels(params: Params) -> PyTree:
-    """True for kernels, what weight decay is for in transformers."""
-    return trees.select(params, (r"(.*/)?kernel",))
-
-
-@functools.lru_cache
-def optimizer(
-    name: Literal["sgd", "nesterov", "adamw"], *, decayed: Literal["all", "kernels"] = "all", clip: float | None = None
-) -> optax.GradientTransformation:
-    """An optimiser whose rate and decay are values of its state, as `train.optimizer`; see `Settings` for the names."""
-    chosen = kernels if decayed == "kernels" else None
-    if name != "nesterov":
-        return stepping.optimizer(name, clip=clip, decayed=chosen)
-    first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
-
-    def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        decay = optax.add_decayed_weights(weight_decay, chosen)
-        return optax.chain(first, decay, optax.sgd(learning_rate, 0.9, nesterov=True))
-
-    return optax.inject_hyperparams(make)(learning_rate=0.0, weight_decay=0.0)
+    @property
+    def judged(self) -> bool:
+        """Whether the steps have an accuracy: there are labels, and they are not mixed."""
+        return self.method == "supervised" and not self.mixup and not self.cutmix
 
 
-def rate(step: Array | int, highest: Array | float, *, steps: Array | int, warmup: Array | int = 0) -> Array:
-    r"""The learning rate of a step: a linear rise over `warmup` steps, then half a cosine down to 0 at `steps`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What is done to a batch of images and labels before a step: floats, shared out, augmented, mixed.
 
-    Args:
-        step: from 0; all arguments may be traced.
-        highest: reached in step `warmup`.
-        steps: in all.
-        warmup: fewer than `steps`.
+    A `train.Prepare`. Images are mixed if `mixup` or `cutmix` is given; labels are then distributions over classes.
 
-    >>> [round(float(rate(t, 1.0, steps=6, warmup=2)), 3) for t in range(7)]
-    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
-
-    Reference: Loshchilov & Hutter 2017 (arXiv:1608.03983), equation 5, without restarts.
+    Attributes:
+        num_classes: number of classes of mixed labels.
+        augment: of the images, before they are mixed.
+        mixup: see `data.augment.mixup`; `None`: not done.
+        cutmix: see `data.augment.cutmix`; `None`: not done. With both, each batch takes one of them.
+        mesh: devices that share the batch; `None`: it stays where it is.
     """
-    step, warmup = jnp.asarray(step, jnp.float32), jnp.asarray(warmup, jnp.float32)
-    rising = jnp.minimum((step + 1) / jnp.maximum(warmup, 1), 1.0)
-    along = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1), 0.0, 1.0)
-    return highest * jnp.where(step < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * along)))
 
+    num_classes: int
+    augment: stepping.Augment | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    mesh: Mesh | None = None
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What is static about a step; rates, decay, smoothing, steps and shares of mixing are traced."""
-
-    model: Model
-    tx: optax.GradientTransformation
-    batch: int
-    labels: bool
-    augment: stepping.Augment | None
-    mixing: tuple[bool, bool]
-    mesh: Mesh | None
-
-    def step(
-        self, state: stepping.TrainState, sums: stepping.Metrics, batch: Batch, given: dict[str, Array]
-    ) -> tuple[stepping.TrainState, stepping.Metrics]:
-        """One step on a batch: rate, augmentation, mixing, gradient."""
-        own = state.settings
-        assert own.learning_rate is not None
-        now = rate(state.step, own.learning_rate, steps=given["steps"], warmup=given["warmup"])
-        x, y = batch["x"], batch["y"]
+    def __call__(self, key: Key, batch: Batch) -> Batch:
+        if self.mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, SHARED))
+        x, y = batch["x"], batch["y"].astype(jnp.int32)
         if x.dtype == jnp.uint8:
             x = x.astype(jnp.float32) / 255
-        loss: stepping.Loss = stepping.cross_entropy if self.labels else simsiam.loss
-        changing = self.augment
-        if any(self.mixing):
-            # A stream of its own; the step folds the step's number into the state's key.
-            first, second = jax.random.split(jax.random.fold_in(jax.random.fold_in(state.key, 2**31 - 2), state.step))
-            x = x if changing is None else changing(first, x)
-            x, targets = self.mixed(second, x, jax.nn.one_hot(y, self.model.num_classes), given)
-            loss, changing = lambda logits, _, **how: augment.soft_cross_entropy(logits, targets, **how), None
-        one = stepping.make_step(self.model, loss, self.tx, augment=changing)
-        state, metrics = one(state._replace(settings=own._replace(learning_rate=now)), {"x": x, "y": y})
-        sums = jax.tree.map(lambda s, m: s + jnp.where(metrics["taken"], m, 0.0), sums, metrics)
-        return state._replace(settings=own), sums
-
-    def mixed(self, key: Array, x: Array, targets: Array, given: dict[str, Array]) -> tuple[Array, Array]:
-        """Images and targets of a batch, mixed in one of the ways asked for."""
-        if all(self.mixing):
-            return augment.mix(key, x, targets, given["mixup"], given["cutmix"])
-        if self.mixing[0]:
-            return augment.mixup(key, x, targets, given["mixup"])
-        return augment.cutmix(key, x, targets, given["cutmix"])
-
-    def steps(
-        self,
-        state: stepping.TrainState,
-        sums: stepping.Metrics,
-        data: Batch,
-        given: dict[str, Array],
-        count: Array | int,
-    ) -> tuple[stepping.TrainState, stepping.Metrics]:
-        """`count` steps on data that lie on the device."""
-
-        def body(
-            _: Any, carry: tuple[stepping.TrainState, stepping.Metrics]
-        ) -> tuple[stepping.TrainState, stepping.Metrics]:
-            chosen = fitting.next_batch(carry[0], data["y"].shape[0], self.batch)
-            batch = jax.tree.map(lambda leaf: leaf[chosen], data)
-            if self.mesh is not None:
-                batch = jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, SHARED))
-            return self.step(*carry, batch, given)
-
-        return body(0, (state, sums)) if isinstance(count, int) else jax.lax.fori_loop(0, count, body, (state, sums))
-
-
-_step = jax.jit(Work.step, static_argnums=0)
-_one_of = jax.jit(functools.partial(Work.steps, count=1), static_argnums=0)
-_many_of = jax.jit(Work.steps, static_argnums=0)
+        key_augment, key_mix = jax.random.split(key)
+        if self.augment is not None:
+            x = self.augment(key_augment, x)
+        if self.mixup is None and self.cutmix is None:
+            return {"x": x, "y": y}
+        targets = jax.nn.one_hot(y, self.num_classes)
+        if self.cutmix is None:
+            x, targets = augment.mixup(key_mix, x, targets, self.mixup)
+        elif self.mixup is None:
+            x, targets = augment.cutmix(key_mix, x, targets, self.cutmix)
+        else:
+            x, targets = augment.mix(key_mix, x, targets, self.mixup, self.cutmix)
+        return {"x": x, "y": targets}
 
 
 def begin(
     model: Model, settings: Settings, key: Key, *, mesh: Mesh | None = None
-) -> tuple[Work, stepping.TrainState, dict[str, Array]]:
-    """What a run is made of.
+) -> tuple[fitting.Recipe, stepping.TrainState]:
+    """Returns what a run is made of: the recipe and the state at step 0, for `train.fit(..., total=settings.steps)`.
 
     Args:
         model: the dense network.
         settings: how it is trained.
         key: of weights, batches and augmentation.
         mesh: devices that share each batch; `None` for one.
-
-    Returns:
-        The static part, the state at step 0, and the traced settings.
     """
     labels = settings.method == "supervised"
+    mixes = bool(settings.mixup or settings.cutmix)
+    prepare = Preparation(
+        num_classes=model.num_classes,
+        augment=settings.augment if mixes else None,
+        mixup=settings.mixup or None,
+        cutmix=settings.cutmix or None,
+        mesh=mesh,
+    )
     if not labels:
         assert settings.views is not None
         model = simsiam.siamese(
             model, settings.views, dim=settings.dim, hidden=settings.hidden, projector_layers=settings.projector_layers
         )
-    tx = optimizer(settings.optimizer, decayed=settings.decayed, clip=settings.clip)
+    recipe = fitting.Recipe(
+        model=model,
+        tx=optimizers.optimizer(settings.optimizer, decayed=settings.decayed, clip=settings.clip),
+        batch=settings.batch,
+        loss=losses.cross_entropy if labels else simsiam.loss,
+        prepare=prepare,
+        augment=settings.augment if labels and not mixes else None,
+        decay="cosine",
+        warmup=settings.warmup,
+    )
     key_init, key_fit = jax.random.split(key)
     own = stepping.RunSettings(
         learning_rate=jnp.asarray(settings.learning_rate, jnp.float32),
         weight_decay=jnp.asarray(settings.weight_decay, jnp.float32),
         label_smoothing=jnp.asarray(settings.label_smoothing, jnp.float32) if settings.label_smoothing else None,
     )
-    state = stepping.create(model.init(key_init), tx, key_fit, settings=own)
-    if mesh is not None:
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    static = Work(
-        model=model, tx=tx, batch=settings.batch, labels=labels, augment=settings.augment if labels else None,
-        mixing=(settings.mixup > 0, settings.cutmix > 0), mesh=mesh,
-    )  # fmt: skip
-    numbers = ("steps", "warmup", "mixup", "cutmix")
-    return static, state, {name: jnp.asarray(getattr(settings, name), jnp.float32) for name in numbers}
+    state = stepping.create(model.init(key_init), recipe.tx, key_fit, settings=own)
+    return recipe, state if mesh is None else jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
-def advance(
-    static: Work, state: stepping.TrainState, given: dict[str, Array], count: int, data: Batch | Iterator[Batch]
-) -> tuple[stepping.TrainState, stepping.Metrics]:
-    """`count` steps, on data that lie on the device or on batches as they come; and the means of the metrics."""
-    sums: stepping.Metrics = {name: jnp.zeros(()) for name in ("loss", "accuracy", "taken")}
-    if not isinstance(data, Mapping):
-        for _ in range(count):
-            batch = next(data)
-            state, sums = _step(static, state, sums, {"x": batch["x"], "y": batch["y"].astype(jnp.int32)}, given)
-    elif fitting.loops_on_host(static.model, state, data):
-        for _ in range(count):
-            state, sums = _one_of(static, state, sums, data, given)
-    else:
-        state, sums = _many_of(static, state, sums, data, given, jnp.asarray(count, jnp.int32))
-    return state, fitting.means(sums)
-
-
-__all__ = ["METHODS", "SHARED", "Settings", "Work", "advance", "begin", "kernels", "optimizer", "rate"]
+__all__ = ["OBJECTIVES", "SHARED", "Preparation", "Settings", "begin"]

@@ -19,7 +19,7 @@ from mvp_jax.models import api, layers
 from mvp_jax.models.hooks import Hooks, Noise
 
 Views: TypeAlias = Callable[[Key, Array], tuple[Array, Array]]
-"""`(key, x [N, ...]) -> (a, b)`: two views of every image."""
+"""`(key, images [N, ...]) -> (a, b)`: two views of every image, in the images' shape."""
 
 
 class Dense(nnx.Module):
@@ -42,9 +42,8 @@ class Mlp(nnx.Module):
     def __init__(self, widths: Sequence[int], *, normed: bool, noise: Noise):
         pairs = list(itertools.pairwise(widths))
         norms = [True] * (len(pairs) - 1) + [normed]
-        self.dense = layers.children([
-            Dense(a, b, bias=not norm, noise=noise) for (a, b), norm in zip(pairs, norms, strict=True)
-        ])  # fmt: skip
+        made = [Dense(a, b, bias=not norm, noise=noise) for (a, b), norm in zip(pairs, norms, strict=True)]
+        self.dense = layers.children(made)
         self.norms = layers.children([layers.BatchNorm(b) for (_, b), norm in zip(pairs, norms, strict=True) if norm])
 
     def __call__(self, x: Array, hooks: Hooks) -> tuple[Array, Array]:
@@ -58,10 +57,10 @@ class Mlp(nnx.Module):
 
 @functools.cache
 def mlp(widths: tuple[int, ...], *, normed: bool) -> api.Model:
-    """A projector or predictor: `[N, widths[0]]` to `[N, widths[-1]]`, hidden layers with batch norm and ReLU.
+    """Returns a projector or predictor: `[N, widths[0]]` to `[N, widths[-1]]`, hidden layers with batch norm and ReLU.
 
     Args:
-        widths: of the input, the hidden layers and the output.
+        widths: widths of the input, the hidden layers and the output.
         normed: whether batch norm follows the last map too, as in a projector.
 
     >>> head = mlp((4, 8, 3), normed=True)
@@ -90,7 +89,7 @@ def mlp(widths: tuple[int, ...], *, normed: bool) -> api.Model:
 def siamese(
     model: api.Model, views: Views, *, dim: int = 2048, hidden: int = 512, projector_layers: int = 3
 ) -> api.Model:
-    r"""A model whose outputs are predictions and projections of two views of every image.
+    r"""Returns a model whose outputs are predictions and projections of two views of every image.
 
     With the body $f$, the projector $g$ and the predictor $h$, and views $x_1, x_2$: $z_i = g(f(x_i))$, $p_i = h(z_i)$.
     Both views pass one after the other, each with batch statistics of its own.
@@ -98,9 +97,9 @@ def siamese(
     Args:
         model: the body; its head learns nothing here.
         views: draws two views of a batch; keep the function, equal arguments give the same object.
-        dim: of the projections and predictions.
-        hidden: the predictor's bottleneck.
-        projector_layers: linear maps of the projector; the paper has 3, and 2 on CIFAR-10.
+        dim: length of the projections and predictions.
+        hidden: width of the predictor's bottleneck.
+        projector_layers: number of linear maps of the projector; the paper has 3, and 2 on CIFAR-10.
 
     Returns:
         A model with variables `{"body": ..., "projector": ..., "predictor": ...}`. In training its logits are
@@ -175,20 +174,27 @@ def siamese(
         raise ValueError("a siamese model is not cut; take `simsiam.body` of its variables and prune that")
 
     return dataclasses.replace(
-        model, init=init, apply=apply, inspect=inspect, groups=(), prunable=(), resize=refuse, with_classes=refuse,
+        model,
+        init=init,
+        apply=apply,
+        inspect=inspect,
+        groups=(),
+        prunable=(),
+        resize=refuse,
+        with_classes=refuse,
         num_classes=4 * dim,
-    )  # fmt: skip
+    )
 
 
 def loss(outputs: Array, labels: Array | None = None, **_: Any) -> Array:
-    r"""The symmetrised negative cosine of predictions and projections, without a gradient through the latter.
+    r"""Returns the symmetrised negative cosine of predictions and projections, with no gradient through projections.
 
     $L = \tfrac12 D(p_1, \mathrm{sg}(z_2)) + \tfrac12 D(p_2, \mathrm{sg}(z_1))$ with
     $D(p, z) = -\frac{p}{\lVert p\rVert_2} \cdot \frac{z}{\lVert z\rVert_2}$.
 
     Args:
         outputs: `[N, 4 * dim]`, of a `siamese` model.
-        labels: not looked at; a `train.Loss` gets them.
+        labels: not looked at; every `train.Loss` is given them.
 
     Returns:
         `[N]`, each in [-1, 1].
@@ -213,10 +219,10 @@ def _cosine(a: Array, b: Array) -> Array:
 
 
 def spread(outputs: Array) -> Array:
-    r"""How far the first view's projections are from all being one: a scalar, 0 where they have collapsed.
+    r"""Returns how far the first view's projections are from all being equal: a scalar, 0 where they have collapsed.
 
-    The mean over dimensions of the deviation over examples of $z / \lVert z\rVert_2$; $1/\sqrt d$ where directions are
-    spread evenly.
+    It is the standard deviation over examples of $z / \lVert z\rVert_2$, averaged over dimensions; $1/\sqrt d$ where
+    directions are spread evenly.
 
     Args:
         outputs: `[N, 4 * dim]`, of a `siamese` model.
@@ -231,7 +237,10 @@ def spread(outputs: Array) -> Array:
 
 
 def body(variables: Variables) -> Variables:
-    """The body's own variables, without projector and predictor; its head is as it was at the start, or decayed."""
+    """Returns the body's own variables, without projector and predictor.
+
+    Its head has learnt nothing: it is as it was at the start, or smaller by weight decay.
+    """
     return Variables(variables.params["body"], variables.rest["body"])
 
 

@@ -15,13 +15,11 @@ from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.types import Array, Batch, Key, Masks, PyTree, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.models.api import Model
-
-Loss: TypeAlias = Callable[..., Array]
-"""`(outputs [N, ...], labels [N, ...]) -> losses [N]`, or losses `[N, ...]` of parts of an example, such as the tokens
-of a text: their mean is minimised. Called with `smoothing` and `classes` too if the run's settings have them."""
+from mvp_jax.train import losses
+from mvp_jax.train.losses import Loss
 
 Augment: TypeAlias = Callable[[Key, Array], Array]
-"""`(key, x [N, ...]) -> x [N, ...]`."""
+"""`(key, inputs [N, ...]) -> inputs [N, ...]`."""
 
 StepScore: TypeAlias = Literal["fisher", "activation"] | None
 """Which unit scores a training step computes besides; `None` for none."""
@@ -57,7 +55,15 @@ class RunSettings(NamedTuple):
 class TrainState(NamedTuple):
     """A run in progress; every leaf is an array, so it stacks, shards and saves as it is.
 
-    `alive` turns False for good when a loss or a new weight is not finite; the state stays as it was before that step.
+    Attributes:
+        step: number of steps taken, int32.
+        variables: of the model, the parameters masked.
+        opt_state: the optimiser's state.
+        masks: booleans that broadcast to the parameters, True = keep.
+        key: feeds batch order, dropout and augmentation; it never changes, the step's number is folded into it.
+        alive: turns False for good when a loss or a new weight is not finite; the state stays as it was before that
+            step.
+        settings: what this run has of its own.
     """
 
     step: Array
@@ -70,135 +76,10 @@ class TrainState(NamedTuple):
 
 
 Metrics: TypeAlias = dict[str, Any]
+"""Values of a step or of many: `loss`, `accuracy`, `taken`, and `scores` where they are asked for."""
+
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-_NOT_A_CLASS = -1e9
-"""The logit of a class that a task does not have: its probability is 0 in every float format."""
-
-
-def cross_entropy(
-    logits: Array, labels: Array, *, smoothing: Array | float | None = None, classes: Array | int | None = None
-) -> Array:
-    r"""Softmax cross-entropy of each example, in nats.
-
-    With smoothing $s$ the target is $(1-s)$ at the label and $s/C$ besides at each of the $C$ classes.
-
-    Args:
-        logits: `[N, Y]`.
-        labels: `int32[N]`.
-        smoothing: `s`, may be traced.
-        classes: `C`, may be traced; logits beyond are disregarded. Default `Y`.
-
-    Returns:
-        `[N]`.
-
-    >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), smoothing=0.1, classes=2).round(4)
-    Array([0.6931], dtype=float32)
-
-    Reference: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
-    """
-    if classes is not None:
-        logits = restrict(logits, classes)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if smoothing is None:
-        return losses
-    count = logits.shape[-1] if classes is None else classes
-    own = jnp.arange(logits.shape[-1]) < count
-    uniform = -jnp.sum(jnp.where(own, jax.nn.log_softmax(logits), 0.0), -1) / count
-    return (1.0 - jnp.asarray(smoothing)) * losses + jnp.asarray(smoothing) * uniform
-
-
-def restrict(logits: Array, classes: Array | int) -> Array:
-    """Logits `[..., Y]` of a padded head with those beyond the first `classes` (may be traced) out of the running."""
-    return jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, _NOT_A_CLASS)
-
-
-def accuracy(outputs: Array, labels: Array) -> Array:
-    """Fraction of the labels that have the largest output, in [0, 1], as a scalar.
-
-    It is `nan`, so that metrics have one structure for all losses, unless the labels are classes: integers in the shape
-    of the outputs without their last axis, which has at least two entries.
-
-    >>> float(accuracy(jnp.array([[0.0, 1.0], [2.0, 1.0]]), jnp.array([1, 1])))
-    0.5
-    >>> float(accuracy(jnp.ones((2, 1)), jnp.ones(2)))
-    nan
-    """
-    classes = jnp.issubdtype(labels.dtype, jnp.integer) and outputs.shape[:-1] == labels.shape and outputs.ndim
-    if not classes or outputs.shape[-1] < 2:
-        return jnp.full((), jnp.nan)
-    return jnp.mean(jnp.argmax(outputs, -1) == labels)
-
-
-def optimizer(
-    name: Literal["sgd", "adamw", "either"] = "sgd",
-    *,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    clip: float | None = None,
-    sgd_rate: float = 1.0,
-    decayed: Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformation:
-    """An optimiser whose learning rate and weight decay are values of its state, and so traced.
-
-    Cached, so that equal arguments give the same object and compiled functions that close over it are reused.
-
-    Args:
-        name: `sgd` with Nesterov-free momentum, `adamw`, or `either`: both are computed, and `adaptive` of the
-            run's settings says which counts, so that members of one population can differ in it.
-        momentum: for SGD.
-        weight_decay: coupled for SGD, decoupled for AdamW; the run's settings may have another.
-        clip: gradients are scaled down to this global norm.
-        sgd_rate: for `either`: SGD's rate as a multiple of the learning rate.
-        decayed: from the parameters to booleans of their structure: what weight decay is for. Default all.
-
-    Raises:
-        ValueError: for another name.
-
-    >>> optimizer("sgd") is optimizer("sgd", momentum=0.9)
-    True
-    """
-    return _optimizer(name, momentum, weight_decay, clip, sgd_rate, decayed)
-
-
-@functools.lru_cache
-def _optimizer(
-    name: str,
-    momentum: float,
-    weight_decay: float,
-    clip: float | None,
-    sgd_rate: float,
-    decayed: Callable[[PyTree], PyTree] | None,
-) -> optax.GradientTransformation:
-    first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
-
-    def sgd(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        return optax.chain(first, optax.add_decayed_weights(weight_decay, decayed), optax.sgd(learning_rate, momentum))
-
-    def adamw(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        return optax.chain(first, optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed))
-
-    def either(learning_rate: Any, weight_decay: Any, adaptive: Any) -> optax.GradientTransformation:
-        both = (sgd(learning_rate * sgd_rate, weight_decay), adamw(learning_rate, weight_decay))
-
-        def init(params: PyTree) -> PyTree:
-            return tuple(tx.init(params) for tx in both)
-
-        def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-            (slow, fast), after = zip(
-                *(tx.update(grads, s, params) for tx, s in zip(both, state, strict=True)), strict=True
-            )
-            return jax.tree.map(lambda a, b: jnp.where(adaptive > 0.5, b, a), slow, fast), after
-
-        return optax.GradientTransformation(init, update)
-
-    if name == "either":
-        return optax.inject_hyperparams(either)(learning_rate=0.0, weight_decay=weight_decay, adaptive=1.0)
-    if name not in ("sgd", "adamw"):
-        raise ValueError(
-            f"unknown optimizer {name!r}; choose 'sgd', 'adamw' or 'either', or pass an optax transformation"
-        )
-    return optax.inject_hyperparams(sgd if name == "sgd" else adamw)(learning_rate=0.0, weight_decay=weight_decay)
+"""One training step: `(state, {"x": inputs, "y": labels}) -> (state, metrics)`."""
 
 
 def create(
@@ -209,13 +90,13 @@ def create(
     masks: Masks | None = None,
     settings: RunSettings | None = None,
 ) -> TrainState:
-    """A state at step 0, its parameters already masked.
+    """Returns a state at step 0, its parameters already masked.
 
     Args:
-        variables: where to start.
+        variables: the variables to start from.
         tx: the optimiser.
         key: feeds batch order, dropout and augmentation.
-        masks: kept fixed while training; all kept if not given.
+        masks: booleans, True = keep; they stay as they are while training. `None`: all is kept.
         settings: what this run has of its own.
     """
     masks = masks_lib.ones(variables.params, ()) if masks is None else masks
@@ -286,7 +167,7 @@ def make_step(
 
     Returns:
         `step(state, batch) -> (state, metrics)`; the metrics are device values: `loss`, `accuracy` (`nan` where labels
-        are not classes, see `accuracy`), `taken` (whether the state moved) and, if asked for, `scores`.
+        are not classes, see `train.accuracy`), `taken` (whether the state moved) and, if asked for, `scores`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -327,8 +208,8 @@ def make_step(
         going = state.alive if settings.steps is None else state.alive & (state.step < settings.steps)
         taken = going & finite
         if settings.classes is not None:
-            logits = restrict(logits, settings.classes)
-        metrics: Metrics = {"loss": value, "accuracy": accuracy(logits, y), "taken": taken}
+            logits = losses.restrict(logits, settings.classes)
+        metrics: Metrics = {"loss": value, "accuracy": losses.accuracy(logits, y), "taken": taken}
         if score == "fisher":
             # The loss is a mean, so an example's own gradient is N times what came back.
             metrics["scores"] = {n: jnp.mean(jnp.square(g * x.shape[0]), 0) for n, g in gate_grads.items()}

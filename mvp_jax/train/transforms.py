@@ -1,8 +1,8 @@
-"""Optax wrappers for a training loop of one's own: keep a mask, or prune on a schedule inside the optimiser.
+"""Optax wrappers for a training loop of one's own: `keep_mask` keeps a mask, `prune_on_schedule` prunes as it trains.
 
-Both go around the whole optimiser, so that nothing changes the updates after them, and give the loop updates that leave
-an exact 0 in every pruned place. Masks live in the state, which holds arrays only: it stacks, saves and shards as any
-optimiser's does.
+Both wrap the whole optimiser, so that nothing changes the updates after them, and give the loop updates that leave an
+exact 0 in every pruned place. Masks live in the optimiser's state, which holds arrays only: it stacks, saves and shards
+as any optimiser's does.
 """
 
 import functools
@@ -20,15 +20,15 @@ from mvp_jax.core import patterns, schedules, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree
 
 Importance: TypeAlias = Callable[[Params, Params], PyTree]
-"""`(params, grads) -> values` in the parameters' shapes, higher = keep: the parameters after the update, the gradients
-as they were given."""
+"""`(params, grads) -> values` in the parameters' shapes, higher = keep. The parameters are those after the update, the
+gradients those that the optimiser was given."""
 
 
 class KeepMaskState(NamedTuple):
-    """What `keep_mask` carries.
+    """The state of an optimiser made by `keep_mask`.
 
     Attributes:
-        masks: of the parameters.
+        masks: booleans that broadcast to the parameters, True = keep.
         inner: the wrapped optimiser's state.
     """
 
@@ -37,13 +37,13 @@ class KeepMaskState(NamedTuple):
 
 
 class PruneOnScheduleState(NamedTuple):
-    """What `prune_on_schedule` carries.
+    """The state of an optimiser made by `prune_on_schedule`.
 
     Attributes:
-        count: int32[], updates done.
-        keep: how many entries stay after each pruning: int32[events], or a tree of them (see `Pattern.counts`).
-        kept: the entries that are left.
-        masks: of the parameters.
+        count: number of updates done, int32[].
+        keep: how many entries stay after each pruning: int32[events], or a tree of such arrays (see `Pattern.counts`).
+        kept: the entries that are left, booleans as the pattern has them.
+        masks: booleans that broadcast to the parameters, True = keep.
         inner: the wrapped optimiser's state.
     """
 
@@ -55,7 +55,7 @@ class PruneOnScheduleState(NamedTuple):
 
 
 def _copies(tree: PyTree) -> PyTree:
-    """Arrays of their own: a state whose memory is donated must share it with nothing."""
+    """Returns the tree with arrays of its own: a state whose memory is donated must share it with nothing."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
@@ -71,23 +71,24 @@ def _checked(params: Params | None, grads: Params, masks: Masks) -> Params:
 
 @jax.jit
 def _hold(updates: Params, params: Params, masks: Masks) -> Params:
-    """`-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0."""
+    """Returns updates that are `-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0."""
     return jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, masks)
 
 
 def keep_mask(tx: optax.GradientTransformation, masks: Masks) -> optax.GradientTransformationExtraArgs:
-    """Training that keeps a mask: what is pruned becomes 0 with the first update and stays exactly 0.
+    """Returns an optimiser that keeps a mask: what is pruned becomes 0 with the first update and stays exactly 0.
 
     `tx` sees masked gradients and parameters, so moments of pruned weights stay 0 too; its updates are replaced by
     `-params` where pruned, which neither momentum nor weight decay can undo.
 
     Args:
         tx: the whole optimiser, with clipping and schedules.
-        masks: of the parameters, leaves broadcast to theirs. They are copied into the state, and `update` reads them
-            there: members of a stack may have masks of their own, and others can be put in by `state._replace`.
+        masks: booleans that broadcast to the parameters, True = keep. They are copied into the state, and `update`
+            reads them there: members of a stack may have masks of their own, and others can be put in by
+            `state._replace`.
 
     Returns:
-        An optimiser for `params`; its `update` needs them, and passes further arguments on.
+        An optimiser whose `update` needs the parameters, and passes further arguments on to `tx`.
 
     Raises:
         ValueError: by `init` for masks that do not fit, by `update` without parameters.
@@ -117,7 +118,7 @@ def keep_mask(tx: optax.GradientTransformation, masks: Masks) -> optax.GradientT
 def _when(
     due: Array, change: Callable[[list, list], list], old: Sequence[Array], inputs: Sequence[Array]
 ) -> list[Array]:
-    """`change(old, inputs)` where `due`, else `old`; under `vmap` nothing is computed while no member is due.
+    """Returns `change(old, inputs)` where `due`, else `old`; under `vmap` nothing is computed while no member is due.
 
     A plain `cond` with a batched predicate becomes a select, which computes both sides at every step. Here its batched
     form is the same again, for all members and with one predicate, so that it nests.
@@ -163,7 +164,7 @@ def _prune(
     scores: Importance | None,
     chosen: tuple[bool, ...],
 ) -> tuple[Masks, Masks]:
-    """Kept entries and masks after the event; the old ones where none is due."""
+    """Returns kept entries and masks after the event; the old ones where none is due."""
     prunable = jax.tree.unflatten(jax.tree.structure(params), chosen)
     leaves, structure = jax.tree.flatten((event, keep, params, updates, grads))
     parts = jax.tree.structure(old)
@@ -188,9 +189,10 @@ def _prune(
 
 
 def _counts(pattern: patterns.Pattern, params: Params, prunable: PyTree, sparsities: Sequence[float]) -> PyTree:
-    """int32[events], or a tree of them; nowhere rising, since entries that are gone cannot come back.
+    """Returns how many entries stay after each event: int32[events], or a tree of such arrays.
 
-    Rounding may give a leaf one entry more at a higher sparsity (largest remainders do); then it is not taken before.
+    Nowhere do they rise, since entries that are gone cannot come back: where rounding gives a leaf one entry more at a
+    higher sparsity (largest remainders do), it is not removed before.
     """
     counts = [pattern.counts(params, prunable, s) for s in sparsities]
     if not any(jax.tree.leaves(counts[-1])):
@@ -206,7 +208,7 @@ def _counts(pattern: patterns.Pattern, params: Params, prunable: PyTree, sparsit
 
 
 def _chosen(params: Params, prunable: PyTree | trees.PathRules) -> PyTree:
-    """Which leaves are pruned, from rules over paths or from a tree of booleans."""
+    """Returns which leaves are pruned, as a tree of booleans, from rules over paths or from such a tree."""
     if isinstance(prunable, (list, tuple)):
         # A tree may be a tuple of tuples too, but a rule begins with its pattern.
         first = [r[0] if isinstance(r, tuple) and r else r for r in prunable]
@@ -232,7 +234,7 @@ def prune_on_schedule(
     pattern: patterns.Pattern | None = None,
     scores: Importance | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradual pruning inside the optimiser: train, and remove the least entries every few updates.
+    r"""Returns an optimiser that prunes gradually as it trains: it removes the least entries every few updates.
 
     Update number `begin` + $t$, for $t$ up to $T$ = `steps` a multiple of `every`, and for the last in any case, prunes
     to $s_t = s_T (1 - (1 - t/T)^3)$ (`cubic`): of the entries left, exactly as many stay as `pattern.counts` says,
@@ -245,17 +247,17 @@ def prune_on_schedule(
 
     Args:
         tx: the whole optimiser, with clipping and schedules.
-        sparsity: the share of entries that is gone in the end, in [0, 1).
-        steps: how many updates the schedule takes, $T$.
+        sparsity: $s_T$, the fraction of entries that is removed in the end, in [0, 1).
+        steps: $T$, the number of updates that the schedule takes.
         prunable: rules over paths, as `Model.prunable`, or a tree of Python booleans; `[]` for a pattern of units,
             which names its weights itself.
-        begin: updates before it starts.
-        every: updates from one pruning to the next; by default a hundredth of `steps`.
+        begin: number of updates before the schedule starts.
+        every: number of updates from one pruning to the next; `None`: a hundredth of `steps`.
         schedule: a name in `schedules.SCHEDULES`, or a function like those; at 0 nothing is pruned.
-        pattern: what goes together, and how the sparsity is shared out; by default `patterns.Weights()`: single
-            weights, one threshold for all leaves.
-        scores: `(params, grads) -> values` in the parameters' shapes in place of magnitude, higher = keep; values of
-            one entry are summed. It is called when pruning is due.
+        pattern: which weights are one entry, and how the sparsity is distributed over leaves; `None`:
+            `patterns.Weights()`, single weights with one threshold for all leaves.
+        scores: see `Importance`; values of the weights of one entry are summed. It is called when pruning is due.
+            `None`: magnitude.
 
     Returns:
         An optimiser; its `update` needs the parameters, and passes further arguments on. `masks_of(state)` has the
@@ -315,26 +317,34 @@ def prune_on_schedule(
         due = (done > 0) & (done <= steps) & ((done % every == 0) | (done == steps))
         event = jnp.clip((done + every - 1) // every - 1, 0, events - 1)
         kept, masks = _prune(
-            due, event, (state.kept, state.masks), state.keep, params, updates, None if scores is None else grads,
-            pattern=pattern, scores=scores, chosen=tuple(map(bool, jax.tree.leaves(_chosen(params, prunable)))),
-        )  # fmt: skip
+            due,
+            event,
+            (state.kept, state.masks),
+            state.keep,
+            params,
+            updates,
+            None if scores is None else grads,
+            pattern=pattern,
+            scores=scores,
+            chosen=tuple(map(bool, jax.tree.leaves(_chosen(params, prunable)))),
+        )
         return _hold(updates, params, masks), PruneOnScheduleState(count, state.keep, kept, masks, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def masks_of(opt_state: optax.OptState) -> Masks:
-    """The masks that an optimiser holds.
+    """Returns the masks in an optimiser's state.
 
     Args:
         opt_state: a state of `keep_mask` or `prune_on_schedule`, or one that has it somewhere inside (`optax.chain`,
             `optax.inject_hyperparams`, `optax.MultiSteps`).
 
     Returns:
-        Masks of the parameters; if several are found, what all of them keep.
+        Booleans that broadcast to the parameters, True = keep; if there are several, what all of them keep.
 
     Raises:
-        ValueError: if there are none, or of different trees.
+        ValueError: if there are none, or masks of different trees.
 
     >>> params, masks = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])}
     >>> tx = optax.MultiSteps(keep_mask(optax.adam(1e-3), masks), 4)

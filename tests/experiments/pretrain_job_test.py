@@ -1,12 +1,12 @@
 """The job `pretrain` on digits: what it writes, that it goes on where it was stopped, that others take its model."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
-import optax
 import pytest
 
 from configs import mvp, pretrain
@@ -34,33 +34,6 @@ def config(arg="model=vit,runlocal", **fields):
 def job(tmp_path_factory):
     work = tmp_path_factory.mktemp("pretrain")
     return work, run.run(config(), work)
-
-
-def test_rates_rise_and_fall_as_worked_out_by_hand():
-    got = [float(pretraining.rate(t, 2.0, steps=10, warmup=4)) for t in range(11)]
-    expected = [0.5, 1.0, 1.5, 2.0] + [1 + np.cos(np.pi * (t - 4) / 6) for t in range(4, 11)]
-    np.testing.assert_allclose(got, expected, atol=1e-6)
-    assert float(pretraining.rate(0, 2.0, steps=10)) == 2.0
-
-
-def test_nesterov_is_the_update_written_as_loops_and_kernels_alone_decay():
-    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
-    grads = {"kernel": jnp.array([0.5, 0.25]), "bias": jnp.array([-1.0])}
-    tx = pretraining.optimizer("nesterov", decayed="kernels")
-    state = tx.init(params)
-    state = state._replace(hyperparams={**state.hyperparams, "learning_rate": jnp.array(0.1),
-                                        "weight_decay": jnp.array(0.2)})  # fmt: skip
-    theta, speed = {k: np.asarray(v, np.float64) for k, v in params.items()}, dict.fromkeys(params, 0.0)
-    for _ in range(3):
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        for name in theta:
-            g = np.asarray(grads[name], np.float64) + (0.2 * theta[name] if name == "kernel" else 0)
-            speed[name] = 0.9 * speed[name] + g
-            theta[name] = theta[name] - 0.1 * (g + 0.9 * speed[name])
-    for name in theta:
-        np.testing.assert_allclose(params[name], theta[name], rtol=1e-5)
-    assert abs(float(params["bias"][0]) - 3) > 0.3
 
 
 def test_a_run_leaves_what_it_promises(job):
@@ -99,7 +72,7 @@ def test_a_second_run_reads_the_rows_back_and_a_killed_one_ends_as_an_uninterrup
         return found(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "_judge", killed)
+        patch.setattr(pretrain_job, "_judge", killed)
         with pytest.raises(KeyboardInterrupt):
             run.run(config(), tmp_path)
     assert not (tmp_path / "results.csv").exists()
@@ -144,13 +117,13 @@ def test_streamed_and_shared_out_it_learns_too_and_goes_on(tmp_path, monkeypatch
     assert losses[1] < losses[0]
     judge = pretrain_job._judge
 
-    def killed(plan, static, state, valid, folder):
+    def killed(plan, trained, state, valid, folder):
         if int(state.step) == 20:
             raise KeyboardInterrupt
-        return judge(plan, static, state, valid, folder)
+        return judge(plan, trained, state, valid, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "_judge", killed)
+        patch.setattr(pretrain_job, "_judge", killed)
         with pytest.raises(KeyboardInterrupt):
             run.run(config(**fields), tmp_path / "killed")
     assert run.run(config(**fields), tmp_path / "killed") == rows
@@ -161,8 +134,9 @@ def test_two_devices_compute_what_one_does():
     found = []
     for devices in (1, 2):
         plan = planning.pretrain_plan(config(devices=devices))
-        static, state, given = pretraining.begin(plan.model, plan.settings, jax.random.key(0), mesh=plan.mesh)
-        state, metrics = pretraining.advance(static, state, given, 3, setup.batch_of(plan.pool("source")))
+        recipe, state = pretraining.begin(plan.model, plan.settings, jax.random.key(0), mesh=plan.mesh)
+        data = setup.batch_of(plan.pool("source"))
+        state, metrics = train.fit(recipe, state, data, 3, total=plan.settings.steps)
         found.append((state.variables.params, metrics["loss"]))
     assert float(found[0][1]) == pytest.approx(float(found[1][1]), rel=1e-4)
     for a, b in zip(*(jax.tree.leaves(params) for params, _ in found), strict=True):
@@ -200,13 +174,22 @@ def test_mixing_without_effect_is_plain_training():
     pool = sources.digits().train
     data = {"x": jnp.asarray(pool.x[:64]), "y": jnp.asarray(pool.y[:64])}
     model = models.create("vit_micro", **VIT)
-    settings = pretraining.Settings(method="supervised", steps=4, batch=32, learning_rate=0.1, optimizer="sgd",
-                                 mixup=1.0, label_smoothing=0.1)  # fmt: skip
-    static, state, given = pretraining.begin(model, settings, jax.random.key(0))
-    assert static.mixing == (True, False)
-    mixed, _ = pretraining.advance(static, state, given | {"mixup": jnp.zeros(())}, 4, data)
-    plain, _ = train.fit(train.Recipe(model=model, tx=static.tx, batch=32, decay="cosine"), state, data, 4)
-    other, _ = pretraining.advance(static, state, given, 4, data)
+    settings = pretraining.Settings(
+        method="supervised",
+        steps=4,
+        batch=32,
+        learning_rate=0.1,
+        optimizer="sgd",
+        mixup=1.0,
+        label_smoothing=0.1,
+    )
+    recipe, state = pretraining.begin(model, settings, jax.random.key(0))
+    assert (recipe.prepare.mixup, recipe.prepare.cutmix) == (1.0, None)
+    without = dataclasses.replace(recipe, prepare=dataclasses.replace(recipe.prepare, mixup=0.0))
+    mixed, _ = train.fit(without, state, data, 4)
+    plain, _ = train.fit(train.Recipe(model=model, tx=recipe.tx, batch=32, decay="cosine"), state, data, 4)
+    other, metrics = train.fit(recipe, state, data, 4)
+    assert np.isnan(metrics["accuracy"])  # labels are no classes any more
 
     def apart(a, b):
         return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), a.variables, b.variables)))

@@ -12,37 +12,10 @@ import pytest
 from mvp_jax import compact, train
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
-from mvp_jax.train import evaluation, fitting, population
+from mvp_jax.train import evaluation, fitting
 from tests import members, mlp
+from tests.masked_mlp import KEPT, distance, in_float64, problem, scattered
 from tests.model_kinds import batch, made, random_units
-
-KEPT = {
-    "a": jnp.array([True, False, True, True, False, True, True, False]),
-    "b": jnp.array([False, True, True, False, True, True]),
-}
-
-
-def problem():
-    model, variables = mlp.mlp(), mlp.variables()
-    return model, variables, units.expand(KEPT, model.groups, variables.params), mlp.data()
-
-
-def scattered(params):
-    """A mask of single weights: their gradients are not zero, so that only the mask keeps them pruned."""
-    rng = np.random.default_rng(5)
-    return jax.tree.map(lambda p: jnp.asarray(rng.random(p.shape) < 0.6), params)
-
-
-def in_float64(tree):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
-
-
-def distance(a, b):
-    """Largest difference, relative to the size of the leaf it is in."""
-    parts = jax.tree.map(
-        lambda x, y: float(np.max(np.abs(np.asarray(x, np.float64) - y)) / (np.max(np.abs(y)) + 1e-12)), a, b
-    )
-    return max(jax.tree.leaves(parts))
 
 
 def by_hand(params, keep, data, steps, rate, *, momentum=0.9, decay=0.0, cosine=False):
@@ -105,8 +78,11 @@ def test_adamw_is_the_one_written_in_numpy():
             lambda p, m, v, k, t=t: np.where(
                 k, p - 0.05 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.2 * p), 0.0
             ),
-            p, m1, m2, keep,
-        )  # fmt: skip
+            p,
+            m1,
+            m2,
+            keep,
+        )
     assert distance(state.variables.params, p) < 1e-4
     assert distance(state.variables.params, start) > 0.05
 
@@ -119,8 +95,10 @@ def test_a_step_returns_loss_accuracy_and_scores_of_its_batch():
     loss, grads, gates, active = mlp.in_numpy(masked, x, y)
     state = train.create(variables, tx, jax.random.key(0), masks=keep)
     kept_a = np.asarray(KEPT["a"])
-    for score, expected in (("fisher", {n: (g**2).mean(0) for n, g in gates.items()}),
-                            ("activation", {n: a.mean(0) for n, a in active.items()})):  # fmt: skip
+    for score, expected in (
+        ("fisher", {n: (g**2).mean(0) for n, g in gates.items()}),
+        ("activation", {n: a.mean(0) for n, a in active.items()}),
+    ):
         step = train.make_step(model, train.cross_entropy, tx, score=score, groups=model.groups)
         after, metrics = jax.jit(step)(state, data)
         assert abs(float(metrics["loss"]) - loss) < 1e-5
@@ -326,139 +304,6 @@ def _float32(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
-def test_statistics_are_those_of_the_first_layers_activations():
-    model, variables = made("option_a")
-    x = batch(model, 6)
-    got = evaluation.reestimate(model, variables, x)
-    leaves = trees.flatten(variables)
-    kernel = np.asarray(leaves["params/stem/conv/kernel"], np.float64)
-    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    before = sum(
-        padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3)
-    )  # a 3x3 convolution, written out
-    stats = {p: v for p, v in trees.flatten(got.rest).items() if p.startswith("stem/")}
-    np.testing.assert_allclose(stats["stem/norm/mean"], before.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(stats["stem/norm/var"], before.var((0, 1, 2)), rtol=1e-4)
-    assert distance(got.rest, in_float64(variables.rest)) > 0.1
-    assert got.params is variables.params or distance(got.params, in_float64(variables.params)) == 0
-    # In evaluation mode the model now computes what it computes in training mode on this batch.
-    np.testing.assert_allclose(model.apply(got, x)[0], model.apply(variables, x, train=True)[0], rtol=1e-3, atol=1e-4)
-    vit, weights = made("vit_mean")
-    unchanged = evaluation.reestimate(vit, weights, batch(vit))
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, unchanged, weights)))
-
-
-@pytest.mark.parametrize("n", [3, 4, 9])
-def test_evaluation_in_batches_is_evaluation_at_once(n):
-    model, variables = made("option_a")
-    x, y = batch(model, n), jnp.arange(n) % 3
-    logits, features = evaluation.infer(model, variables, x, batch=4)
-    seen = model.inspect(variables, x)
-    np.testing.assert_allclose(logits, seen.logits, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(features, seen.features, rtol=1e-5, atol=1e-5)
-    got = evaluation.evaluate(model, variables, {"x": x, "y": y}, batch=4)
-    z = np.asarray(seen.logits, np.float64)
-    losses = np.log(np.exp(z).sum(1)) - z[np.arange(n), np.asarray(y)]
-    assert float(got["accuracy"]) == pytest.approx(np.mean(z.argmax(1) == np.asarray(y)))
-    assert float(got["loss"]) == pytest.approx(losses.mean(), rel=1e-4)
-    assert np.ptp(z) > 0.1
-
-
-OPTIMISERS = {
-    "adam": optax.adam(1e-2),
-    "schedule": optax.chain(optax.clip(0.5), optax.sgd(optax.schedules.exponential_decay(0.3, 2, 0.5), 0.9)),
-    "injected_schedule": optax.inject_hyperparams(optax.sgd)(optax.schedules.linear_schedule(0.3, 0.0, 5)),
-    "contrib": optax.contrib.ademamix(1e-2),
-    "by_parameter": optax.partition(
-        {"small": optax.sgd(0.01), "large": optax.adamw(0.02)},
-        lambda params: {name: "small" if name == "two" else "large" for name in params},
-    ),
-}
-
-
-def descended(model, tx, state, data, batch, steps):
-    """The parameters after steps of a loop as one would write it with optax, on the batches that a run sees."""
-    params, opt_state = state.variables.params, tx.init(state.variables.params)
-    for t in range(steps):
-        index = train.batch_indices(jax.random.fold_in(state.key, 2**31 - 1), t, len(data["y"]), batch)
-
-        def objective(params, index=index):
-            logits, _ = model.apply(Variables(params, {}), data["x"][index], train=True)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, data["y"][index]).mean()
-
-        updates, opt_state = tx.update(jax.grad(objective)(params), opt_state, params)
-        params = masks.apply(optax.apply_updates(params, updates), state.masks)
-    return params
-
-
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_any_optax_transformation_is_taken_with_its_own_rate(name):
-    model, variables, _, data = problem()
-    tx, keep = OPTIMISERS[name], scattered(variables.params)
-    recipe = train.Recipe(model=model, tx=tx, batch=8)
-    state = train.create(variables, tx, jax.random.key(3), masks=keep)
-    got, metrics = train.fit(recipe, state, data, 4)
-    assert int(metrics["taken"]) == 4
-    want = descended(model, tx, state, data, 8, 4)
-    assert distance(got.variables.params, in_float64(want)) < 1e-4
-    assert distance(want, in_float64(state.variables.params)) > 1e-3
-    part, _ = train.fit(recipe, train.fit(recipe, state, data, 1)[0], data, 3)
-    assert distance(part.variables.params, in_float64(want)) < 1e-4
-    # So does a population, whose members differ in their batches here.
-    keys = jax.random.split(jax.random.key(4), 2)
-    many, _ = population.fit(recipe, population.create(state, keys), jax.tree.map(lambda v: jnp.stack([v, v]), data), 4)
-    for i in range(2):
-        alone = descended(model, tx, state._replace(key=keys[i]), data, 8, 4)
-        assert distance(jax.tree.map(lambda p, i=i: p[i], many.variables.params), in_float64(alone)) < 1e-4
-    given = population.create(state, keys, population.run_settings(2, learning_rate=0.1))
-    with pytest.raises(ValueError, match="holds none that can be set"):
-        population.fit(recipe, given, jax.tree.map(lambda v: jnp.stack([v, v]), data), 1)
-    with pytest.raises(ValueError, match="holds none that can be set"):
-        train.fit(recipe, state, data, 1, learning_rate=0.1)
-    for shaped in ({"decay": "cosine"}, {"warmup": 2}):
-        with pytest.raises(ValueError, match="the optimiser keeps its own"):
-            train.fit(dataclasses.replace(recipe, **shaped), state, data, 1)
-
-
-def test_accuracy_is_of_classes_and_any_loss_is_minimised():
-    model, variables, _, data = problem()
-    tx = train.optimizer("sgd", momentum=0.0)
-    logits = model.apply(variables, data["x"])[0]
-
-    def after(loss, y):
-        state = train.create(variables, tx, jax.random.key(0))
-        recipe = train.Recipe(model=model, tx=tx, batch=24, loss=loss)
-        return train.fit(recipe, state, {"x": data["x"], "y": y}, 1, learning_rate=0.1)
-
-    def squared(outputs, y):
-        return jnp.square(outputs - y)  # [N, Y]: one for each part of an example
-
-    wanted = jnp.zeros_like(logits).at[:, 0].set(1.0)
-    state, metrics = after(squared, wanted)
-    assert float(metrics["loss"]) == pytest.approx(float(jnp.mean((logits - wanted) ** 2)), rel=1e-5)
-    assert np.isnan(metrics["accuracy"])
-    assert int(metrics["taken"]) == 1
-    grads = jax.grad(lambda p: jnp.mean((model.apply(Variables(p, {}), data["x"])[0] - wanted) ** 2))(variables.params)
-    want = jax.tree.map(lambda p, g: p - 0.1 * g, variables.params, grads)
-    assert distance(state.variables.params, in_float64(want)) < 1e-5
-    _, classes = after(train.cross_entropy, data["y"])
-    assert float(classes["accuracy"]) == pytest.approx(float(jnp.mean(logits.argmax(-1) == data["y"])))
-    found = evaluation.evaluate(model, variables, {"x": data["x"], "y": wanted}, batch=7, loss=squared)
-    assert float(found["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
-    assert np.isnan(found["accuracy"])
-
-
-def test_tokens_of_texts_are_classes_too():
-    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    best = jnp.argmax(logits, -1)
-    assert float(train.accuracy(logits, best)) == 1.0
-    assert float(train.accuracy(logits, best.at[0, 1].add(1) % 5)) == pytest.approx(5 / 6)
-    losses = train.cross_entropy(logits, best, classes=4, smoothing=0.1)
-    assert losses.shape == (2, 3)
-    for outputs, labels in ((logits, best[:, 0]), (logits, best.astype(jnp.float32)), (logits[..., :1], best)):
-        assert np.isnan(train.accuracy(outputs, labels))
-
-
 def test_what_cannot_be_trained_is_refused():
     model, variables, _, data = problem()
     state = train.create(variables, optax.sgd(0.1), jax.random.key(0))
@@ -468,6 +313,3 @@ def test_what_cannot_be_trained_is_refused():
     recipe, state = train.Recipe(model=model, tx=tx), train.create(variables, tx, jax.random.key(0))
     with pytest.raises(ValueError, match="no examples"):
         train.fit(recipe, state, {n: v[:0] for n, v in data.items()}, 1, learning_rate=0.1)
-    with pytest.raises(ValueError, match="unknown optimizer 'adam'"):
-        train.optimizer("adam")
-    assert train.optimizer("sgd", momentum=0.5) is not train.optimizer("sgd")

@@ -7,9 +7,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from mvp_jax import models, train
 from mvp_jax.core import trees
+from mvp_jax.core.types import Variables
 from mvp_jax.models.api import replace_head
-from mvp_jax.train import probe
+from mvp_jax.train import metrics, probe
 from tests import mlp
 
 N, F, Y = 40, 6, 3
@@ -65,3 +67,50 @@ def test_fit_head_fits_the_head_to_the_first_examples_features_and_leaves_the_bo
     body, before = ({p: v for p, v in trees.flatten(t.params).items() if "head" not in p} for t in (got, other_head))
     assert body.keys() == before.keys()
     assert all(np.array_equal(body[p], before[p]) for p in body)
+
+
+def test_a_head_for_a_regression_is_the_ridge_that_numpy_solves():
+    model, data = mlp.mlp(classes=1), mlp.data()
+    variables = replace_head(mlp.variables(), model)
+    y = jnp.sin(data["x"][:, 0]) + 2.0
+    got = probe.fit_head(model, variables, {"x": data["x"], "y": y}, loss=metrics.squared_error, l2=0.1)
+    seen = model.inspect(got, data["x"])
+    f = np.asarray(seen.features, np.float64)
+    z = (f - f.mean(0)) / f.std(0)
+    # The mean of squares and a twentieth of the squared norm: half of the ridge with penalty N l2 / 2.
+    w = np.linalg.solve(z.T @ z + len(z) * 0.1 / 2 * np.eye(z.shape[1]), z.T @ (np.asarray(y) - np.mean(y)))
+    np.testing.assert_allclose(seen.logits[:, 0], z @ w + np.mean(y), atol=2e-3)
+    assert np.ptp(seen.logits) > 0.1
+
+
+def test_it_stops_when_the_gradient_is_small_and_at_its_last_iteration():
+    x, y = (jnp.asarray(part) for part in features())
+
+    def slope(kernel, bias):
+        def objective(kernel, bias):
+            scaled = kernel * jnp.std(x, 0)[:, None]
+            return jnp.mean(train.cross_entropy(x @ kernel + bias, y)) + 0.005 * jnp.sum(scaled**2)
+
+        mean, std = jnp.mean(x, 0), jnp.std(x, 0)
+        of_kernel, of_bias = jax.grad(objective, (0, 1))(kernel, bias)
+        inside = jnp.where(std > 1e-6, 1 / jnp.maximum(std, 1e-6), 0)[:, None] * (of_kernel - mean[:, None] * of_bias)
+        return float(jnp.sqrt(jnp.sum(inside**2) + jnp.sum(of_bias**2)))
+
+    few, more, close = (
+        slope(*probe.linear(x, y, Y, **how)) for how in ({"iterations": 2}, {"tolerance": 0.05}, {"tolerance": 1e-4})
+    )
+    assert few > more > close
+    assert more < 0.06
+    assert close < 3e-4
+
+
+def test_a_model_without_a_head_comes_back_as_it_is():
+    data = mlp.data()
+    for params in ({"w": jnp.ones((5, 3))}, {"head": {"kernel": jnp.ones((5, 3)), "bias": jnp.zeros(3)}}, [jnp.eye(5)]):
+
+        def apply(variables, x, **_):
+            leaf = jax.tree.leaves(variables.params)[-1]
+            return x @ leaf, variables.rest
+
+        model, variables = models.from_apply(apply, input_shape=(5,), num_classes=3), Variables(params, {})
+        assert probe.fit_head(model, variables, data) is variables

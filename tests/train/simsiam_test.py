@@ -131,7 +131,7 @@ def test_in_evaluation_both_views_are_the_image_and_nothing_moves():
         (lambda m, b, v: simsiam.siamese(models.create("bert_micro"), plain), "views are of images"),
         (lambda m, b, v: simsiam.mlp((3,), normed=True), "give those of the input"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(call, message):
     body, model = small()
     with pytest.raises(ValueError, match=message):

@@ -230,9 +230,13 @@ def test_a_leaf_that_rounding_would_enlarge_late_ends_exactly():
     params = next(p for p in ([normal(*s) for s in shapes] for shapes in drawn) if np.less(*counts(p)).any())
     early, late = counts(params)
     tx = transforms.prune_on_schedule(
-        optax.sgd(0.0), sparsity=0.70, steps=2, prunable=[True] * 4, pattern=patterns.Weights("erk"),
+        optax.sgd(0.0),
+        sparsity=0.70,
+        steps=2,
+        prunable=[True] * 4,
+        pattern=patterns.Weights("erk"),
         schedule=lambda t, steps, end: 0.66 if t == 1 else end,
-    )  # fmt: skip
+    )
     carry, step = (params, tx.init(params)), jax.jit(step_of(tx, lambda p: p))
     for expected in (np.maximum(early, late), late):
         carry = step(*carry)
@@ -262,9 +266,12 @@ def test_scores_replace_magnitude_with_their_sign():
     """Movement: what moves to zero goes, however large it is; gradients come as they were given."""
     params, grads = {"w": jnp.array([9.0, 1.0, -8.0, 2.0])}, {"w": jnp.array([1.0, -1.0, -2.0, -3.0])}
     tx = transforms.prune_on_schedule(
-        optax.clip(0.5), sparsity=0.5, steps=1, prunable=["w"],
+        optax.clip(0.5),
+        sparsity=0.5,
+        steps=1,
+        prunable=["w"],
         scores=lambda p, g: jax.tree.map(lambda p, g: -p * g, p, g),
-    )  # fmt: skip
+    )
     _, state = tx.update(grads, tx.init(params), params)
     assert transforms.masks_of(state)["w"].tolist() == [False, True, False, True]
 

@@ -7,7 +7,7 @@ from the names in configs, `cropping` cuts pictures of many sizes on the host, w
 from mvp_jax.data.augment import cropping, named
 from mvp_jax.data.augment.colours import brightness, color_jitter, gaussian_blur, noise, random_grayscale
 from mvp_jax.data.augment.geometry import crop, cutout, flip, random_resized_crop, shift
-from mvp_jax.data.augment.mixing import cutmix, mix, mixup, soft_cross_entropy
+from mvp_jax.data.augment.mixing import cutmix, mix, mixup
 from mvp_jax.data.augment.randaugment import rand_augment
 from mvp_jax.data.augment.transforms import BatchTransform, apply, in_unit, normalise
 from mvp_jax.data.augment.view_pairs import simsiam_views
@@ -34,5 +34,4 @@ __all__ = [
     "random_resized_crop",
     "shift",
     "simsiam_views",
-    "soft_cross_entropy",
 ]

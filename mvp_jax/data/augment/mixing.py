@@ -1,4 +1,4 @@
-"""Images mixed in pairs together with their labels, and the loss for labels that are shares of classes."""
+"""Images mixed in pairs together with their labels, which become distributions over classes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,6 @@ import jax.numpy as jnp
 from mvp_jax.core.types import Array, Key
 from mvp_jax.data.augment import transforms
 from mvp_jax.data.augment.transforms import Scalar
-
-_NOT_A_CLASS = -1e9
 
 
 def mixup(key: Key, x: Array, targets: Array, alpha: Scalar = 0.2) -> tuple[Array, Array]:
@@ -148,38 +146,3 @@ def _share(key: Key, n: int, alpha: Array) -> Array:
 def _of_both(own: Array, other: Array, share: Array) -> Array:
     share = share[:, None].astype(own.dtype)
     return share * own + (1 - share) * other
-
-
-def soft_cross_entropy(
-    logits: Array, targets: Array, *, smoothing: Array | float | None = None, classes: Array | int | None = None
-) -> Array:
-    r"""Cross-entropy of each example with shares of classes instead of a label, in nats.
-
-    As `train.cross_entropy`, which it equals where the targets are one-hot; with smoothing $s$ each target becomes
-    $(1-s)\,t + s/C$.
-
-    Args:
-        logits: `[N, Y]`.
-        targets: `[N, Y]`, each row's sum 1.
-        smoothing: `s`, may be traced.
-        classes: `C`, may be traced; logits beyond are disregarded. Default `Y`.
-
-    Returns:
-        `[N]`.
-
-    >>> soft_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0.5, 0.5, 0.0, 0.0]]), smoothing=0.1, classes=2).round(4)
-    Array([0.6931], dtype=float32)
-
-    Reference: Zhang et al., arXiv:1710.09412, section 2.
-    """
-    if jnp.shape(targets) != jnp.shape(logits):
-        raise ValueError(
-            f"targets are {list(jnp.shape(targets))} and logits {list(jnp.shape(logits))}; expected shares of the same "
-            "classes, such as jax.nn.one_hot(labels, classes)"
-        )
-    count = logits.shape[-1] if classes is None else classes
-    own = jnp.arange(logits.shape[-1]) < count
-    log_p = jax.nn.log_softmax(jnp.where(own, logits, _NOT_A_CLASS))
-    if smoothing is not None:
-        targets = (1.0 - jnp.asarray(smoothing)) * targets + jnp.asarray(smoothing) / count
-    return -jnp.sum(jnp.where(own, targets * log_p, 0.0), -1)
