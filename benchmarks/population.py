@@ -8,9 +8,7 @@ instead (a jitted step with donated state, members one after the other), and bes
 after the other on as many threads. All have the same weights, examples, batches and optimiser (SGD with momentum,
 float32), and their losses must agree before anything is timed. Data lie on the device, indexing the batch is timed,
 compiling is not. Contenders take turns, every other round backwards; a ratio comes from two times of one round, and the
-median is given (least to most). Who is more than ten times slower than the own loop is timed once. The machine must be
-idle, or `OMP_WAIT_POLICY=PASSIVE` be set, see `any_model.py`. The tables are followed by one line of JSON. What a
-population needs beside time is in `growth.py`.
+median is given (least to most). What takes over ten times the loop's time is timed once. The machine must be idle, or `OMP_WAIT_POLICY=PASSIVE` be set, see `any_model.py`. One line of JSON follows. For memory see `growth.py`.
 """
 
 import argparse

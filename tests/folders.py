@@ -30,27 +30,42 @@ def clip_pair(folder, side=8):
         for c, seed in ((vision, 0), (text, 1))
     ]
     export.clip_pair(folder, *towers, 1.2)
-    return _files(folder, {
-        "vocab.json": {token: i for i, token in enumerate(vocabulary)},
-        "merges.txt": "#version: 0.2\n",
-        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"},
-        "preprocessor_config.json": {
-            "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": side},
-            "do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_convert_rgb": True,
-            "do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3,
+    return _files(
+        folder,
+        {
+            "vocab.json": {token: i for i, token in enumerate(vocabulary)},
+            "merges.txt": "#version: 0.2\n",
+            "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"},
+            "preprocessor_config.json": {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_resize": True,
+                "size": {"shortest_edge": side},
+                "do_center_crop": True,
+                "crop_size": {"height": side, "width": side},
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "image_mean": [0.4, 0.5, 0.6],
+                "image_std": [0.2, 0.3, 0.4],
+                "resample": 3,
+            },
         },
-    })  # fmt: skip
+    )
 
 
 def bert_encoder(folder):
     """A classifier of two classes, and WordPiece of letters."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*special, *LETTERS, *(f"##{c}" for c in LETTERS)]
-    model = models.build(bert.micro(
-        len(vocabulary), positions=32, dim=16, heads=2, mlp=24, layers=1, classes=2, separator=3, epsilon=1e-12
-    ))  # fmt: skip
+    model = models.build(
+        bert.micro(
+            len(vocabulary), positions=32, dim=16, heads=2, mlp=24, layers=1, classes=2, separator=3, epsilon=1e-12
+        )
+    )
     export.checkpoint(folder, model, randomise(jax.eval_shape(model.init, jax.random.key(0)), 0))
-    return _files(folder, {
-        "vocab.txt": "\n".join(vocabulary) + "\n",
-        "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
-    })  # fmt: skip
+    return _files(
+        folder,
+        {
+            "vocab.txt": "\n".join(vocabulary) + "\n",
+            "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
+        },
+    )

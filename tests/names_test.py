@@ -10,26 +10,6 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "mvp_jax"
 ALLOWED = {"Settings"}
 """One for each method, in the method's own module."""
 
-OTHERS: set[str] = {
-    "Axes",
-    "Cost",
-    "Entry",
-    "Method",
-    "Plan",
-    "Problem",
-    "Protocol",
-    "Recipe",
-    "Row",
-    "Rule",
-    "Score",
-    "Source",
-    "Start",
-    "Training",
-    "Transform",
-    "Work",
-}
-"""Names that are still shared, or shadow one of `typing`'s."""
-
 NOT_SHADOWED = set(typing.__all__) - {"Pattern", "Text"}
 """`typing`'s own names but for those of `re.Pattern` and `str`, which nobody takes from there."""
 
@@ -63,21 +43,18 @@ def places() -> dict[str, list[str]]:
 
 
 def test_no_two_public_classes_or_aliases_share_a_name():
-    twice = {name: files for name, files in places().items() if len(files) > 1 and name not in ALLOWED | OTHERS}
+    twice = {name: files for name, files in places().items() if len(files) > 1 and name not in ALLOWED}
     assert twice == {}, f"rename all but one of these for what they are: {twice}"
 
 
 def test_names_of_typing_are_not_shadowed():
     # `Array`, `Key` and other names of JAX's are aliases of the same thing; these would be something else.
-    shadowing = {name: files for name, files in places().items() if name in NOT_SHADOWED - OTHERS}
+    shadowing = {name: files for name, files in places().items() if name in NOT_SHADOWED}
     assert shadowing == {}, f"these are other things in `typing`: {shadowing}"
 
 
-def test_exceptions_are_still_needed():
-    found = places()
-    idle = [n for n in OTHERS if len(found.get(n, ())) < 2 and n not in NOT_SHADOWED & found.keys()]
-    assert idle == [], f"take these out of the exceptions: {idle}"
-    assert len(found["Settings"]) > 1
+def test_the_exception_is_still_needed():
+    assert len(places()["Settings"]) > 1
 
 
 def test_the_parser_sees_all_kinds():

@@ -153,8 +153,10 @@ def talk(folder):
     expect("no from 0" if me == 0 else "process 0 stopped: ValueError: no from 0", processes.only_first, "a", refuse)
     expect(
         "no from 1" if me == 1 else "process 1 stopped: ValueError: no from 1",
-        processes.together, "a", refuse if me == 1 else lambda: None,
-    )  # fmt: skip
+        processes.together,
+        "a",
+        refuse if me == 1 else lambda: None,
+    )
     processes.same("b", "alike", "try")
     expect("process 1 finds 1, process 0 0; try", processes.same, "b", str(me), "try")
     # A folder of its own for each process, where there should be one.

@@ -17,9 +17,14 @@ def encoder() -> Model:
 
     def init(key):
         shapes = {
-            "embed": (WORDS, DIM), "place": (LENGTH, DIM), "query": (DIM, DIM), "key": (DIM, DIM), "value": (DIM, DIM),
-            "up": (DIM, 16), "down": (16, DIM),
-        }  # fmt: skip
+            "embed": (WORDS, DIM),
+            "place": (LENGTH, DIM),
+            "query": (DIM, DIM),
+            "key": (DIM, DIM),
+            "value": (DIM, DIM),
+            "up": (DIM, 16),
+            "down": (16, DIM),
+        }
         keys = jax.random.split(key, len(shapes) + 1)
         params = {n: {"kernel": 0.4 * jax.random.normal(k, s)} for k, (n, s) in zip(keys, shapes.items(), strict=False)}
         params["head"] = {"kernel": 0.4 * jax.random.normal(keys[-1], (DIM, CLASSES)), "bias": jnp.zeros(CLASSES)}
@@ -40,9 +45,17 @@ def encoder() -> Model:
         return mean @ p["head"] + variables.params["head"]["bias"], variables.rest
 
     return Model(
-        config=None, init=init, apply=apply, inspect=apply, groups=(), prunable=(), resize=lambda _: encoder(),
-        with_classes=lambda _: encoder(), input_shape=(LENGTH,), num_classes=CLASSES,
-    )  # fmt: skip
+        config=None,
+        init=init,
+        apply=apply,
+        inspect=apply,
+        groups=(),
+        prunable=(),
+        resize=lambda _: encoder(),
+        with_classes=lambda _: encoder(),
+        input_shape=(LENGTH,),
+        num_classes=CLASSES,
+    )
 
 
 def tokens(key, *shape):

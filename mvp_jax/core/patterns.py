@@ -220,9 +220,11 @@ class Blocks(_Shared):
 
     def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
         return _where(
-            prunable, values, lambda x: _reduced(x.reshape(self._split(x.shape)), self._inner(x.ndim), how),
+            prunable,
+            values,
+            lambda x: _reduced(x.reshape(self._split(x.shape)), self._inner(x.ndim), how),
             np.float32(0),
-        )  # fmt: skip
+        )
 
     def _grid(self, shape: Sequence[int]) -> Sequence[int]:
         inner = self._inner(len(shape))

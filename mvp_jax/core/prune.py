@@ -319,8 +319,9 @@ def by_block(
     used = set(entries.used)
     small = entries.tree([total(x) if i in used else x for i, x in enumerate(entries.scores)])
     ties = entries.ties and entries.tree([total(x) if i in used else x for i, x in enumerate(entries.ties)])
-    chosen = by_leaf(small, keep, within=entries.tree([some(i) for i in range(len(entries.names))]),
-                     tie_break=ties, method=method)  # fmt: skip
+    chosen = by_leaf(
+        small, keep, within=entries.tree([some(i) for i in range(len(entries.names))]), tie_break=ties, method=method
+    )
 
     def widen(m: Array) -> Array:
         for a, b in enumerate(block, start=m.ndim - len(block)):

@@ -63,8 +63,11 @@ def geometric(step: Number, steps: Number, final_sparsity: Number, initial_spars
     """
     return _run(
         lambda xp, t, end, start: 1.0 - (1.0 - start) * xp.power((1.0 - end) / (1.0 - start), t),
-        step, steps, final_sparsity, initial_sparsity,
-    )  # fmt: skip
+        step,
+        steps,
+        final_sparsity,
+        initial_sparsity,
+    )
 
 
 def cubic(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:
@@ -79,8 +82,11 @@ def cubic(step: Number, steps: Number, final_sparsity: Number, initial_sparsity:
     """
     return _run(
         lambda xp, t, end, start: end + (start - end) * (1.0 - t) ** 3,
-        step, steps, final_sparsity, initial_sparsity,
-    )  # fmt: skip
+        step,
+        steps,
+        final_sparsity,
+        initial_sparsity,
+    )
 
 
 def linear(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:
@@ -93,8 +99,11 @@ def linear(step: Number, steps: Number, final_sparsity: Number, initial_sparsity
     """
     return _run(
         lambda xp, t, end, start: start + (end - start) * t,
-        step, steps, final_sparsity, initial_sparsity,
-    )  # fmt: skip
+        step,
+        steps,
+        final_sparsity,
+        initial_sparsity,
+    )
 
 
 def constant(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +41,65 @@ class Stacked(NamedTuple):
 
 
 def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
-    """Prunes the pre-trained model for every source task, a chunk at a time; continues a bank that is there."""
-    setting, sizes = plan.setting, plan.sizes
-    settings = {
+    """Prunes the pre-trained model for every source task, a chunk at a time; goes on with a bank that is there.
+
+    Args:
+        plan: of the job.
+        variables: of the pre-trained model.
+        work: the folder that holds, or is to hold, the folder `bank`.
+
+    Returns:
+        The bank in memory.
+
+    Raises:
+        ValueError: for a bank of another model or of other settings, or if fewer than two tasks did not diverge.
+    """
+    mark, lost = banks.fingerprint(variables), work / "diverged"
+    make = functools.partial(banks.create, work / "bank", fingerprint=mark, settings=_settings_of(plan), exist_ok=True)
+    processes.only_first("bank", make)
+    bank = make()
+    missing = [
+        (i, t)
+        for i, t in enumerate(plan.setting.bank_tasks)
+        if not banks.has(bank, t.name) and not (lost / f"{t.name}.json").exists()
+    ]
+    processes.barrier("bank listed")  # or one would miss what another has added meanwhile, and share otherwise
+    missing = processes.share(missing)
+    template = plan.problem(variables, batch_of(_images(plan, plan.setting.bank_tasks[0]).train))
+    cost = ifp.cost_of_search(template, plan.search)
+    with (
+        records.progress(len(plan.setting.bank_tasks), "bank of pruned models") as advance,
+        plan.board(work / "board" / "bank") as board,
+    ):
+        advance(len(plan.setting.bank_tasks) - len(missing))
+        for part, found, accuracy in _pruned(plan, template, missing):
+            for j, (i, task) in enumerate(part):
+                own = jax.tree.map(lambda leaf, j=j: leaf[j], found)
+                if not own.alive:
+                    records.write_json(lost / f"{task.name}.json", {"task": task.name, "classes": list(task.classes)})
+                    records.say(
+                        f"{task.name} diverged and is left out of the bank; lower bank.learning_rate to have it"
+                    )
+                    continue
+                entry = banks.BankEntry(
+                    task=task.name,
+                    classes=task.classes,
+                    fingerprint=mark,
+                    ratio=plan.ratio,
+                    accuracy=float(accuracy[j]),
+                    cost=cost,
+                )
+                banks.add(bank, entry, {"variables": own.slim, "units": own.units, "saliency": own.saliency})
+                if board is not None:
+                    board.write(step=i, accuracy=accuracy[j])
+            advance(len(part), f"accuracy {float(np.mean(accuracy[: len(part)])):.1%}")
+    processes.barrier("bank built")
+    return _stacked(plan, variables, bank)
+
+
+def _settings_of(plan: FewShotPlan) -> dict[str, Any]:
+    """What a bank is made with: a folder that holds one of other settings is refused."""
+    return {
         "ratio": plan.ratio,
         "groups": [g.name for g in plan.groups],
         "rounds": plan.search.rounds,
@@ -54,94 +110,55 @@ def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
         "learning_rate": plan.search.tuning.learning_rate,
         "optimizer": plan.search.tuning.optimizer,
         "batch": plan.search.tuning.batch,
-        "images": sizes.source_images,
-        "classes_per_task": sizes.classes_per_task,
+        "images": plan.sizes.source_images,
+        "classes_per_task": plan.sizes.classes_per_task,
         "seed": plan.seed,
     }
-    mark = banks.fingerprint(variables)
-    make = functools.partial(banks.create, work / "bank", fingerprint=mark, settings=settings, exist_ok=True)
-    processes.only_first("bank", make)
-    bank = make()
 
-    def images(task: tasks.Task) -> tasks.TaskData:
-        return tasks.materialise(
-            task, setting.pools.source, shots=sizes.source_images, valid_from=setting.pools.valid, seed=plan.seed
-        )
 
-    lost = work / "diverged"
-    missing = [
-        (i, t)
-        for i, t in enumerate(setting.bank_tasks)
-        if not banks.has(bank, t.name) and not (lost / f"{t.name}.json").exists()
-    ]
-    processes.barrier("bank listed")  # or one would miss what another has added meanwhile, and share otherwise
-    missing = processes.share(missing)
-    template = plan.problem(variables, batch_of(images(setting.bank_tasks[0]).train))
-    spent = ifp.cost_of_search(template, plan.search)
-    with (
-        records.progress(len(setting.bank_tasks), "bank of pruned models") as advance,
-        plan.board(work / "board" / "bank") as board,
-    ):
-        advance(len(setting.bank_tasks) - len(missing))
-        size = min(plan.at_once, len(setting.bank_tasks))
-        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+def _images(plan: FewShotPlan, task: tasks.Task) -> tasks.TaskData:
+    """The images of a source task."""
+    pools, shots = plan.setting.pools, plan.sizes.source_images
+    return tasks.materialise(task, pools.source, shots=shots, valid_from=pools.valid, seed=plan.seed)
 
-        def load(part: list[tuple[int, tasks.Task]]) -> tuple[Batch, Batch, Array]:
-            # A smaller chunk would compile anew, and round otherwise, so that a continued bank were another one than
-            # an uninterrupted; it is filled up and the surplus dropped.
-            filled = part + part[:1] * (size - len(part))
-            stacked = tasks.stack([images(t) for _, t in filled])
-            keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed + 1), i) for i, _ in filled])
-            return batch_of(stacked.train), batch_of(stacked.valid), keys
 
-        # Only the images of this chunk and the next are on the device.
-        loaded = prefetch.prefetch(parts, place=load, ahead=1)
-        for part, members in zip(parts, loaded, strict=True):
-            found, accuracy = population.over(
-                _Entry(plan.search),
-                *members,
-                shared=(template,),
-                mapping=plan.mapping,
-                mesh=plan.mesh,
-            )
-            found, accuracy = jax.tree.map(np.asarray, (found, accuracy))
-            for j, (i, task) in enumerate(part):
-                own = jax.tree.map(lambda leaf, j=j: leaf[j], found)
-                if not own.alive:
-                    records.write_json(lost / f"{task.name}.json", {"task": task.name, "classes": list(task.classes)})
-                    records.say(
-                        f"{task.name} diverged and is left out of the bank; lower bank.learning_rate to have it"
-                    )
-                    continue
-                banks.add(
-                    bank,
-                    banks.BankEntry(
-                        task=task.name,
-                        classes=task.classes,
-                        fingerprint=mark,
-                        ratio=plan.ratio,
-                        accuracy=float(accuracy[j]),
-                        cost=spent,
-                    ),
-                    {"variables": own.slim, "units": own.units, "saliency": own.saliency},
-                )
-                if board is not None:
-                    board.write(step=i, accuracy=accuracy[j])
-            advance(len(part), f"accuracy {float(np.mean(accuracy[: len(part)])):.1%}")
-    processes.barrier("bank built")
-    task_of = {t.name: t for t in setting.bank_tasks}
+def _pruned(
+    plan: FewShotPlan, template: few_shot.FewShotProblem, missing: list[tuple[int, tasks.Task]]
+) -> Iterator[tuple[list[tuple[int, tasks.Task]], ifp.Found, np.ndarray]]:
+    """Chunks of the missing tasks, each with its pruned models and their accuracies, which lead with a task."""
+    size = min(plan.at_once, len(plan.setting.bank_tasks))
+    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+
+    def load(part: list[tuple[int, tasks.Task]]) -> tuple[Batch, Batch, Array]:
+        # A smaller chunk would compile anew, and round otherwise, so that a continued bank were another one than an
+        # uninterrupted; it is filled up and the surplus dropped.
+        filled = part + part[:1] * (size - len(part))
+        stacked = tasks.stack([_images(plan, t) for _, t in filled])
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed + 1), i) for i, _ in filled])
+        return batch_of(stacked.train), batch_of(stacked.valid), keys
+
+    # Only the images of this chunk and the next are on the device.
+    for part, members in zip(parts, prefetch.prefetch(parts, place=load, ahead=1), strict=True):
+        found = population.over(_Entry(plan.search), *members, shared=(template,), mapping=plan.mapping, mesh=plan.mesh)
+        yield part, *jax.tree.map(np.asarray, found)
+
+
+def _stacked(plan: FewShotPlan, variables: Variables, bank: banks.Bank) -> Stacked:
+    """The entries of the plan's tasks in memory."""
+    task_of = {t.name: t for t in plan.setting.bank_tasks}
     entries = [e for e in banks.entries(bank) if e.task in task_of]
     if len(entries) < 2:
         raise ValueError(f"a bank of {len(entries)} tasks cannot vote; set bank.tasks to at least 2")
+    prototypes = None
+    if plan.similarity == "prototype":
+        prototypes = _prototypes(plan, variables, [_images(plan, task_of[e.task]).train for e in entries])
     return Stacked(
         slim=jax.tree.map(jnp.asarray, banks.weights(entries)),
         entries=entries,
         units=jax.tree.map(jnp.asarray, banks.ballots(entries)),
         saliency=jax.tree.map(jnp.asarray, banks.stacked(entries, "saliency")),
-        prototypes=_prototypes(plan, variables, [images(task_of[e.task]).train for e in entries])
-        if plan.similarity == "prototype"
-        else None,
-        images=lambda name: images(task_of[name]),
+        prototypes=prototypes,
+        images=lambda name: _images(plan, task_of[name]),
     )
 
 

@@ -6,7 +6,7 @@ written when it is done, so that a killed job goes on where it stopped.
 """
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import Line, Pruned, few_shot
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.parallel import processes
-from mvp_jax.storage import records
+from mvp_jax.storage import records, resume
 from mvp_jax.train import evaluation, population
 
 
@@ -173,9 +173,7 @@ def run_line(
     return Outcome(pruned, model, accuracy)
 
 
-def rows_of(
-    method: str, ratio: float, members: list[tuple[str, int]], outcome: Outcome, line: Line
-) -> list[dict[str, Any]]:
+def rows_of(method: str, ratio: float, members: list[tuple[str, int]], outcome: Outcome) -> list[dict[str, Any]]:
     """Returns a row of the results table for each look, split and member.
 
     Args:
@@ -183,7 +181,6 @@ def rows_of(
         ratio: share of the units that is removed.
         members: `(target, seed)` of those whose rows are wanted, the first of the chunk.
         outcome: of the chunk.
-        line: of the registry.
     """
     looks = outcome.pruned.looks
     of = cost.of(outcome.model, jax.tree.map(lambda leaf: leaf[0], next(iter(looks.values())).variables))
@@ -217,36 +214,43 @@ def compare(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) 
         problem = dataclasses.replace(problem, universal=universal.learn(plan, variables, bank, work))
     size = min(plan.at_once, len(names))
     starts = list(range(0, len(names), size))
-    own = processes.share(starts)
+    own, rows = processes.share(starts), {}
     with records.progress(len(plan.lines) * len(own), "pruning the targets by every method") as advance:
         for start in own:
             here = names[start : start + size]
             # A last, smaller chunk would compile everything anew; it is filled up and the surplus dropped.
             index = np.array([start + i if i < len(here) else start for i in range(size)])
             part = jax.tree.map(lambda leaf, r=index: leaf[r], members)
-            for method, line in plan.lines.items():
-                path = _row_file(work, method, start)
-                if not path.exists():
-                    outcome = run_line(line, plan.defaults, problem, part, mapping=plan.mapping, mesh=plan.mesh)
-                    _say_diverged(method, here, outcome)
-                    if method == plan.deliver:
-                        few_shot_report.deliver(plan, problem, outcome.model, outcome.pruned, here, part.train, work)
-                    records.write_json(path, rows_of(method, plan.ratio, here, outcome, line))
+            for method in plan.lines:
+                make = functools.partial(_rows, plan, method, problem, part, here, work)
+                rows[start, method] = resume.json_or_make(_row_file(work, method, start), make)
                 advance(1, method)
     processes.barrier("compared")
     return [
         row
         for start in starts
         for method in plan.lines
-        for row in json.loads(_row_file(work, method, start).read_text())
+        for row in rows.get((start, method)) or records.read_json(_row_file(work, method, start))
     ]
+
+
+def _rows(
+    plan: FewShotPlan,
+    method: str,
+    problem: few_shot.FewShotProblem,
+    members: Members,
+    names: list[tuple[str, int]],
+    work: Path,
+) -> list[dict[str, Any]]:
+    """The rows of one method on a chunk of members; its slim models are written if they are those to deliver."""
+    outcome = run_line(plan.lines[method], plan.defaults, problem, members, mapping=plan.mapping, mesh=plan.mesh)
+    for (target, seed), alive in zip(names, np.asarray(outcome.pruned.alive), strict=False):
+        if not alive:
+            records.say(f"{method} diverged on {target}, seed {seed}; its row is of the last finite weights")
+    if method == plan.deliver:
+        few_shot_report.deliver(plan, problem, outcome.model, outcome.pruned, names, members.train, work)
+    return rows_of(method, plan.ratio, names, outcome)
 
 
 def _row_file(work: Path, method: str, start: int) -> Path:
     return work / "rows" / f"{method}-{start:04d}.json"
-
-
-def _say_diverged(method: str, names: list[tuple[str, int]], outcome: Outcome) -> None:
-    for (target, seed), alive in zip(names, np.asarray(outcome.pruned.alive), strict=False):
-        if not alive:
-            records.say(f"{method} diverged on {target}, seed {seed}; its row is of the last finite weights")

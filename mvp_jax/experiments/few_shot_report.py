@@ -17,7 +17,7 @@ from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import Pruned, few_shot
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.reports import model_plots, plots
-from mvp_jax.storage import checkpoint, event_files, files, records
+from mvp_jax.storage import checkpoint, event_files, files, records, resume
 
 _STUDIED = 128
 """Images of each task by which the overlap study measures similarity: every pair of tasks takes a forward pass."""
@@ -27,10 +27,18 @@ _FEWEST_PAIRS = 20
 
 
 def study_overlap(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> None:
-    """Do similar tasks keep the same units? Overlap by depth, pairs binned by similarity and by shared classes."""
-    done = work / "overlap.json"
-    if files.exists(done):
-        return
+    """Writes whether similar tasks keep the same units: overlap by depth, for pairs by similarity and shared classes.
+
+    Args:
+        plan: of the job.
+        variables: of the pre-trained model.
+        bank: all of its entries.
+        work: the folder of the run, in which `overlap.json` and its pictures are written once.
+    """
+    resume.json_or_make(work / "overlap.json", lambda: _overlaps(plan, variables, bank, work))
+
+
+def _overlaps(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> dict[str, Any]:
     # Classes take turns in a task's images, so the first ones are a balanced sample.
     sample = [
         sources.take(d.train, np.arange(min(len(d.train.y), _STUDIED)))
@@ -58,7 +66,7 @@ def study_overlap(plan: FewShotPlan, variables: Variables, bank: Stacked, work: 
     both = (near + near.T)[pairs] / 2
     varied = np.ptp(both) > 0 and np.ptp(shared[pairs]) > 0  # constants have no correlation
     correlation = float(np.corrcoef(both, shared[pairs])[0, 1]) if varied else None
-    records.write_json(done, {"similarity_with_shared_classes": correlation, **tables})
+    return {"similarity_with_shared_classes": correlation, **tables}
 
 
 def deliver(

@@ -79,9 +79,11 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         undecayed=frozen,
     )
     base = isp.Settings(
-        **{**given, "diversity": weak_members.Diversity(**given["diversity"])}, training=training,
-        mapping=config.mapping, mesh=devices(config),
-    )  # fmt: skip
+        **{**given, "diversity": weak_members.Diversity(**given["diversity"])},
+        training=training,
+        mapping=config.mapping,
+        mesh=devices(config),
+    )
     sizes, sparsities = config.tasks.to_dict(), tuple(config.sparsities)
     if sizes["shots"] is None:  # all that the scarcest class can give
         sizes["shots"] = int(np.unique(start["setting"].pools.target.y, return_counts=True)[1].min())

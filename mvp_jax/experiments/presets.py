@@ -39,9 +39,20 @@ TEMPLATES = {
 2021, arXiv:2103.00020, and the list of prompts with the code)."""
 
 ISP_LINES = (
-    "unpruned", "magnitude", "gradual_main", "gradual", "imp", "isp", "isp_one", "isp_score", "isp_union",
-    "isp_majority", "isp_soup", "isp_published", "instant_soup",
-)  # fmt: skip
+    "unpruned",
+    "magnitude",
+    "gradual_main",
+    "gradual",
+    "imp",
+    "isp",
+    "isp_one",
+    "isp_score",
+    "isp_union",
+    "isp_majority",
+    "isp_soup",
+    "isp_published",
+    "instant_soup",
+)
 """Of the methods for a sparsity: the vote and its rules, its controls, soups, and what they have to beat."""
 
 

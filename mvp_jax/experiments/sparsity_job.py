@@ -5,9 +5,10 @@ stopped. A mask is judged twice: end to end, and alone: put on the pre-trained w
 long as every method's are.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +26,7 @@ from mvp_jax.experiments.setup import Setting, batch_of
 from mvp_jax.methods import registry, sparse
 from mvp_jax.models.api import replace_head
 from mvp_jax.parallel import processes
-from mvp_jax.storage import checkpoint, records
+from mvp_jax.storage import checkpoint, records, resume
 from mvp_jax.train import evaluation, metrics, probe
 
 Case: TypeAlias = tuple[str, float, str, int]
@@ -41,9 +42,15 @@ def problems(
     found = {}
     for target, seed in itertools.product(setting.targets, range(plan.seeds)):
         own = tasks.materialise(
-            target, setting.pools.target, shots=sizes.shots, valid=sizes.valid, test=sizes.test,
-            valid_from=setting.pools.valid, test_from=setting.pools.test, seed=plan.seed + seed,
-        )  # fmt: skip
+            target,
+            setting.pools.target,
+            shots=sizes.shots,
+            valid=sizes.valid,
+            test=sizes.test,
+            valid_from=setting.pools.valid,
+            test_from=setting.pools.test,
+            seed=plan.seed + seed,
+        )
         data = batch_of(own.train)
         if plan.zero_shot is None:
             start = probe.fit_head(model, body, data)
@@ -51,11 +58,15 @@ def problems(
             start = replace_head(body, model, kernel=jnp.asarray(plan.zero_shot[:, list(target.classes)]))
         found[target.name, seed] = (
             sparse.SparsityProblem(
-                model=model, variables=start, train=data, valid=batch_of(own.valid), sparsity=plan.sparsities[0],
+                model=model,
+                variables=start,
+                train=data,
+                valid=batch_of(own.valid),
+                sparsity=plan.sparsities[0],
                 pattern=plan.pattern,
             ),
             own,
-        )  # fmt: skip
+        )
     return found
 
 
@@ -74,11 +85,10 @@ def run(plan: SparsityPlan, variables: Variables, work: Path) -> list[dict[str, 
     own = processes.share(cases)
     with records.progress(len(own), "pruning the targets by every method") as advance:
         for case in own:
-            if not row_file(work, case).exists():
-                _one(plan, made, case, flops, work)
+            resume.json_or_make(row_file(work, case), functools.partial(_one, plan, made, case, flops, work))
             advance(1, f"{case[0]} {case[1]:.0%}")
     processes.barrier("tried")
-    return [row for case in cases for row in json.loads(row_file(work, case).read_text())["rows"]]
+    return [row for case in cases for row in records.read_json(row_file(work, case))["rows"]]
 
 
 def row_file(work: Path, case: Case) -> Path:
@@ -93,8 +103,8 @@ def _one(
     case: Case,
     flops: cost.Cost,
     work: Path,
-) -> None:
-    """Runs one method once, and writes its rows and mask."""
+) -> dict[str, Any]:
+    """Runs one method once and writes its mask; its rows, and the share that it keeps of each leaf."""
     method, sparsity, target, seed = case
     template, data = made[target, seed]
     problem = dataclasses.replace(template, sparsity=sparsity)
@@ -104,22 +114,25 @@ def _one(
     )
     # Streams depend on target and seed alone: methods see the same batches where they train alike.
     key = jax.random.fold_in(jax.random.key(plan.seed + 2), 1000 * _index(plan.setting, target) + seed)
+    folder = work / "running" / row_file(work, case).stem
     start = time.perf_counter()
-    if plan.keep_rounds:
-        folder = work / "running" / row_file(work, case).stem
-        with checkpoint.Checkpoints(folder, keep=1, alone=True) as saved:
-            got = line.run(problem, settings, key, saved=saved)
-    else:
-        got = line.run(problem, settings, key)
+    with checkpoint.Checkpoints(folder, keep=1, alone=True) if plan.keep_rounds else contextlib.nullcontext() as saved:
+        got = line.run(problem, settings, key, saved=saved)
     jax.block_until_ready(got.variables)
-    seconds = time.perf_counter() - start
-    spent = got.spent
+    seconds, spent = time.perf_counter() - start, got.spent
     shared = {
-        "target": target, "seed": seed, "method": method, "ratio": sparsity if method != "unpruned" else 0.0,
-        "steps": plan.base.training.steps, "params": int(masks.count(got.masks, got.variables.params)),
-        "flops": flops.flops, "cost_steps": spent.steps, "cost_examples": spent.examples,
-        "cost_flops": 3 * flops.flops * spent.examples, "seconds": round(seconds, 3),
-    }  # fmt: skip
+        "target": target,
+        "seed": seed,
+        "method": method,
+        "ratio": sparsity if method != "unpruned" else 0.0,
+        "steps": plan.base.training.steps,
+        "params": int(masks.count(got.masks, got.variables.params)),
+        "flops": flops.flops,
+        "cost_steps": spent.steps,
+        "cost_examples": spent.examples,
+        "cost_flops": 3 * flops.flops * spent.examples,
+        "seconds": round(seconds, 3),
+    }
     if not bool(got.alive):
         records.say(f"{method} diverged on {target}, seed {seed}; its row is of the last finite weights")
     rows = [shared | {"view": "whole"} | judged for judged in _judged(plan, got.variables, data)]
@@ -127,7 +140,7 @@ def _one(
         alone = _alone(problem, plan.base.training, got.masks, key)
         rows += [shared | {"view": "mask"} | judged for judged in _judged(plan, alone, data)]
     _write_mask(mask_file(work, case), problem, got.masks)
-    records.write_json(row_file(work, case), {"rows": rows, "kept": _density(problem, got.masks)})
+    return {"rows": rows, "kept": _density(problem, got.masks)}
 
 
 def _index(setting: Setting, name: str) -> int:

@@ -51,12 +51,16 @@ def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
                 found.setdefault((method, sparsity, entry["leaf"]), []).append((entry["cosine"], entry["iou"]))
     return [
         {
-            "method": method, "ratio": sparsity, "leaf": leaf, "reference": plan.reference,
-            "cosine": float(np.mean([c for c, _ in pairs])), "iou": float(np.mean([i for _, i in pairs])),
+            "method": method,
+            "ratio": sparsity,
+            "leaf": leaf,
+            "reference": plan.reference,
+            "cosine": float(np.mean([c for c, _ in pairs])),
+            "iou": float(np.mean([i for _, i in pairs])),
             "n": len(pairs),
         }
         for (method, sparsity, leaf), pairs in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def densities(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
@@ -101,8 +105,10 @@ def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
             of_metric = reports.to_markdown(found, plan.ours).replace("accuracy %", f"100 × {name}")
             text += [f"\n## End to end, {name}\n", of_metric]
     if alone:
-        text += ["\n## The masks alone, on the pre-trained weights\n",
-                 reports.to_markdown(reports.summary(alone, plan.ours), plan.ours)]  # fmt: skip
+        text += [
+            "\n## The masks alone, on the pre-trained weights\n",
+            reports.to_markdown(reports.summary(alone, plan.ours), plan.ours),
+        ]
     records.write_text(work / "results.md", "\n".join(text))
     for name, likeness in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):
         records.write_json(work / f"{name}.json", likeness)

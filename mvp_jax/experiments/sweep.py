@@ -35,12 +35,30 @@ from mvp_jax.storage import files, records
 
 _LATER = {
     "pretrain": (
-        "bank", "chunk", "examples", "isp", "keep_rounds", "masks_alone", "methods", "ours", "pattern", "prune",
-        "reference", "reptile", "round_steps", "sparsities", "steps", "targets", "templates", "train", "tune", "vote",
+        "bank",
+        "chunk",
+        "examples",
+        "isp",
+        "keep_rounds",
+        "masks_alone",
+        "methods",
+        "ours",
+        "pattern",
+        "prune",
+        "reference",
+        "reptile",
+        "round_steps",
+        "sparsities",
+        "steps",
+        "targets",
+        "templates",
+        "train",
+        "tune",
+        "vote",
         "weak",
     ),
     "bank": ("bank.similarity", "methods", "reptile", "steps", "targets", "vote", "weak"),
-}  # fmt: skip
+}
 """Settings that come into play only after the pre-training, or the bank: runs that differ in nothing else share it."""
 
 _FINISHED = "finished.json"
@@ -320,10 +338,16 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, mos
     for i, method in enumerate(methods):
         found = [(x, best[method][at]) for x, at in enumerate(places) if at in best[method]]
         axes.errorbar(
-            [x + 0.03 * (i - (len(methods) - 1) / 2) for x, _ in found], [100 * r["valid"] for _, r in found],
-            yerr=[100 * (r["sd"] or 0.0) for _, r in found], color=plots.COLOURS[i], marker=plots.MARKERS[i],
-            markersize=4, linewidth=1.2, capsize=2, label=method,
-        )  # fmt: skip
+            [x + 0.03 * (i - (len(methods) - 1) / 2) for x, _ in found],
+            [100 * r["valid"] for _, r in found],
+            yerr=[100 * (r["sd"] or 0.0) for _, r in found],
+            color=plots.COLOURS[i],
+            marker=plots.MARKERS[i],
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            label=method,
+        )
     axes.set_xticks(range(len(places)), [str(_cell(json.loads(v))) for v in places])
     axes.set_xlabel(setting)
     axes.set_ylabel("validation accuracy (%)")

@@ -16,8 +16,7 @@ from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import few_shot
 from mvp_jax.methods.few_shot import reptile
 from mvp_jax.models.api import replace_head
-from mvp_jax.parallel import processes
-from mvp_jax.storage import files, records
+from mvp_jax.storage import records, resume
 
 
 def learn(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> few_shot.Start:
@@ -25,11 +24,8 @@ def learn(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) ->
 
     Learned once, by process 0, and kept in `work/universal`.
     """
-    folder = work / "universal"
 
-    def make() -> None:
-        if files.complete(folder, "model.json"):
-            return
+    def make(folder: Path) -> None:
         settings = plan.universal
         # No more tasks than can be drawn need to be on the device.
         names = [e.task for e in bank.entries][: settings.outer_steps * settings.tasks]
@@ -41,11 +37,13 @@ def learn(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) ->
         slim = compact.cut(start.variables, plan.groups, start.units, sizes=dict(plan.keep))
         pretrained.save(folder, plan.slim, slim, units=start.units)
 
-    processes.only_first("universal", make)
-    kept = {
-        name: jnp.asarray(np.isin(np.arange(group["of"]), group["kept"]))
-        for name, group in pretrained.describe(folder)["kept"].items()
-    }
-    slim = jax.tree.map(jnp.asarray, pretrained.reload(folder)[1])
-    like = replace_head(variables, plan.task_model)
-    return few_shot.Start(compact.embed(slim, plan.groups, kept, like), kept)
+    def read(folder: Path) -> few_shot.Start:
+        kept = {
+            name: jnp.asarray(np.isin(np.arange(group["of"]), group["kept"]))
+            for name, group in pretrained.describe(folder)["kept"].items()
+        }
+        slim = jax.tree.map(jnp.asarray, pretrained.reload(folder)[1])
+        like = replace_head(variables, plan.task_model)
+        return few_shot.Start(compact.embed(slim, plan.groups, kept, like), kept)
+
+    return resume.done_or_make(work / "universal", make, read, marker="model.json", first="universal")

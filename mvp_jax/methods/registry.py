@@ -15,12 +15,12 @@ from mvp_jax.methods.line import Line
 from mvp_jax.methods.sparse import lines as sparse_lines
 from mvp_jax.models.api import Model
 
-Kind = Literal["few_shot", "sparse"]
+ProblemKind = Literal["few_shot", "sparse"]
 
-TABLES: dict[Kind, dict[str, Line]] = {"few_shot": few_shot_lines.LINES, "sparse": sparse_lines.LINES}
+TABLES: dict[ProblemKind, dict[str, Line]] = {"few_shot": few_shot_lines.LINES, "sparse": sparse_lines.LINES}
 """The lines of each kind of problem, in the order in which tables show them."""
 
-PROBLEMS: dict[Kind, type] = {"few_shot": few_shot.FewShotProblem, "sparse": sparse.SparsityProblem}
+PROBLEMS: dict[ProblemKind, type] = {"few_shot": few_shot.FewShotProblem, "sparse": sparse.SparsityProblem}
 """What methods of each kind prune."""
 
 
@@ -51,7 +51,7 @@ class UnknownMethodError(KeyError, ValueError):
         return str(self.args[0])
 
 
-def line(name: str, kind: Kind | None = None) -> Line:
+def line(name: str, kind: ProblemKind | None = None) -> Line:
     """Returns the line of a method.
 
     Args:
@@ -87,12 +87,12 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def suited(kind: Kind, model: Model) -> list[str]:
+def suited(kind: ProblemKind, model: Model) -> list[str]:
     """Returns the names of all methods of a kind that can prune a model, in the order of the table."""
     return [name for name, found in TABLES[kind].items() if found.suits(model)]
 
 
-def chosen(kind: Kind, names: Iterable[str], model: Model) -> dict[str, Line]:
+def chosen(kind: ProblemKind, names: Iterable[str], model: Model) -> dict[str, Line]:
     """Returns the lines of the named methods; of all that suit the model if none is named.
 
     Args:

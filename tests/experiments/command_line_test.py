@@ -40,9 +40,13 @@ def test_good_settings_arrive(tmp_path):
     rest, config = parsed(tmp_path, *words, "--config.size=4", "--config.train.rate=2", "more", arg=":mvp")
     assert rest == ["main", "more"]
     assert config.to_dict() == {
-        "job": "mvp", "fast": True, "steps": (1, 2, 3), "names": ("a",), "size": 4,
+        "job": "mvp",
+        "fast": True,
+        "steps": (1, 2, 3),
+        "names": ("a",),
+        "size": 4,
         "train": {"steps": 7, "rate": 2.0, "name": "sgd"},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -120,10 +124,19 @@ def test_a_dict_of_settings_is_checked_alike():
 
 def test_the_command_ends_with_one_line_and_status_1(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "mvp_jax.main", "--config=configs/mvp.py:runlocal", "--config.pretrain.stps=3",
-         f"--workdir={tmp_path / 'run'}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "mvp_jax.main",
+            "--config=configs/mvp.py:runlocal",
+            "--config.pretrain.stps=3",
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("error: the config has no 'pretrain.stps'; did you mean 'pretrain.steps'")

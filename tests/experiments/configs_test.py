@@ -26,31 +26,51 @@ STUDIES = {
     "isp_ablations": ("members", "vote", "interval", "diversity"),
 }
 FULL = [
-    ("compare", ""), ("compare", "data=docstrings"), ("compare", "data=npz,model=resnet8_distiller"),
-    ("isp", ""), ("isp", "data=docstrings"), ("isp_bert", ""), ("isp_clip", ""),
-    ("mvp", ""), ("mvp", "model=vit"), ("mvp", "data=npz,model=resnet8_distiller"),
-    ("mvp_imagenet", ""), ("mvp_imagenet", "model=deit_small,classes=20,ratio=0.5"),
+    ("compare", ""),
+    ("compare", "data=docstrings"),
+    ("compare", "data=npz,model=resnet8_distiller"),
+    ("isp", ""),
+    ("isp", "data=docstrings"),
+    ("isp_bert", ""),
+    ("isp_clip", ""),
+    ("mvp", ""),
+    ("mvp", "model=vit"),
+    ("mvp", "data=npz,model=resnet8_distiller"),
+    ("mvp_imagenet", ""),
+    ("mvp_imagenet", "model=deit_small,classes=20,ratio=0.5"),
     ("mvp_imagenet", "data=tiny_imagenet,model=resnet18"),
-    ("pretrain", ""), ("pretrain", "model=vit"), ("pretrain", "method=simsiam"), ("pretrain", "recipe=vit,model=vit"),
-    ("pretrain", "data=cifar100,model=resnet18"), ("pretrain", "data=cifar100,model=resnet18,method=simsiam"),
-    ("pretrain", "data=imagenet,model=deit_small,recipe=vit"), ("pretrain", "data=imagenet,model=resnet50"),
+    ("pretrain", ""),
+    ("pretrain", "model=vit"),
+    ("pretrain", "method=simsiam"),
+    ("pretrain", "recipe=vit,model=vit"),
+    ("pretrain", "data=cifar100,model=resnet18"),
+    ("pretrain", "data=cifar100,model=resnet18,method=simsiam"),
+    ("pretrain", "data=imagenet,model=deit_small,recipe=vit"),
+    ("pretrain", "data=imagenet,model=resnet50"),
     ("pretrain", "data=eurosat,model=resnet18"),
     *(("isp_bert", f"data={task}") for task in papers.TEXTS),
     *(("isp_clip", f"data={data}") for data in papers.CLIP_TEMPLATES),
-    *(("mvp_cifar100", f"pretraining={how},targets={where},classes={classes},ratio=0.9")
-      for how, where, classes in itertools.product(("supervised", "simsiam"), ("cifar100", "cub200", "pets"), (5, 10))),
+    *(
+        ("mvp_cifar100", f"pretraining={how},targets={where},classes={classes},ratio=0.9")
+        for how, where, classes in itertools.product(("supervised", "simsiam"), ("cifar100", "cub200", "pets"), (5, 10))
+    ),
     ("mvp_cifar100", "classes=20"),
     *((name, f"study={study}") for name, studies in STUDIES.items() for study in studies),
     *(("mvp_ablations", f"data=cifar100,study={study}") for study in STUDIES["mvp_ablations"]),
-]  # fmt: skip
+]
 LOCAL = [
-    ("compare", "runlocal"), ("isp", "runlocal"), ("isp_bert", "data=mrpc,runlocal"),
-    ("isp_clip", "data=svhn,runlocal"), ("mvp", "runlocal"), ("mvp_cifar100", "targets=cub200,runlocal"),
-    ("mvp_imagenet", "model=deit_small,runlocal"), ("pretrain", "data=cifar100,model=resnet18,runlocal"),
+    ("compare", "runlocal"),
+    ("isp", "runlocal"),
+    ("isp_bert", "data=mrpc,runlocal"),
+    ("isp_clip", "data=svhn,runlocal"),
+    ("mvp", "runlocal"),
+    ("mvp_cifar100", "targets=cub200,runlocal"),
+    ("mvp_imagenet", "model=deit_small,runlocal"),
+    ("pretrain", "data=cifar100,model=resnet18,runlocal"),
     ("pretrain", "data=imagenet,model=deit_small,runlocal"),
     ("pretrain", "data=cifar100,model=resnet18,method=simsiam,runlocal"),
     *((name, f"study={study},runlocal") for name, studies in STUDIES.items() for study in studies),
-]  # fmt: skip
+]
 
 
 def flat(config, before=""):
@@ -119,16 +139,24 @@ def faked(monkeypatch):
         known = catalog.find(name)
         # Their small copies: neither fields nor classes depend on the size.
         return stand_in(
-            name, classes=known.classes, size=min(known.size, 32), channels=known.channels, test=known.test is not None,
+            name,
+            classes=known.classes,
+            size=min(known.size, 32),
+            channels=known.channels,
+            test=known.test is not None,
             each=10 if known.classes > 100 else 40,
-        )  # fmt: skip
+        )
 
     def texts(name, path, tokenizer, *, length, vocabulary):
         assert vocabulary > 90  # what the model has embeddings for
         y = (np.arange(400) % glue.task(name).classes).astype(np.int32)
         x = np.random.default_rng(0).integers(5, 90, (400, length)).astype(np.int32)
-        return sources.Source(name=name, train=sources.Arrays(x, y), test=sources.Arrays(x[:200] + 1, y[:200]),
-                              class_names=glue.task(name).labels)  # fmt: skip
+        return sources.Source(
+            name=name,
+            train=sources.Arrays(x, y),
+            test=sources.Arrays(x[:200] + 1, y[:200]),
+            class_names=glue.task(name).labels,
+        )
 
     monkeypatch.setattr(pools, "_pictures", picture)
     monkeypatch.setattr(pools.glue, "source", texts)

@@ -123,7 +123,7 @@ def test_rows_say_what_passed_through():
     few = members()._replace(train=jax.tree.map(lambda leaf: leaf[:, :15], members().train))
     names = [("one", 0), ("two", 0)]
     for name, before in (("mvp", 4 * 15 // 3), ("dense", 0)):
-        rows = few_shot_job.rows_of(name, 0.5, names, run(name, few), registry.line(name))
+        rows = few_shot_job.rows_of(name, 0.5, names, run(name, few))
         assert {(r["steps"], r["cost_examples"]) for r in rows} == {(at, before + at * 8) for at in STEPS}
         assert {(r["target"], r["seed"], r["method"], r["ratio"]) for r in rows} == {
             ("one", 0, name, 0.5),
@@ -133,7 +133,7 @@ def test_rows_say_what_passed_through():
         params = sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0)).params))
         assert {r["params"] for r in rows} == {params}
     # Ten times the budget of the last look.
-    rows = few_shot_job.rows_of("ifp_10x", 0.5, names, run("ifp_10x", few), registry.line("ifp_10x"))
+    rows = few_shot_job.rows_of("ifp_10x", 0.5, names, run("ifp_10x", few))
     assert {(r["steps"], r["cost_examples"]) for r in rows} == {(5, 50 * 8)}
 
 

@@ -38,17 +38,13 @@ def test_digits_are_cut_and_drawn_as_ever():
     wanted = config(fractions=(0.4, 0.3, 0.2, 0.1))
     found = pools.load(wanted)
     source = sources.digits()
-    for pool, expected in zip(
-        found.pools, tasks.split(source, seed=0, fractions=(0.4, 0.3, 0.2, 0.1)), strict=True
-    ):  # fmt: skip
+    for pool, expected in zip(found.pools, tasks.split(source, seed=0, fractions=(0.4, 0.3, 0.2, 0.1)), strict=True):
         np.testing.assert_array_equal(pool.x, expected.x)
     order = np.random.default_rng(0).permutation(10)
     assert found.pretrain_classes == tuple(sorted(order[: wanted.pretrain.classes].tolist()))
     seen, unseen = sorted(order[:8].tolist()), sorted(order[8:].tolist())
     assert found.bank_tasks == tasks.draw(seen, 4, 2, 0, prefix="source")
-    targets = tasks.draw(
-        10, 3, 2, 1, must_include=unseen, at_least=1, exclude=found.bank_tasks, prefix="target"
-    )  # fmt: skip
+    targets = tasks.draw(10, 3, 2, 1, must_include=unseen, at_least=1, exclude=found.bank_tasks, prefix="target")
     assert found.targets == targets
     del wanted.bank, wanted.targets
     assert pools.load(wanted)[4:] == ((), ())
@@ -128,9 +124,13 @@ def test_joined_data_sets(tmp_path):
 def test_superclasses(tmp_path):
     x, y = pixels(120), np.arange(120) % 12
     np.savez(
-        tmp_path / "toy.npz", train_images=x, train_labels=y, test_images=pixels(48, seed=1),
-        test_labels=np.arange(48) % 12, train_coarse_labels=y // 4,
-    )  # fmt: skip
+        tmp_path / "toy.npz",
+        train_images=x,
+        train_labels=y,
+        test_images=pixels(48, seed=1),
+        test_labels=np.arange(48) % 12,
+        train_coarse_labels=y // 4,
+    )
     wanted = config(name="npz", path=str(tmp_path / "toy.npz"), fractions=(0.5, 0.5), tasks="superclasses")
     found = pools.load(wanted)
     assert all(len({c // 4 for c in t.classes}) == 1 for t in found.bank_tasks + found.targets)

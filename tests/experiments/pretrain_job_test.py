@@ -39,8 +39,9 @@ def job(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(job):
     work, rows = job
     assert {(r["split"], r["method"], r["steps"]) for r in rows} == {
-        ("valid", "supervised", 300), ("test", "supervised", 300)
-    }  # fmt: skip
+        ("valid", "supervised", 300),
+        ("test", "supervised", 300),
+    }
     lines = records.read_metrics(work / "metrics.jsonl")
     assert [line["step"] for line in lines] == [100, 200, 300]
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
@@ -161,9 +162,14 @@ def test_simsiam_and_the_recipe_of_transformers_run(tmp_path):
     assert max(line["valid"] for line in lines) > 0.3  # of a fitted head; chance is a sixth
 
     mixed = {
-        "pretrain.mixup": 0.8, "pretrain.cutmix": 1.0, "pretrain.label_smoothing": 0.1, "pretrain.warmup": 5,
-        "pretrain.augment": "crop_rand", "pretrain.decayed": "kernels", "pretrain.steps": 20,
-    }  # fmt: skip
+        "pretrain.mixup": 0.8,
+        "pretrain.cutmix": 1.0,
+        "pretrain.label_smoothing": 0.1,
+        "pretrain.warmup": 5,
+        "pretrain.augment": "crop_rand",
+        "pretrain.decayed": "kernels",
+        "pretrain.steps": 20,
+    }
     run.run(config(**mixed), tmp_path / "vit")
     lines = records.read_metrics(tmp_path / "vit" / "metrics.jsonl")
     assert 1.0 < lines[0]["loss"] < 2.5  # of six classes, smoothed and mixed

@@ -148,9 +148,15 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
         assert kept == dict(plan.keep)
         sizes, pools = plan.sizes, plan.setting.pools
         data = tasks.materialise(
-            target, pools.target, shots=sizes.shots, valid=sizes.valid, test=sizes.test,
-            valid_from=pools.valid, test_from=pools.test, seed=0,
-        )  # fmt: skip
+            target,
+            pools.target,
+            shots=sizes.shots,
+            valid=sizes.valid,
+            test=sizes.test,
+            valid_from=pools.valid,
+            test_from=pools.test,
+            seed=0,
+        )
         for split in ("valid", "test"):
             got = evaluation.evaluate(model, variables, setup.batch_of(getattr(data, split)))["accuracy"]
             assert float(got) == pytest.approx(accuracy[target.name, 0, "mvp", 2, split])
@@ -269,9 +275,14 @@ def test_config_arguments():
 def command(work, *flags):
     """The job as a person starts it."""
     fields = [
-        "--config.model.options.width=4", "--config.pretrain.steps=6", "--config.pretrain.save_every=3",
-        "--config.bank.tasks=3", "--config.bank.rounds=1", "--config.mapping=loop", "--config.methods=('mvp','dense')",
-    ]  # fmt: skip
+        "--config.model.options.width=4",
+        "--config.pretrain.steps=6",
+        "--config.pretrain.save_every=3",
+        "--config.bank.tasks=3",
+        "--config.bank.rounds=1",
+        "--config.mapping=loop",
+        "--config.methods=('mvp','dense')",
+    ]
     main = [sys.executable, "-m", "mvp_jax.main", "--config=configs/mvp.py:runlocal", f"--workdir={work}"]
     return [*main, *fields, *flags]
 
@@ -339,8 +350,9 @@ def test_one_model_is_learned_for_all_targets_and_kept(job, tmp_path):
     }
     body = replace_head(variables, plan.task_model)
     masks = units.expand(learned.units, plan.groups, body.params)
-    moved = jax.tree.map(lambda a, b, m: float(jnp.abs(jnp.where(m, a - b, 0)).max()), learned.variables.params,
-                         body.params, masks)  # fmt: skip
+    moved = jax.tree.map(
+        lambda a, b, m: float(jnp.abs(jnp.where(m, a - b, 0)).max()), learned.variables.params, body.params, masks
+    )
     assert max(jax.tree.leaves(moved)) > 1e-4  # it learned
     assert state_of(tmp_path / "universal") == found  # and was not learned anew
 

@@ -236,9 +236,15 @@ def drawn(monkeypatch):
 def results(methods, ratios=(0.5, 0.9)):
     for (k, m), t, s, r in itertools.product(enumerate(methods), range(2), range(2), ratios):
         yield {
-            "target": t, "seed": s, "method": m, "ratio": r, "steps": 10, "split": "test",
-            "accuracy": 0.9 - 0.02 * k - 0.2 * r + 0.01 * s, "cost_flops": 1e9 * (1 + (k - 2) ** 2),
-        }  # fmt: skip
+            "target": t,
+            "seed": s,
+            "method": m,
+            "ratio": r,
+            "steps": 10,
+            "split": "test",
+            "accuracy": 0.9 - 0.02 * k - 0.2 * r + 0.01 * s,
+            "cost_flops": 1e9 * (1 + (k - 2) ** 2),
+        }
 
 
 def test_curves_hold_the_numbers(drawn, tmp_path):

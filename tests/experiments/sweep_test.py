@@ -186,26 +186,44 @@ def written(folder, settings, accuracies, ratio=0.5):
     (folder / "config.json").write_text(json.dumps(settings))
     records.write_csv(
         [
-            {"target": f"t{t}", "seed": s, "method": m, "ratio": ratio, "steps": steps, "split": split,
-             "accuracy": value if steps else 0.0}
+            {
+                "target": f"t{t}",
+                "seed": s,
+                "method": m,
+                "ratio": ratio,
+                "steps": steps,
+                "split": split,
+                "accuracy": value if steps else 0.0,
+            }
             for (m, split), table in accuracies.items()
-            for t, row in enumerate(table) for s, value in enumerate(row) for steps in (0, 10)
+            for t, row in enumerate(table)
+            for s, value in enumerate(row)
+            for steps in (0, 10)
         ],
         folder / "results.csv",
-    )  # fmt: skip
+    )
     return folder
 
 
 def test_spread_is_over_seeds_and_choice_is_by_validation(tmp_path):
     # Targets in rows, seeds in columns. By hand: the mean of a seed is that of its column.
     runs = [
-        written(tmp_path / "a", {"seed": 0, "train": {"rate": 1}}, {("m", "valid"): [[0.1, 0.3], [0.3, 0.5]],
-                                                                  ("m", "test"): [[0.9, 0.9], [0.9, 0.9]]}),
-        written(tmp_path / "b", {"seed": 1, "train": {"rate": 1}}, {("m", "valid"): [[0.6, 0.6], [0.6, 0.6]],
-                                                                  ("m", "test"): [[0.9, 0.9], [0.9, 0.9]]}),
-        written(tmp_path / "c", {"seed": 0, "train": {"rate": 2}}, {("m", "valid"): [[0.5, 0.6], [0.7, 0.6]],
-                                                                  ("m", "test"): [[0.1, 0.2], [0.3, 0.2]]}),
-    ]  # fmt: skip
+        written(
+            tmp_path / "a",
+            {"seed": 0, "train": {"rate": 1}},
+            {("m", "valid"): [[0.1, 0.3], [0.3, 0.5]], ("m", "test"): [[0.9, 0.9], [0.9, 0.9]]},
+        ),
+        written(
+            tmp_path / "b",
+            {"seed": 1, "train": {"rate": 1}},
+            {("m", "valid"): [[0.6, 0.6], [0.6, 0.6]], ("m", "test"): [[0.9, 0.9], [0.9, 0.9]]},
+        ),
+        written(
+            tmp_path / "c",
+            {"seed": 0, "train": {"rate": 2}},
+            {("m", "valid"): [[0.5, 0.6], [0.7, 0.6]], ("m", "test"): [[0.1, 0.2], [0.3, 0.2]]},
+        ),
+    ]
     best, other = sweeping.summarise(runs)
     assert (best["train.rate"], best["chosen"], best["seeds"]) == (2, True, 2)
     assert best["valid"] == pytest.approx(0.6)
@@ -234,8 +252,10 @@ def test_the_config_file_takes_any_other(tmp_path):
     assert (config.job, config.sweep.job) == ("sweep", "mvp")
     assert dict(config.sweep.over) == {"tune.learning_rate": (3e-4, 9e-4)}
     assert list(sweeping.points(command_line.load(CONFIGS / "sweep.py"))) == [
-        "train.learning_rate=0.0003", "train.learning_rate=0.001", "train.learning_rate=0.003"
-    ]  # fmt: skip
+        "train.learning_rate=0.0003",
+        "train.learning_rate=0.001",
+        "train.learning_rate=0.003",
+    ]
     changed = command_line.changed(config, {"sweep.over": (("vote.k", (1, 2)), ("seed", (0, 1)))})
     assert len(sweeping.configs(changed)) == 4
     with pytest.raises(ValueError, match="no config file"):

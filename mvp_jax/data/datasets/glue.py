@@ -69,37 +69,61 @@ TASKS: dict[str, GlueTask] = {
     task.name: task
     for task in (
         GlueTask(
-            name="cola", folder="CoLA", columns=("label", "sentence"), header=("source", "label", "mark", "sentence"),
-            features=("sentence",), labels=("unacceptable", "acceptable"), metrics=("matthews",),
+            name="cola",
+            folder="CoLA",
+            columns=("label", "sentence"),
+            header=("source", "label", "mark", "sentence"),
+            features=("sentence",),
+            labels=("unacceptable", "acceptable"),
+            metrics=("matthews",),
         ),
         GlueTask(
-            name="sst2", folder="SST-2", columns=("label", "sentence"), features=("sentence",),
+            name="sst2",
+            folder="SST-2",
+            columns=("label", "sentence"),
+            features=("sentence",),
             labels=("negative", "positive"),
         ),
         GlueTask(
-            name="mrpc", folder="MRPC", columns=("Quality", "#1 String", "#2 String"),
-            labels=("not_equivalent", "equivalent"), metrics=("accuracy", "f1"),
+            name="mrpc",
+            folder="MRPC",
+            columns=("Quality", "#1 String", "#2 String"),
+            labels=("not_equivalent", "equivalent"),
+            metrics=("accuracy", "f1"),
         ),
         GlueTask(
-            name="qqp", folder="QQP", columns=("is_duplicate", "question1", "question2"),
-            features=("question1", "question2"), labels=("not_duplicate", "duplicate"), metrics=("accuracy", "f1"),
+            name="qqp",
+            folder="QQP",
+            columns=("is_duplicate", "question1", "question2"),
+            features=("question1", "question2"),
+            labels=("not_duplicate", "duplicate"),
+            metrics=("accuracy", "f1"),
             broken=True,
         ),
         GlueTask(
-            name="stsb", folder="STS-B", columns=("score", "sentence1", "sentence2"), labels=(),
+            name="stsb",
+            folder="STS-B",
+            columns=("score", "sentence1", "sentence2"),
+            labels=(),
             metrics=("pearson", "spearman"),
         ),
         GlueTask(
-            name="mnli", folder="MNLI", columns=("gold_label", "sentence1", "sentence2"),
-            features=("premise", "hypothesis"), labels=("entailment", "neutral", "contradiction"),
+            name="mnli",
+            folder="MNLI",
+            columns=("gold_label", "sentence1", "sentence2"),
+            features=("premise", "hypothesis"),
+            labels=("entailment", "neutral", "contradiction"),
         ),
         GlueTask(
-            name="qnli", folder="QNLI", columns=("label", "question", "sentence"), features=("question", "sentence"),
+            name="qnli",
+            folder="QNLI",
+            columns=("label", "question", "sentence"),
+            features=("question", "sentence"),
             labels=_ENTAILED,
         ),
         GlueTask(name="rte", folder="RTE", columns=("label", "sentence1", "sentence2"), labels=_ENTAILED),
     )
-}  # fmt: skip
+}
 """The tasks by name. WNLI, whose development split contradicts its training split, and AX, which has no labels, are
 left out."""
 

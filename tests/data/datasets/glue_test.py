@@ -51,26 +51,38 @@ OWN = {
     "sst2": (["sentence\tlabel", "fine \t1", "dull\t0"], [1, 0], "fine "),
     "qqp": (
         ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\tWhy?\tHow?\t0", "4\t5", "6\t7\t8\ta\tb\t1"],
-        [0, 1], "Why?",
+        [0, 1],
+        "Why?",
     ),
     "stsb": (
-        ["index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
-         "0\tm\tf\t2012\t1\tnone\tnone\tA plane.\tA jet.\t5.000", "1\tm\tf\t2012\t4\tnone\tnone\tA\tB\t3.8"],
-        [5.0, 3.8], "A plane.",
+        [
+            "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+            "0\tm\tf\t2012\t1\tnone\tnone\tA plane.\tA jet.\t5.000",
+            "1\tm\tf\t2012\t4\tnone\tnone\tA\tB\t3.8",
+        ],
+        [5.0, 3.8],
+        "A plane.",
     ),
     "mnli": (
-        ["index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label", "0\tg\tp\th\tneutral\tneutral",
-         "1\tg\tq\ti\tneutral\tcontradiction"],
-        [1, 2], "p",
+        [
+            "index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label",
+            "0\tg\tp\th\tneutral\tneutral",
+            "1\tg\tq\ti\tneutral\tcontradiction",
+        ],
+        [1, 2],
+        "p",
     ),
     "qnli": (
-        ["index\tquestion\tsentence\tlabel", "0\tWho?\tMe.\tnot_entailment", "1\ta\tb\tentailment"], [1, 0], "Who?",
+        ["index\tquestion\tsentence\tlabel", "0\tWho?\tMe.\tnot_entailment", "1\ta\tb\tentailment"],
+        [1, 0],
+        "Who?",
     ),
     "rte": (
-        ["index\tsentence1\tsentence2\tlabel", "0\ta \" b\tc\tentailment", "1\td\te\tnot_entailment"], [0, 1],
+        ["index\tsentence1\tsentence2\tlabel", '0\ta " b\tc\tentailment', "1\td\te\tnot_entailment"],
+        [0, 1],
         'a " b',
     ),
-}  # fmt: skip
+}
 
 
 def own(folder, name):
