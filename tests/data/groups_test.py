@@ -15,15 +15,19 @@ GROUPS = ((0, 1, 2, 3), (4, 5), (6, 7, 8), (9,))
 
 
 @given(
-    size=st.integers(1, 3), musts=st.sets(st.integers(0, 9), max_size=4), least=st.integers(0, 2),
-    barred=st.integers(0, 3), seed=st.integers(0, 2**32 - 1), data=st.data(),
-)  # fmt: skip
+    size=st.integers(1, 3),
+    musts=st.sets(st.integers(0, 9), max_size=4),
+    least=st.integers(0, 2),
+    barred=st.integers(0, 3),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
 def test_each_task_is_of_one_group_and_of_none_twice(size, musts, least, barred, seed, data):
     exclude = tasks.draw(4, min(barred, math.comb(4, size)), size, 0) if barred else ()
     taken = {t.classes for t in exclude}
     allowed = {
         c for group in GROUPS for c in itertools.combinations(group, size) if len(set(c) & musts) >= least
-    } - taken  # fmt: skip
+    } - taken
     limits = {"must_include": musts, "at_least": least, "exclude": exclude}
     with pytest.raises(ValueError, match=f"only {len(allowed)} exist"):
         groups.draw_within(GROUPS, len(allowed) + 1, size, seed, **limits)

@@ -32,8 +32,11 @@ def test_by_hand():
     x = np.array([[9, 9, 9, 9, 9, 0], [9, 0, 0, 0, 0, 0], [0] * 6, [9, 0, 9, 0, 0, 0], [9, 9, 9, 9, 0, 0]], np.int32)
     found = buckets.buckets(x, (1, 3, 4, 8, 9))
     assert [(b.indices.tolist(), b.x.tolist()) for b in found] == [
-        ([1, 2], [[9], [0]]), ([3], [[9, 0, 9]]), ([4], [[9] * 4]), ([0], [[9, 9, 9, 9, 9, 0]]),
-    ]  # fmt: skip
+        ([1, 2], [[9], [0]]),
+        ([3], [[9, 0, 9]]),
+        ([4], [[9] * 4]),
+        ([0], [[9, 9, 9, 9, 9, 0]]),
+    ]
     assert buckets.filled(x).tolist() == [5, 1, 0, 3, 4]
     assert buckets.filled(x, pad=9).tolist() == [6, 6, 6, 6, 6]
     clip = np.array([[8, 5, 9, 9], [8, 9, 9, 9], [8, 5, 5, 9]])

@@ -74,12 +74,17 @@ def test_the_second_time_it_is_read(tmp_path, known):
 def test_everything_that_matters_is_in_the_name(tmp_path, known):
     # The texts run together alike in several of these.
     cases = [
-        (TEXTS, known, 9, None), (TEXTS, known, 10, None), (TEXTS, known, 9, OTHER), (TEXTS[::-1], known, 9, None),
-        (TEXTS + OTHER, known, 9, None), (["Prune thenets", *TEXTS[1:]], known, 9, None),
+        (TEXTS, known, 9, None),
+        (TEXTS, known, 10, None),
+        (TEXTS, known, 9, OTHER),
+        (TEXTS[::-1], known, 9, None),
+        (TEXTS + OTHER, known, 9, None),
+        (["Prune thenets", *TEXTS[1:]], known, 9, None),
         (["the vo", "tes"], known, 9, None),
-        (["the ", "votes"], known, 9, None), (TEXTS, encoded.words(TEXTS + OTHER, 9), 9, None),
+        (["the ", "votes"], known, 9, None),
+        (TEXTS, encoded.words(TEXTS + OTHER, 9), 9, None),
         (TEXTS, encoded.words(OTHER), 9, None),
-    ]  # fmt: skip
+    ]
     counted = [(texts, Counted(tokenizer), length, pairs) for texts, tokenizer, length, pairs in cases]
     for _ in range(2):
         for texts, tokenizer, length, pairs in counted:
@@ -132,9 +137,7 @@ def test_damaged_or_foreign_files_are_made_again(damage, tmp_path, known):
     (file,) = tmp_path.iterdir()
     DAMAGE[damage](file)
     for _ in range(2):
-        np.testing.assert_array_equal(
-            encoded.encoded(TEXTS, counted, 9, tmp_path), known.encode(TEXTS, length=9)
-        )  # fmt: skip
+        np.testing.assert_array_equal(encoded.encoded(TEXTS, counted, 9, tmp_path), known.encode(TEXTS, length=9))
     assert counted.asked == 2
     assert list(tmp_path.iterdir()) == [file]
 

@@ -29,9 +29,22 @@ def test_features_are_the_builders(name, tmp_path):
 
 def test_every_entry_is_whole():
     assert list(CATALOG) == [
-        "cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "gtsrb", "cars", "cub200", "pets", "flowers",
-        "food101", "eurosat", "dtd", "tiny_imagenet", "imagenet",
-    ]  # fmt: skip
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "mnist",
+        "fashion_mnist",
+        "gtsrb",
+        "cars",
+        "cub200",
+        "pets",
+        "flowers",
+        "food101",
+        "eurosat",
+        "dtd",
+        "tiny_imagenet",
+        "imagenet",
+    ]
     for name, entry in CATALOG.items():
         assert entry.home.startswith("http"), name
         assert (entry.tfds is None) == bool(entry.layout), name

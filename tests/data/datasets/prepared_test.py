@@ -45,12 +45,14 @@ def home(tmp_path_factory):
         code_path = None  # nothing is downloaded, so no checksums are looked for beside the code
 
         def _info(self):
-            features = tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(8, 8, 3)),
-                "label": tfds.features.ClassLabel(names=list(NAMES)),
-                "kind": tfds.features.ClassLabel(names=["insect", "mammal"]),
-                "bird/name": tfds.features.Text(),
-            })  # fmt: skip
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 3)),
+                    "label": tfds.features.ClassLabel(names=list(NAMES)),
+                    "kind": tfds.features.ClassLabel(names=["insect", "mammal"]),
+                    "bird/name": tfds.features.Text(),
+                }
+            )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
@@ -58,10 +60,15 @@ def home(tmp_path_factory):
 
         def _generate_examples(self, split):
             for i, (x, y) in enumerate(zip(images(split), labels(split), strict=True)):
-                yield i, {
-                    "image": io.BytesIO(encoded(x)), "label": int(y), "kind": int(y == 2),
-                    "bird/name": f"the {NAMES[y]}",
-                }  # fmt: skip
+                yield (
+                    i,
+                    {
+                        "image": io.BytesIO(encoded(x)),
+                        "label": int(y),
+                        "kind": int(y == 2),
+                        "bird/name": f"the {NAMES[y]}",
+                    },
+                )
 
     folder = tmp_path_factory.mktemp("tfds")
     ToyPictures(data_dir=folder, file_format="array_record").download_and_prepare()
