@@ -43,11 +43,9 @@ def load(config: ConfigDict) -> setup.Setting:
     source = _source(config)
     shares = 4 if source.test is None else 2
     if len(data.fractions) != shares:
-        need = (
-            "no test split: give four, (source, target, valid, test)"
-            if shares == 4
-            else ("a test split, which gives the valid and test pools: give two, (source, target)")
-        )
+        need = "a test split, which gives the valid and test pools: give two, (source, target)"
+        if source.test is None:
+            need = "no test split: give four, (source, target, valid, test)"
         raise ValueError(f"data.fractions is {tuple(data.fractions)}, but {source.name} has {need}")
     held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
     pools = setup.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
