@@ -13,15 +13,6 @@ from mvp_jax.core import masks, prune, schedules, trees
 from tests import model_kinds
 
 
-def assert_close(got, expected, rtol=1e-4):
-    got, expected = trees.flatten(got), trees.flatten(expected)
-    assert set(got) == set(expected)
-    for path, e in expected.items():
-        e = np.asarray(e)
-        assert np.ptp(e) > 0, path
-        np.testing.assert_allclose(got[path], e, rtol=rtol, atol=rtol * np.abs(e).max(), err_msg=path)
-
-
 def chain(params, x):
     for i in range(len(params)):
         x = x @ params[str(i)]["kernel"] + params[str(i)]["bias"]
