@@ -52,9 +52,7 @@ def test_rules():
     got = trees.match(params, [("head/.*", "frozen"), (".*/kernel", "pruned")], default="dense")
     assert list(trees.flatten(got).values()) == ["dense", "pruned", "frozen", "frozen"]
     chosen = trees.select(params, [("head/.*", False), ".*/kernel"])
-    assert trees.flatten(chosen) == {
-        "conv/bias": False, "conv/kernel": True, "head/bias": False, "head/kernel": False
-    }  # fmt: skip
+    assert trees.flatten(chosen) == {"conv/bias": False, "conv/kernel": True, "head/bias": False, "head/kernel": False}
     with pytest.raises(ValueError, match="match no leaf: \\['kernel'\\]"):  # a whole path is meant, not a part
         trees.select(params, ["kernel"])
     # A rule that earlier rules leave nothing to is not idle: it matches.

@@ -204,9 +204,11 @@ def test_a_run_in_a_bucket_ends_as_one_in_a_folder(remote, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", lambda self, step, state, of=checkpoint.Checkpoints.save: (
-            killed() if step == 4 else of(self, step, state)
-        ))  # fmt: skip
+        patch.setattr(
+            checkpoint.Checkpoints,
+            "save",
+            lambda self, step, state, of=checkpoint.Checkpoints.save: killed() if step == 4 else of(self, step, state),
+        )
         with pytest.raises(KeyboardInterrupt):
             experiment.run(tiny(), remote)
     with checkpoint.Checkpoints(folder / "pretrain") as saved:
@@ -236,10 +238,15 @@ def test_a_killed_job_in_a_bucket_goes_on(tmp_path):
     root = tmp_path / "objects"
     root.mkdir()
     fields = [
-        "--config.model.options.width=4", "--config.pretrain.steps=6", "--config.pretrain.save_every=3",
-        "--config.bank.tasks=3", "--config.bank.rounds=1", "--config.mapping=loop", "--config.methods=('mvp','dense')",
+        "--config.model.options.width=4",
+        "--config.pretrain.steps=6",
+        "--config.pretrain.save_every=3",
+        "--config.bank.tasks=3",
+        "--config.bank.rounds=1",
+        "--config.mapping=loop",
+        "--config.methods=('mvp','dense')",
         "--config.tensorboard=True",
-    ]  # fmt: skip
+    ]
 
     def command(module, work):
         return [sys.executable, "-m", module, "--config=configs/mvp.py:runlocal", f"--workdir={work}", *fields]
