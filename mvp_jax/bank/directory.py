@@ -32,16 +32,16 @@ _ARRAYS, _MARKER = "arrays.safetensors", "entry.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BankEntry:
-    """What is known of one pruned model, without its arrays.
+    """A pruned model in a bank: all that is known of it but its arrays.
 
     Attributes:
         task: the name of the task; unique in a bank.
         classes: the task's classes in the data set, in the order of the head's outputs.
-        fingerprint: of the pre-trained model.
-        ratio: the share of units (or weights) removed.
-        accuracy: on the task's validation images.
+        fingerprint: that of the pre-trained model it was made from; see `fingerprint`.
+        ratio: the share of units removed, in [0, 1).
+        accuracy: on the task's validation examples, in [0, 1].
         cost: what making it took: `steps`, `examples`, `flops`.
-        extra: anything else that JSON holds.
+        extra: any other values that JSON can hold.
         path: the entry's folder; set by the bank.
         checksum: sha256 of the arrays' file; set by the bank.
     """
@@ -59,7 +59,14 @@ class BankEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bank:
-    """An open bank: where it is, what it belongs to, and whether entries may be added."""
+    """An open bank.
+
+    Attributes:
+        path: its folder.
+        fingerprint: that of the pre-trained model from which all its entries are made; see the function `fingerprint`.
+        settings: how its entries are made, plain JSON values.
+        write: whether entries may be added.
+    """
 
     path: pathlib.Path
     fingerprint: str
@@ -68,7 +75,9 @@ class Bank:
 
 
 def fingerprint(variables: PyTree) -> str:
-    """sha256 over the paths, dtypes, shapes and bytes of all arrays of a tree, whatever its containers.
+    """The identity of a pre-trained model: sha256 (hexadecimal) over the paths, dtypes, shapes and bytes of its arrays.
+
+    It does not depend on the kinds of containers in the tree.
 
     >>> fingerprint({"a": np.zeros(2, np.float32)})[:8], fingerprint({"a": np.ones(2, np.float32)})[:8]
     ('a0025d8c', '404ca05b')
@@ -84,16 +93,17 @@ def fingerprint(variables: PyTree) -> str:
 def create(
     directory: str | os.PathLike[str], *, fingerprint: str, settings: Mapping[str, Any], exist_ok: bool = False
 ) -> Bank:
-    """Makes a bank, for writing; with `exist_ok` it continues one that a killed run left.
+    """Makes a bank and opens it for writing.
 
     Args:
-        directory: a new or empty folder.
-        fingerprint: of the pre-trained model.
-        settings: how entries are made (plain JSON values); a bank holds entries of one make only.
-        exist_ok: open the bank that is there, if it has the same fingerprint and settings.
+        directory: a new or empty folder, or an address in a bucket.
+        fingerprint: that of the pre-trained model; see the function `fingerprint`.
+        settings: how entries are made, plain JSON values; all entries of a bank are made by the same settings.
+        exist_ok: whether to open a bank that is there already, such as one that a killed run left.
 
     Raises:
-        ValueError: if the folder holds something else, another bank, or cannot be written.
+        ValueError: if the folder holds something else or cannot be written; if it holds a bank and `exist_ok` is
+            `False`, or the bank has another fingerprint or other settings.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -130,14 +140,14 @@ def open(
     """Opens a bank.
 
     Args:
-        directory: its folder.
-        fingerprint: if given, the pre-trained model it must belong to.
+        directory: its folder, or an address in a bucket.
+        fingerprint: if given, that of the pre-trained model that the bank must belong to.
         settings: if given, how its entries must have been made.
-        write: whether entries are to be added; clears away what killed writers left.
+        write: whether entries are to be added; what killed writers left is then removed.
 
     Raises:
-        ValueError: if there is no bank, it belongs to another pre-trained model, its settings differ (with those that
-            do), or it is to be written and cannot be.
+        ValueError: if there is no bank, it belongs to another pre-trained model, its settings differ (the error says
+            which), or it cannot be written although `write` is set.
     """
     directory = files.absolute(directory)
     try:
@@ -168,13 +178,14 @@ def open(
 
 
 def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry:
-    """Adds an entry, whole or not at all.
+    """Adds an entry to a bank, whole or not at all.
 
     Args:
         bank: open for writing.
-        entry: its `path` and `checksum` are filled in.
-        arrays: nested dicts of arrays (`Variables` too) by name: `units` (`{group: bool[C]}` in the dense model's index
-            space), `variables`, `head`, `saliency` (`{group: float[C]}`) and what else is wanted.
+        entry: what is known of the pruned model; its `path` and `checksum` are ignored.
+        arrays: nested dicts of arrays (`Variables` too) by name. `neighbours` reads `variables` (of the slim model),
+            `units` (`{group: bool[C]}`, kept units in the dense model's index space), `saliency` (`{group: float[C]}`)
+            and, for `similarity="prototype"`, `prototypes`; other names may be added.
 
     Returns:
         The entry as a reader finds it.
@@ -226,7 +237,11 @@ def has(bank: Bank, task: str) -> bool:
 
 
 def entries(bank: Bank) -> list[BankEntry]:
-    """All entries there are now, in the order of their tasks' names; `ValueError` if one is damaged."""
+    """All entries that a bank has now, sorted by task.
+
+    Raises:
+        ValueError: naming the folder, if an entry is damaged.
+    """
     return sorted((_entry(folder) for folder in _folders(bank)), key=lambda e: e.task)
 
 
@@ -235,8 +250,8 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
 
     Args:
         entry: from `entries` or `add`.
-        only: the names to read; all without it.
-        check: whether to compare the file's checksum first, which reads all of it.
+        only: the names to read; `None`: all.
+        check: whether to compare the checksum first, for which the whole file is read.
 
     Returns:
         `{name: tree}` of NumPy arrays in plain dicts; `Variables` come back as such.
@@ -261,24 +276,24 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
 
 
 def ballots(bank_entries: Sequence[BankEntry]) -> dict[str, np.ndarray]:
-    """The unit masks of several entries, `stacked` for a vote: `{group: bool[T, C]}`."""
+    """The kept units of `T` entries, stacked for a vote: `{group: bool[T, C]}`; errors as for `stacked`."""
     return stacked(bank_entries, "units")
 
 
 def weights(bank_entries: Sequence[BankEntry]) -> Any:
-    """The variables of several entries, `stacked`; slim ones stack if all keep equally many units."""
+    """The variables of `T` entries, stacked: every leaf leads with `T`; errors as for `stacked`."""
     return stacked(bank_entries, "variables")
 
 
 def stacked(bank_entries: Sequence[BankEntry], name: str) -> Any:
-    """What several entries hold under one name, stacked on the host: every leaf leads with `T`.
+    """The arrays that several entries hold under one name, stacked as NumPy arrays: every leaf leads with `T`.
 
     Args:
-        bank_entries: at least one.
-        name: `units`, `variables`, `head`, `saliency`, ...
+        bank_entries: `T` entries, at least one.
+        name: a name given to `add`, such as `units`, `variables` or `saliency`.
 
     Raises:
-        ValueError: if the entries' trees or shapes differ, or one lacks the name.
+        ValueError: if there are no entries, their trees or shapes differ, or one has nothing of this name.
     """
     if not bank_entries:
         raise ValueError("no entries to stack; give at least one")
@@ -309,10 +324,10 @@ def stack(bank_entries: Sequence[BankEntry], found: Sequence[Any], name: str) ->
 
 
 def verify(bank: Bank) -> int:
-    """Re-reads every entry, compares checksums, and returns how many there are.
+    """Reads every entry, compares checksums and fingerprints, and returns the number of entries.
 
     Raises:
-        ValueError: listing every problem there is.
+        ValueError: listing all entries that are damaged or made from another pre-trained model.
     """
     problems = []
     folders = _folders(bank)

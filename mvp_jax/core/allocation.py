@@ -1,6 +1,6 @@
-"""What is asked of a selection: how many entries to keep, decided on the host, and of which arrays.
+"""How many entries to keep, decided on the host, and checks of the arguments of a selection.
 
-Counts are for the selectors of `prune`, which re-exports their functions.
+The counts are what the selectors of `prune` take; `prune` re-exports the functions that compute them.
 """
 
 import math
@@ -135,21 +135,37 @@ def erdos_renyi_kernel(params: PyTree, sparsity: float, *, within: PyTree | None
 
 
 def concrete(*values: Any) -> bool:
-    """Whether all values are known, none traced."""
+    """Whether all leaves of the values are known numbers, none of them traced by `jit`, `vmap` or `grad`."""
     return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
 
 
 def as_count(keep: Any, scalar: bool = True) -> Any:
-    """`keep` as int32 array; a Python number would be another jit signature than an array."""
+    """A count as an int32 array, so that Python numbers and arrays share a compiled program.
+
+    Args:
+        keep: an integer, or an array of integers; may be traced.
+        scalar: whether `keep` must be a single count.
+
+    Raises:
+        ValueError: if `keep` is no integer, or has axes although it must be a single count.
+    """
     if not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
-        raise ValueError(f"keep is {keep!r}, but it counts entries; prune.keep_count(n, sparsity) makes one of a share")
+        raise ValueError(
+            f"keep is {keep!r}, but it counts entries; prune.keep_count(n, sparsity) makes one of a sparsity"
+        )
     if scalar and jnp.ndim(keep):
         raise ValueError(f"keep has shape {jnp.shape(keep)}, but is one count; for one for each member use jax.vmap")
     return keep.astype(jnp.int32) if isinstance(keep, jax.Array) else np.asarray(keep, np.int32)
 
 
 def check_count(keep: Any, eligible: Any, where: str = "") -> None:
-    """Raises `ValueError` where more is asked for than is there; traced values pass."""
+    """Raises `ValueError` if a count is negative or above the number of eligible entries; traced values pass.
+
+    Args:
+        keep: one count or an array of them.
+        eligible: how many entries are eligible, of a shape that broadcasts to that of `keep`.
+        where: stands behind the count in the error, such as " for 'fc/kernel'".
+    """
     if concrete(keep, eligible):
         k, n = np.asarray(keep), np.asarray(eligible)
         if (k < 0).any() or (k > n).any():
@@ -159,7 +175,24 @@ def check_count(keep: Any, eligible: Any, where: str = "") -> None:
 
 
 class Entries:
-    """The checked arrays of one selection: those that take part, and how their masks go back into the tree."""
+    """The checked arguments of one selection, as lists of leaves; and the way back from leaves to a tree.
+
+    Args:
+        scores: any pytree of real numbers.
+        within: booleans that broadcast to the scores, leaf by leaf; a Python `False` leaves a leaf out of `used`.
+        tie_break: second scores of the same shapes.
+
+    Attributes:
+        names: the path of every leaf.
+        structure: of the tree.
+        shapes: of the leaves of `scores`.
+        scores, within, ties: the leaves; `within` has `None` where all of a leaf is eligible, `ties` is `None`
+            without `tie_break`.
+        used: the indices of the leaves that take part.
+
+    Raises:
+        ValueError: if structures or shapes differ, scores are complex or float64, or masks are not booleans.
+    """
 
     def __init__(self, scores: Scores, within: Masks | None, tie_break: Scores | None):
         pairs = jax.tree_util.tree_leaves_with_path(scores)
@@ -204,24 +237,32 @@ class Entries:
         return w
 
     def some(self) -> tuple[list[Any], list[Any], list[Any] | None]:
+        """Scores, eligibility and second scores of the leaves that take part."""
         pick = lambda xs: [xs[i] for i in self.used]  # noqa: E731
         return pick(self.scores), pick(self.within), None if self.ties is None else pick(self.ties)
 
     def sizes(self) -> list[int | None]:
-        """Eligible entries of the leaves that take part, where that is known without looking."""
+        """How many entries of each leaf that takes part are eligible; `None` where a mask would have to be counted."""
         return [math.prod(self.shapes[i]) if self.within[i] is None else None for i in self.used]
 
     def per_leaf(self, value: Any, what: str) -> list[Any]:
-        """One setting for all leaves, or a tree of them."""
+        """The setting of each leaf that takes part, from one setting for all or a tree with one for each leaf.
+
+        Args:
+            value: one setting, or a tree with the structure of the scores.
+            what: its name, for the error.
+        """
         if jax.tree_util.all_leaves([value]):
             return [value] * len(self.used)
         trees.check_same_structure(self.tree(self.names), value, "scores", what)
         return [jax.tree.leaves(value)[i] for i in self.used]
 
     def tree(self, leaves: Sequence[Any]) -> Any:
+        """All leaves, those that take no part included, as a tree with the structure of the scores."""
         return jax.tree.unflatten(self.structure, leaves)
 
     def masks(self, selected: Sequence[Array]) -> Masks:
+        """The masks of the leaves that take part as a tree; the other leaves are a scalar `False`."""
         out: list[Array] = [jnp.zeros((), bool)] * len(self.names)
         for i, m in zip(self.used, selected, strict=True):
             out[i] = m

@@ -124,7 +124,7 @@ def apply(params: Params, masks: Masks) -> Params:
 
 @jax.jit
 def invert(masks: Masks) -> Masks:
-    """Kept becomes pruned, and the other way round."""
+    """Masks that keep exactly what `masks` remove."""
     return jax.tree.map(jnp.logical_not, masks)
 
 
@@ -195,7 +195,12 @@ def count(masks: Masks, params: Params | None = None) -> Array:
 
 
 def sparsity(masks: Masks, params: Params | None = None) -> Array:
-    """The share of entries that are pruned: float32[] in [0, 1], counted as by `count`.
+    """The share of entries that are removed: float32[] in [0, 1].
+
+    Args:
+        masks: any masks.
+        params: if given, entries of the parameters are counted, else entries of the masks.
+
 
     >>> masks = {"a": jnp.array([True, False]), "b": jnp.array(True)}
     >>> float(sparsity(masks, {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}))
@@ -272,7 +277,7 @@ def cosine(a: Masks, b: Masks, params: Params | None = None) -> Array:
     Args:
         a: masks.
         b: masks of the same structure; shapes broadcast.
-        params: as in `overlap`.
+        params: if given, every leaf weighs as many entries as its parameter has.
 
     Returns:
         float32[] in [0, 1]: 0 if just one keeps nothing, 1 if neither keeps anything.
@@ -314,7 +319,7 @@ def _cosine(both: Array, left: Array, right: Array) -> Array:
 
 @jax.jit
 def pack(masks: Masks) -> PyTree:
-    """Eight entries to a byte: uint8[ceil(size / 8)] for every leaf.
+    """Masks as bits, eight entries to a byte: uint8[ceil(size / 8)] for every leaf, the last byte filled with zeros.
 
     >>> pack({"a": jnp.array([True, False, True])})["a"].tolist()
     [160]
@@ -323,7 +328,7 @@ def pack(masks: Masks) -> PyTree:
 
 
 def unpack(packed: PyTree, like: PyTree) -> Masks:
-    """The inverse of `pack`.
+    """Masks from their packed bits: the inverse of `pack`.
 
     Args:
         packed: uint8 arrays.

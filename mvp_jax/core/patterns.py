@@ -27,7 +27,7 @@ How: TypeAlias = Literal["sum", "l1", "l2", "sum_square"]
 
 
 class Pattern(Protocol):
-    """What every pattern can do; see the module.
+    """A pattern of sparsity: what is removed together, how many of those entries stay, and how entries become masks.
 
     Attributes:
         scope: whether entries compete within a `leaf` (group), or all with all (`tree`), as in `vote.elect`.
@@ -37,22 +37,31 @@ class Pattern(Protocol):
     def scope(self) -> Literal["leaf", "tree"]: ...
 
     def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
-        """One number for each entry, from numbers in the parameters' shapes."""
+        """One score for each entry of the pattern.
+
+        Args:
+            values: numbers in the parameters' shapes.
+            prunable: which leaves are pruned, as `trees.select` gives it.
+            how: how the numbers of an entry become one.
+
+        Returns:
+            A tree of float32 in the shapes of the entries; a scalar 0 for a leaf that is not prunable.
+        """
 
     def whole(self, params: Params, prunable: PyTree) -> Masks:
-        """All entries kept."""
+        """Booleans in the shapes of the entries, all `True`; a scalar `False` for a leaf that is not prunable."""
 
     def check(self, sparsity: float) -> None:
         """Raises `ValueError` for a final sparsity that the pattern cannot have."""
 
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
-        """How many entries stay: an integer (scope `tree`), or a tree of them; on the host."""
+        """How many entries stay at a sparsity: an integer (scope `tree`) or a tree of integers, on the host."""
 
     def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
         """Exactly `keep` (traced) of the entries in `within`, those with the highest scores."""
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
-        """Kept entries as masks of the parameters."""
+        """Masks of the parameters from kept entries; a scalar `True` for a leaf that is not prunable."""
 
 
 def _where(prunable: PyTree, tree: PyTree, change: Any, other: Any = False) -> PyTree:
@@ -103,7 +112,7 @@ class _Shared:
         return _where(prunable, params, lambda p: jnp.ones(self._grid(jnp.shape(p)), bool))
 
     def check(self, sparsity: float) -> None:
-        """Any sparsity will do."""
+        """Raises nothing: this pattern can have any sparsity in [0, 1)."""
 
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
         sizes = jax.tree.map(lambda p, x: math.prod(self._grid(jnp.shape(x))) if p else 0, _flags(prunable), params)
@@ -219,12 +228,10 @@ class Blocks(_Shared):
         return [ndim - len(self.block) + 2 * i + 1 for i in range(len(self.block))]
 
     def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
-        return _where(
-            prunable,
-            values,
-            lambda x: _reduced(x.reshape(self._split(x.shape)), self._inner(x.ndim), how),
-            np.float32(0),
-        )
+        def one(x: Array) -> Array:
+            return _reduced(x.reshape(self._split(x.shape)), self._inner(x.ndim), how)
+
+        return _where(prunable, values, one, np.float32(0))
 
     def _grid(self, shape: Sequence[int]) -> Sequence[int]:
         inner = self._inner(len(shape))
@@ -297,13 +304,13 @@ class NofM:
 
 @dataclasses.dataclass(frozen=True)
 class WholeUnits:
-    """Coupled units of the given groups, the same share of each group: filters, heads, dimensions, neurons.
+    """Coupled units of the given groups, the same ratio removed in each: filters, heads, dimensions, neurons.
 
     `prunable` does not matter here; kept entries are `{group: bool[C]}`.
 
     Attributes:
         groups: whose units are pruned.
-        min_units: what a group keeps at least.
+        min_units: the least number of units that stay in a group.
     """
 
     groups: tuple[Group, ...]
@@ -321,7 +328,7 @@ class WholeUnits:
         return units.full(self.groups)
 
     def check(self, sparsity: float) -> None:
-        """Any sparsity will do: no group loses more than all but `min_units`."""
+        """Raises nothing: whatever the sparsity, at least `min_units` stay in each group."""
 
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
         return allocation.keep_counts(self.groups, sparsity, self.min_units)

@@ -64,7 +64,8 @@ def by_leaf(
         within: booleans that broadcast to the scores; `False` = not eligible. A Python `False` (`trees.select` gives
             these) leaves the whole leaf out at no cost.
         tie_break: second scores, for entries that are equal in the first; the lower flat index decides last.
-        method: see `ranking.highest`; the results do not differ.
+        method: how the threshold is found, `sampling`, `bisection` or `auto` (by size and platform; see
+            `topk.highest`); the results do not differ.
 
     Returns:
         Masks of the scores' shapes (a scalar `False` for leaves left out), a subset of `within`.
@@ -319,9 +320,8 @@ def by_block(
     used = set(entries.used)
     small = entries.tree([total(x) if i in used else x for i, x in enumerate(entries.scores)])
     ties = entries.ties and entries.tree([total(x) if i in used else x for i, x in enumerate(entries.ties)])
-    chosen = by_leaf(
-        small, keep, within=entries.tree([some(i) for i in range(len(entries.names))]), tie_break=ties, method=method
-    )
+    eligible = entries.tree([some(i) for i in range(len(entries.names))])
+    chosen = by_leaf(small, keep, within=eligible, tie_break=ties, method=method)
 
     def widen(m: Array) -> Array:
         for a, b in enumerate(block, start=m.ndim - len(block)):

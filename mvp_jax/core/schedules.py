@@ -1,7 +1,7 @@
 """Sparsity as a function of the round or the step.
 
-All have one signature: `schedule(step, steps, final_sparsity, initial_sparsity=0.0)`, and give the share that is pruned
-after `step` of `steps`: from the initial one at 0 to exactly the final one at `steps`, and held before and after.
+All have one signature: `schedule(step, steps, final_sparsity, initial_sparsity=0.0)`, and give the sparsity after
+`step` of `steps`: from the initial one at 0 to exactly the final one at `steps`, and held before and after.
 Python and numpy numbers stay on the host in float64, which `prune.keep_count` needs to round rightly at millions of
 entries; JAX values are traced in float32. To prune inside a compiled loop, compute `counts` beforehand and index them.
 """
@@ -19,6 +19,7 @@ Number: TypeAlias = Any
 """A float, or an array of floats."""
 
 Schedule: TypeAlias = Callable[..., Number]
+"""`(step, steps, final_sparsity, initial_sparsity=0.0) -> sparsity`."""
 
 
 def _check(steps: Number, *sparsities: Number) -> None:
@@ -26,7 +27,7 @@ def _check(steps: Number, *sparsities: Number) -> None:
         raise ValueError(f"steps is {steps}; a schedule takes at least one")
     for s in sparsities:
         if not isinstance(s, jax.core.Tracer) and not np.all((np.asarray(s) >= 0) & (np.asarray(s) < 1)):
-            raise ValueError(f"sparsity is {s}, but must lie in [0, 1): the share that is pruned")
+            raise ValueError(f"sparsity is {s}, but must lie in [0, 1): the share of entries that is removed")
 
 
 def _run(shape: Callable[[Any, Number, Number, Number], Number], step, steps, final, initial) -> Number:  # type: ignore[no-untyped-def]
@@ -47,11 +48,11 @@ def geometric(step: Number, steps: Number, final_sparsity: Number, initial_spars
     Args:
         step: rounds or steps done, `t`.
         steps: how many there are, `T`.
-        final_sparsity: the share pruned at the end, in [0, 1).
-        initial_sparsity: the share pruned at the start.
+        final_sparsity: the share of entries removed at the end, in [0, 1).
+        initial_sparsity: the share of entries removed at the start, in [0, 1).
 
     Returns:
-        The share pruned after `step`: a float, or a traced float32.
+        The sparsity after `step`: a float, or a traced float32.
 
     Raises:
         ValueError: for sparsities outside [0, 1) or no steps.
@@ -129,8 +130,8 @@ def counts(
         schedule: a name in `SCHEDULES`, or a function like those.
         steps: the number of rounds.
         n: the number of entries.
-        final_sparsity: the share pruned after the last round.
-        initial_sparsity: the share pruned before the first.
+        final_sparsity: the share of entries removed after the last round, in [0, 1).
+        initial_sparsity: the share of entries removed before the first round, in [0, 1).
 
     Returns:
         The counts after rounds 1 ... `steps`; the last is `prune.keep_count(n, final_sparsity)`.

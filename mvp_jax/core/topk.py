@@ -22,6 +22,7 @@ from jax import lax
 from mvp_jax.core.types import Array
 
 TopkMethod: TypeAlias = Literal["auto", "sampling", "bisection"]
+"""How the k-th highest score is found; the results are equal, the times are not."""
 
 # For few entries, or few a segment, 32 plain passes cost no more than a sample and its sort, and compile in half the
 # time (measured on two CPU cores).
@@ -33,7 +34,7 @@ _TOP = np.uint32(1 << 31)
 
 
 def order(x: Array, within: Array | None) -> Array:
-    """Keys in the order of the scores: 0 for what is not eligible, 1 for nan, more for numbers."""
+    """uint32 keys that sort as the scores `x` do: 0 where `within` is `False`, 1 for nan, more for numbers."""
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     bits = jnp.where(bits == _TOP, jnp.uint32(0), bits)
     # Integers, never floats, are compared: XLA flushes denormals to zero in float arithmetic.
@@ -370,6 +371,6 @@ def highest_along(keys: Array, ties: Array | None, keep: Array, axes: tuple[int,
 
 
 def eligible_count(x: Any, w: Any) -> Array:
-    """How many entries of one leaf are eligible."""
+    """How many entries of a leaf are eligible, int32[]: all of `x` if the mask `w` is `None`; `w` broadcasts to `x`."""
     n = math.prod(jnp.shape(x))
     return jnp.int32(n) if w is None else jnp.sum(w, dtype=jnp.int32) * np.int32(n // max(w.size, 1))

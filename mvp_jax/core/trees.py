@@ -98,7 +98,14 @@ def match(tree: PyTree, rules: PathRules, default: Any = False) -> PyTree:
 
 
 def select(tree: PyTree, rules: PathRules) -> PyTree:
-    """`match` for yes or no: `True` where the first matching rule says so, else `False`.
+    """A tree of Python booleans: the value of the first rule that matches a leaf's path, `False` if none does.
+
+    Args:
+        tree: any pytree.
+        rules: patterns for `re.fullmatch`, each alone (value `True`) or as `(pattern, value)`.
+
+    Raises:
+        ValueError: if a rule matches no leaf at all, with the paths there are.
 
     >>> select({"conv": {"kernel": 1, "bias": 2}}, [".*/kernel"])
     {'conv': {'bias': False, 'kernel': True}}
@@ -108,6 +115,9 @@ def select(tree: PyTree, rules: PathRules) -> PyTree:
 
 def stack(trees: Sequence[PyTree]) -> PyTree:
     """Trees of one structure as one tree whose leaves lead with the member axis `K`.
+
+    Raises:
+        ValueError: if there are no trees, or their structures differ.
 
     >>> stack([{"a": jnp.zeros(2)}, {"a": jnp.ones(2)}])["a"].shape
     (2, 2)
@@ -120,7 +130,10 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def unstack(tree: PyTree) -> list[PyTree]:
-    """The inverse of `stack`.
+    """The members of a stacked tree, a list of `K` trees: the inverse of `stack`.
+
+    Raises:
+        ValueError: if the leaves lead with axes of different lengths.
 
     >>> [t["a"].tolist() for t in unstack({"a": jnp.arange(4).reshape(2, 2)})]
     [[0, 1], [2, 3]]
@@ -155,7 +168,10 @@ def check_same_structure(a: PyTree, b: PyTree, a_name: str = "the first", b_name
 
 
 def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
-    """The tree with the leaves at the given paths exchanged.
+    """A copy of the tree with other leaves at the given paths.
+
+    Raises:
+        ValueError: naming the paths that the tree lacks.
 
     >>> replace({"a": {"b": 1, "c": 2}}, {"a/b": 5})
     {'a': {'b': 5, 'c': 2}}

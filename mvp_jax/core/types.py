@@ -12,6 +12,7 @@ PyTree: TypeAlias = Any
 """Any nesting of containers that `jax.tree` understands."""
 
 Array: TypeAlias = jax.Array
+"""An array on a device, or one that is traced."""
 
 Key: TypeAlias = jax.Array
 """A typed key made by `jax.random.key`; consumed once."""

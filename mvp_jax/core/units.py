@@ -16,7 +16,17 @@ from mvp_jax.core.types import Array, Masks, Params, PyTree, Units, UnitScores
 
 
 def positions(size: int, start: int, step: int, repeats: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Where each of `size` units lies along an axis, `int[C, R]`; see `Slot`."""
+    """Where units lie along an axis: the indices `start + c·step + Σ k·stride` of `Slot`, for each unit `c`.
+
+    Args:
+        size: the number of units `C`.
+        start: the index of the first unit.
+        step: from a unit to the next.
+        repeats: `((count, stride), ...)`, the further indices of a unit.
+
+    Returns:
+        `int[C, R]`, the `R` indices of every unit.
+    """
     at = start + step * np.arange(size)[:, None]
     for count, stride in repeats:
         at = (at[:, :, None] + stride * np.arange(count)).reshape(size, -1)
@@ -185,7 +195,15 @@ def expand(units: Units, groups: Sequence[Group], params: Params) -> Masks:
 
 
 def spread(kept: Array, slot: Slot) -> Array:
-    """Which indices of a slot's axis stay: `bool[C] -> bool[length]`; those of other groups do.
+    """Which indices of a slot's axis stay.
+
+    Args:
+        kept: `bool[C]`, the units that stay.
+        slot: where they lie.
+
+    Returns:
+        `bool[length]`, `True` for the indices of kept units and for those that belong to no unit of this group.
+
 
     >>> slot = Slot(path="kernel", axis=0, step=2, repeats=((2, 1),), length=6)
     >>> spread(jnp.array([True, False, True]), slot).tolist()
@@ -209,7 +227,7 @@ def count(units: Units) -> dict[str, int]:
 
 
 def restrict(values: Mapping[str, Array], groups: Sequence[Group]) -> dict[str, Array]:
-    """The entries of `values` that belong to `groups`, in their order."""
+    """The part of `values` (`{group name: array}`) that belongs to `groups`, in the order of `groups`."""
     return {g.name: values[g.name] for g in groups}
 
 

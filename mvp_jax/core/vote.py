@@ -16,7 +16,10 @@ from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.types import Array, Key, Masks, Params, PyTree, Scores
 
 VoteRule: TypeAlias = Literal["mean", "union", "intersection", "majority"]
+"""How ballots become a mask; see `elect`."""
+
 VoteScope: TypeAlias = Literal["leaf", "tree"]
+"""Whether entries compete within a leaf (a group), or all with all."""
 
 _RULES = ("mean", "union", "intersection", "majority")
 

@@ -1,4 +1,6 @@
-"""Which mapping suits a function: from the backend, its layers, its arithmetic, and the compiler's memory estimate."""
+"""Which mapping over members suits a function: decided from the backend, the function's operations, their number, and
+the compiler's estimate of memory.
+"""
 
 import dataclasses
 import functools
@@ -29,12 +31,12 @@ _SHARE = 0.9
 
 
 class Memory(NamedTuple):
-    """What one device needs, in bytes, as the compiler estimates it.
+    """The memory that a program needs on one device, in bytes, as the compiler estimates it.
 
     Attributes:
-        arguments: what goes in.
-        fresh: what comes out and does not take the place of what went in.
-        temporary: what is needed in between.
+        arguments: of the arguments.
+        fresh: of those results that do not reuse the memory of arguments.
+        temporary: of what is needed while the program runs.
     """
 
     arguments: int
@@ -53,7 +55,7 @@ class MappingPlan:
     Attributes:
         mapping: `vmap`, `map` or `loop`.
         chunk: members at a time on each device; `None`: all under `vmap`, else one.
-        why: one sentence.
+        why: the reason, in one sentence.
     """
 
     mapping: maps.MemberMapping
@@ -71,7 +73,17 @@ def memory(
     chunk: int | None,
     where: Mesh | None,
 ) -> Memory:
-    """What a program of `mapping.run` will need on each device; compiles it, allocates nothing."""
+    """The memory that `mapping.run` will need on each device. It compiles the program and allocates nothing.
+
+    Args:
+        function: `(carried, *stacked, *shared) -> (carried, out)` for one member.
+        carried: arrays or shapes; leaves lead with `K`.
+        stacked: further trees of members.
+        shared: trees that every member sees whole.
+        mapping: how members are mapped.
+        chunk: members at a time on each device; `None`: all under `vmap`, else one.
+        where: the mesh; `None` for one device.
+    """
     chunk = maps.at_once(maps.count(carried, stacked) // maps.across(where), mapping, chunk)
     carried, stacked = _abstract((carried, stacked), where, PartitionSpec(maps.MEMBER))
     shared = _abstract(shared, where, PartitionSpec())
@@ -90,7 +102,15 @@ def _abstract(tree: PyTree, where: Mesh | None, spec: PartitionSpec) -> PyTree:
 
 
 def available(where: Mesh | None = None) -> int:
-    """Bytes of one device's memory: what the device says, or for a CPU its share of the machine's."""
+    """Bytes of memory that one device has left.
+
+    Args:
+        where: a mesh, whose first device of this process is asked; `None`: the first device of this process.
+
+    Returns:
+        The device's limit less what is in use; on a CPU, or where the device does not say, the machine's memory
+        divided by the number of devices of this process.
+    """
     device = (jax.local_devices() if where is None else list(where.local_mesh.devices.flat))[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -100,7 +120,7 @@ def available(where: Mesh | None = None) -> int:
 
 
 def primitives(jaxpr: Any) -> Iterator[str]:
-    """The names of all primitives of a jaxpr and what it calls."""
+    """Yields the names of all primitives of a jaxpr and of the jaxprs that its equations call."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for inner in flops.subprograms(equation):
@@ -116,7 +136,20 @@ def choose(
     where: Mesh | None,
     limit: int | None = None,
 ) -> MappingPlan:
-    """The mapping for a function that can be traced. See `population.plan`."""
+    """The mapping that suits a function which can be traced; nothing is run.
+
+    On a CPU: `loop` for native convolutions, `vmap` for members that compute little, or little for what they return,
+    else `map`. On accelerators: `map` for convolutions and where members share a batch between devices, `vmap` if the
+    compiler's estimate fits into the memory, else `map` over the largest chunk that does.
+
+    Args:
+        function: `(carried, *stacked, *shared) -> (carried, out)` for one member.
+        carried: arrays or shapes; leaves lead with `K`.
+        stacked: further trees of members.
+        shared: trees that every member sees whole.
+        where: the mesh; `None` for one device.
+        limit: bytes of one device that may be used; `None`: nine tenths of what it has.
+    """
     k = maps.count(carried, stacked) // maps.across(where)
     if k == 1:
         return MappingPlan(mapping="loop", chunk=1, why="one member on each device")
@@ -187,7 +220,19 @@ def resolve(
     where: Mesh | None,
     limit: int | None = None,
 ) -> MappingPlan:
-    """`auto` resolved; any other mapping as it is. A chunk given by the caller stays, if it can."""
+    """The plan for a mapping: for `auto` what `choose` finds, for any other mapping that mapping and chunk.
+
+    Args:
+        function: `(carried, *stacked, *shared) -> (carried, out)` for one member. What is found for `auto` is
+            remembered for equal functions and shapes.
+        carried: arrays or shapes; leaves lead with `K`.
+        stacked: further trees of members.
+        shared: trees that every member sees whole.
+        mapping: what the caller asked for.
+        chunk: members at a time; if given, it replaces what `choose` finds.
+        where: the mesh; `None` for one device.
+        limit: bytes of one device that `auto` may use; `None`: nine tenths of what it has.
+    """
     if mapping != "auto":
         return MappingPlan(mapping=mapping, chunk=chunk, why="as asked for")
     leaves, structure = jax.tree.flatten((carried, stacked, shared))

@@ -1,4 +1,4 @@
-"""One function over many members, for anything that is not training: `population.over`, `pmap` and `plan`."""
+"""Calls one function for many members, for anything that is not training: `population.over`, `pmap` and `plan`."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ def over(
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
-    """Calls `function` once per member: `function(*its part of stacked, *shared)`.
+    """Calls `function` once for each member, with the member's slice of the stacked trees and the shared trees whole.
 
     Under `vmap` and `loop` on one device `function` may be ordinary Python that calls jitted pieces: each piece is
     compiled once and found again by every later call of the same shapes. Under `map`, and on a mesh, it is traced as
@@ -33,18 +33,20 @@ def over(
 
     Args:
         function: takes one member's trees, returns a tree of arrays.
-        stacked: trees whose leaves lead with the member axis `K`.
+        *stacked: trees whose leaves lead with the member axis `K`.
         shared: trees that every member gets whole.
         mapping: `vmap`: all members at once; `map`: in turn in one compiled loop; `loop`: in turn, one call each;
-            `auto`: see `plan`.
-        chunk: members at a time on each device; default all under `vmap`, else one.
-        mesh: devices to share the members out over, any number of them; see `mesh`.
+            `auto`: what `plan` finds.
+        chunk: members at a time on each device; `None`: all under `vmap`, else one.
+        mesh: devices that the members are distributed over, from `population.mesh`; `None`: the default device. `K`
+            need not be a multiple of their number.
 
     Returns:
-        What `function` returns, stacked over members.
+        What `function` returns, stacked: every leaf leads with `K`.
 
     Raises:
-        ValueError: for another mapping, or no members.
+        ValueError: for an unknown mapping, a chunk below 1, another kind of mesh, or leaves that do not lead with
+            one member axis.
 
     >>> over(lambda x, y: x * y, jnp.arange(3), shared=(jnp.array(2),), mapping="loop").tolist()
     [0, 2, 4]
@@ -76,7 +78,16 @@ def over(
 def pmap(
     function: Callable[..., Any], *, mapping: MemberMapping = "auto", chunk: int | None = None, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
-    """`over` for people who think in `jax.pmap`: any number of members, on all local devices unless a mesh says else.
+    """A function of one member as a function of many, distributed over devices as `jax.pmap` does.
+
+    Args:
+        function: takes one member's trees, returns a tree of arrays.
+        mapping: as for `over`.
+        chunk: as for `over`.
+        mesh: the devices; `None`: all devices of this process.
+
+    Returns:
+        A function of stacked trees, of any number of members, that returns the stacked results.
 
     >>> pmap(lambda x: x + 1)(jnp.arange(5)).tolist()
     [1, 2, 3, 4, 5]
@@ -107,21 +118,21 @@ def plan(
     mesh: Mesh | None = None,
     limit: int | None = None,
 ) -> MappingPlan:
-    """What `mapping="auto"` takes for a function, and why; nothing is run or allocated.
+    """Which mapping `mapping="auto"` takes for a function, and why; nothing is run or allocated.
 
     On a CPU: `loop` for native convolutions, `vmap` for members that compute little, or little for what they carry,
     else `map`. Elsewhere: `map` for convolutions and for shared batches, `vmap` if the
     compiler's estimate fits the memory, else `map` over the largest chunk that does.
 
     Args:
-        function: as for `over`, or a step as for `advance`.
-        stacked: arrays or shapes; leaves lead with `K`.
-        shared: as for `over`.
-        mesh: as for `over`.
-        limit: bytes of one device; default nine tenths of what it has.
+        function: takes one member's trees, as for `over`.
+        *stacked: arrays or shapes; leaves lead with the member axis `K`.
+        shared: trees that every member gets whole.
+        mesh: the devices; `None`: the default device.
+        limit: bytes of one device that may be used; `None`: nine tenths of what it has.
 
     Returns:
-        A `MappingPlan`: `mapping`, `chunk`, `why`.
+        The mapping, the members at a time on each device, and the reason.
 
     >>> plan(lambda x: x + 1, jnp.ones((4, 8))).mapping
     'vmap'

@@ -18,28 +18,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mvp_jax.core.types import Array, Batch, PyTree
 
 MemberMapping: TypeAlias = Literal["vmap", "map", "loop", "auto"]
+"""How a function is applied to many members: `vmap`: all of a device at once; `map`: in turn (or in chunks) in one
+compiled loop; `loop`: in turn, one dispatch each; `auto`: what `auto.choose` finds to suit the function.
+"""
 
 MAPPINGS = ("vmap", "map", "loop", "auto")
+"""The values of `MemberMapping`."""
 
 MEMBER, DATA = "member", "data"
+"""The names of a mesh's axes: devices with different members, and devices that share one member's batch."""
 
 Member: TypeAlias = Callable[..., tuple[PyTree, PyTree]]
 """`(carried, *stacked, *shared) -> (carried, out)` for one member."""
 
 
 def mesh(members: int | None = None, data: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices as a mesh `member × data`.
+    """Devices laid out as a mesh with the axes `member` and `data`.
 
     Args:
-        members: devices along the member axis; by default as many as there are.
-        data: devices that share one member's batch.
-        devices: all devices of all processes by default.
+        members: how many devices lie along the member axis; by default the number of devices divided by `data`.
+        data: how many devices share one member's batch.
+        devices: which devices; by default all devices of all processes.
 
     Returns:
-        A mesh for `create`, `advance`, `fit` and `over`.
+        A mesh for `population.create`, `advance`, `fit` and `over`.
 
     Raises:
-        ValueError: if the devices cannot be laid out so.
+        ValueError: if `members × data` is more than the devices, or not their number where `devices` are named.
 
     >>> dict(mesh(1).shape)
     {'member': 1, 'data': 1}
@@ -56,12 +61,18 @@ def mesh(members: int | None = None, data: int = 1, *, devices: Sequence[jax.Dev
 
 
 def across(where: Mesh | None) -> int:
-    """Devices along the member axis."""
+    """How many devices of a mesh lie along its member axis; 1 without a mesh."""
     return 1 if where is None else where.shape[MEMBER]
 
 
 def check(mapping: str, chunk: int | None, where: Mesh | None) -> None:
-    """Raises `ValueError` unless these can be used together."""
+    """Raises `ValueError` for an unknown mapping, a chunk below 1, or a mesh with other axes than `member` and `data`.
+
+    Args:
+        mapping: one of `MAPPINGS`.
+        chunk: members at a time, or `None`.
+        where: the mesh, or `None` for one device.
+    """
     if mapping not in MAPPINGS:
         raise ValueError(f"unknown mapping {mapping!r}; choose one of {MAPPINGS}")
     if chunk is not None and chunk < 1:
@@ -71,10 +82,13 @@ def check(mapping: str, chunk: int | None, where: Mesh | None) -> None:
 
 
 def count(*stacked: PyTree) -> int:
-    """The length `K` of the member axis.
+    """The length `K` of the member axis that all leaves of stacked trees lead with.
 
     Raises:
-        ValueError: if the leaves do not lead with one axis of at least 1.
+        ValueError: if the leaves lead with axes of different lengths, or of length 0.
+
+    >>> count({"a": jnp.zeros((3, 2))}, jnp.zeros(3))
+    3
     """
     sizes = {leaf.shape[0] if leaf.shape else 0 for leaf in jax.tree.leaves(stacked)}
     if len(sizes) != 1 or 0 in sizes:
@@ -83,17 +97,31 @@ def count(*stacked: PyTree) -> int:
 
 
 def at_once(own: int, mapping: MemberMapping, chunk: int | None) -> int:
-    """How many of a device's `own` members are computed together."""
+    """How many members a device computes together.
+
+    Args:
+        own: how many members the device has.
+        mapping: how they are mapped.
+        chunk: members at a time; `None`: all under `vmap`, else one.
+    """
     return min(chunk or (own if mapping == "vmap" else 1), own)
 
 
 def padded(k: int, where: Mesh | None) -> int:
-    """`k`, or as many more as the devices of a mesh need to have the same number each."""
+    """The smallest multiple of the devices along the member axis that is at least `k`; `k` without a mesh."""
     return math.ceil(k / across(where)) * across(where)
 
 
 def pad(tree: PyTree, k: int) -> PyTree:
-    """A stacked tree of `k` members, the new ones copies of the first."""
+    """A stacked tree filled up with copies of its first member.
+
+    Args:
+        tree: every leaf leads with the member axis.
+        k: how many members the result has, at least as many as `tree`.
+
+    >>> pad(jnp.array([1, 2]), 4).tolist()
+    [1, 2, 1, 1]
+    """
     have = count(tree)
     if have == k:
         return tree
@@ -102,12 +130,13 @@ def pad(tree: PyTree, k: int) -> PyTree:
 
 
 def place(tree: PyTree, where: Mesh, spec: PartitionSpec | None = None) -> PyTree:
-    """Arrays on the devices of a mesh: by member, or as `spec` says. Every process gives the same values.
+    """The tree with its arrays on the devices of a mesh, by default each member on one device along the member axis.
 
     Args:
-        tree: leaves lead with a member axis that the mesh's divides.
+        tree: arrays; without `spec` every leaf leads with a member axis whose length is a multiple of the devices
+            along the mesh's member axis. In a run of several processes every process gives the same values.
         where: the mesh.
-        spec: default `PartitionSpec("member")`.
+        spec: which axes of the arrays lie along which axes of the mesh; default `PartitionSpec("member")`.
     """
     sharding = NamedSharding(where, PartitionSpec(MEMBER) if spec is None else spec)
     if where.is_multi_process:
@@ -116,12 +145,15 @@ def place(tree: PyTree, where: Mesh, spec: PartitionSpec | None = None) -> PyTre
 
 
 def place_whole(tree: PyTree, where: Mesh | None) -> PyTree:
-    """What every member sees, on every device of the mesh."""
+    """The tree with a copy of its arrays on every device of the mesh; the tree itself without a mesh."""
     return tree if where is None or lies_on(tree, where) else place(tree, where, PartitionSpec())
 
 
 def first(tree: PyTree, k: int) -> PyTree:
-    """The first `k` members, off the mesh if this process has them all."""
+    """The first `k` members of a stacked tree, such as those that `pad` did not add.
+
+    Arrays of which this process holds all parts are moved to its first device; others stay on their mesh.
+    """
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable or len(leaf.sharding.device_set) == 1:
@@ -133,7 +165,7 @@ def first(tree: PyTree, k: int) -> PyTree:
 
 
 def lies_on(tree: PyTree, where: Mesh) -> bool:
-    """Whether all leaves are on this mesh already."""
+    """Whether all leaves of the tree are arrays on this mesh."""
     return all(getattr(getattr(leaf, "sharding", None), "mesh", None) == where for leaf in jax.tree.leaves(tree))
 
 
@@ -146,7 +178,10 @@ def _global(leaf: Any, sharding: NamedSharding) -> Array:
 
 
 def split_batch(batch: Batch) -> Batch:
-    """Tells the compiler to share a batch out over the data axis of the mesh it is in; without one, nothing."""
+    """The same batch, with a hint to the compiler to lay its examples out over the data axis of the surrounding mesh.
+
+    Without a mesh, or where the number of examples is no multiple of the data axis, the batch is returned unchanged.
+    """
     around = jax.sharding.get_abstract_mesh()
     size = dict(around.shape).get(DATA, 1)
     if size == 1 or any(leaf.shape[0] % size for leaf in jax.tree.leaves(batch)):
@@ -180,14 +215,17 @@ def _some(function: Member, size: int, shared: int) -> Member:
 
 
 def blank(function: Member, carried: PyTree, stacked: tuple[PyTree, ...], shared: tuple[PyTree, ...]) -> PyTree:
-    """Zeros for what the function returns besides, of all members."""
+    """Zeros in the shapes of what a function returns beside `carried`, for all members: leaves lead with `K`.
+
+    The arguments are those of `run`.
+    """
     k = count(carried, stacked)
     _, out = jax.eval_shape(function, *one_member((carried, *stacked)), *shared)
     return jax.tree.map(lambda leaf: _zeros((k, *leaf.shape), leaf.dtype), out)
 
 
 def one_member(tree: PyTree) -> PyTree:
-    """The shapes of one member of a stacked tree."""
+    """Shapes and dtypes of one member of a stacked tree, as `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
 
 
@@ -298,21 +336,27 @@ def run(
     where: Mesh | None,
     times: int = 1,
 ) -> tuple[PyTree, PyTree]:
-    """Every member once; the memory of `carried` is used for its new value.
+    """Calls a function for every member, and reuses the memory of `carried` for its new value.
 
     Args:
-        function: equal functions share programs, so give the same object, or one that compares by value.
-        carried: what is replaced; leaves lead with `K`, a multiple of the devices along the member axis.
+        function: `(carried, *stacked, *shared) -> (carried, out)` for one member. Equal functions share compiled
+            programs, so give the same object, or one that compares by value.
+        carried: what the function replaces; its arrays are donated. Leaves lead with `K`, a multiple of the devices
+            along the member axis.
         stacked: further trees of members.
         shared: trees that every member sees whole.
-        mapping: `vmap`: all of a device's members at once; `map`: a compiled loop over chunks of them; `loop`: the
-            same, one dispatch each.
-        chunk: members at a time on each device; default all under `vmap`, else 1.
+        mapping: `vmap`: all members of a device at once; `map`: one compiled loop over chunks of them; `loop`: a
+            dispatch for each chunk.
+        chunk: members at a time on each device; `None`: all under `vmap`, else 1.
         where: the mesh; `None` for one device.
-        times: how often the function is called for each member, what it carries handed on; at least once.
+        times: how often the function is called for each member, each call with what the one before carried; at least
+            once.
 
     Returns:
-        `carried` and what the function returns besides, both leading with `K`.
+        The new `carried`, and what the last call returned beside it; leaves of both lead with `K`.
+
+    Raises:
+        ValueError: if `K` is no multiple of the devices along the member axis.
     """
     k = count(carried, stacked)
     own, over = divmod(k, across(where))
@@ -338,5 +382,17 @@ def run(
 def compiled(
     carried: PyTree, stacked: PyTree, shared: PyTree, *, function: Member, chunk: int, where: Mesh | None
 ) -> Any:
-    """The compiled program of `run` for these shapes, to ask what it needs; a later `run` finds it."""
+    """The compiled program that `run` uses for these shapes, for instance to ask how much memory it needs.
+
+    Args:
+        carried: arrays or shapes; leaves lead with `K`.
+        stacked: further trees of members.
+        shared: trees that every member sees whole.
+        function: as for `run`.
+        chunk: members at a time on each device.
+        where: the mesh; `None` for one device.
+
+    Returns:
+        A `jax.stages.Compiled`; a later `run` with these shapes does not compile again.
+    """
     return _compiled.lower(np.int32(1), carried, stacked, shared, function=function, chunk=chunk, where=where).compile()

@@ -1,4 +1,5 @@
-"""Several processes in one run: who is who, who does what, and that all stop where one has failed.
+"""Several processes in one run: which one this is, which part of the work is its own, and waiting for one another, so
+that all stop where one has failed.
 
 Processes talk through JAX's coordination service and not through their devices: one that waits in a device collective
 cannot be told that the other will never come.
@@ -28,16 +29,17 @@ _calls: collections.Counter[str] = collections.Counter()
 def initialize(coordinator: str = "", count: int | None = None, index: int | None = None) -> None:
     """Makes this process one of several; without arguments JAX finds the others (Cloud TPU, Slurm, MPI).
 
-    Comes before anything that touches a device. Once initialised, it does nothing. On a CPU the processes' collectives
-    go over TCP (gloo).
+    Call it before anything that touches a device. If the processes are joined already, it does nothing. On CPUs the
+    processes' collectives go over TCP (gloo).
 
     Args:
-        coordinator: `host:port` of process 0, which all can reach.
-        count: how many processes there are.
-        index: which one this is, from 0.
+        coordinator: `host:port` of process 0, an address that all processes can reach.
+        count: the number of processes.
+        index: the number of this process, from 0.
 
     Raises:
-        ValueError: if some arguments are missing or out of range, nothing is detected, or devices are in use already.
+        ValueError: if only some arguments are given, one is out of range, no cluster is detected without them, or
+            devices are in use already.
     """
     given = {"coordinator": coordinator, "count": count, "index": index}
     missing = [name for name, value in given.items() if value in ("", None)]
@@ -65,7 +67,7 @@ def _check(coordinator: str, count: int, index: int) -> None:
 
 
 def first() -> bool:
-    """Whether this is process 0, which writes what is written once.
+    """Whether this is process 0, the one that writes files of which there is one for all processes.
 
     >>> first()
     True
@@ -74,7 +76,10 @@ def first() -> bool:
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """This process's part of the work: every `count`-th item from its index on, so that parts differ by at most one.
+    """This process's part of a list of work: every `n`-th item from its own number on, where `n` is the number of
+    processes.
+
+    All items are in the part of exactly one process, and the parts' lengths differ by at most one.
 
     >>> share(["a", "b", "c"])
     ['a', 'b', 'c']
@@ -83,7 +88,7 @@ def share(items: Sequence[T]) -> list[T]:
 
 
 def part(items: Sequence[T], index: int, count: int) -> list[T]:
-    """`share` of one process among `count`.
+    """The part of a list of work that process `index` of `count` processes has; `share` gives it for this process.
 
     >>> [part(range(5), i, 2) for i in range(2)]
     [[0, 2, 4], [1, 3]]
@@ -92,53 +97,66 @@ def part(items: Sequence[T], index: int, count: int) -> list[T]:
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come here; with one process at once.
+    """Waits until all processes have called it under this name; with one process it returns at once.
 
     Args:
-        name: of the place; every process comes to places of a name in the same order.
+        name: of this place in the program. A name may be used again, if all processes call in the same order.
 
     Raises:
-        RuntimeError: if another process has failed; `ValueError` if it was one.
-        ValueError: if there are several processes that were not joined by `initialize`.
+        RuntimeError: if another process has failed.
+        ValueError: if another process has failed with a `ValueError`, or there are several processes that were not
+            joined by `initialize`.
     """
     together(name, lambda: None)
 
 
 def together(name: str, work: Callable[[], object]) -> None:
-    """Every process does its work and waits for the others; where one fails, all raise.
+    """Calls `work` in every process and waits until all have done it; if it raises in one, all processes raise.
+
+    Args:
+        name: of this place in the program. A name may be used again, if all processes call in the same order.
+        work: called without arguments.
+
+    Raises:
+        Exception: in the process whose work raised, what it raised.
+        RuntimeError: in the other processes, naming that process; `ValueError` if it raised one.
 
     >>> together("doctest", lambda: print("done"))
     done
-
-    Args:
-        name: as for `barrier`.
-        work: what raises in one process raises there as it is, and in the others as `barrier` does.
     """
     _agree(name, work, range(jax.process_count()))
 
 
 def only_first(name: str, work: Callable[[], T]) -> T | None:
-    """Process 0 does the work, the others wait for it; where it fails, all raise as in `together`.
+    """Calls `work` in process 0 while the others wait for it; if it raises there, all processes raise.
+
+    Args:
+        name: of this place in the program. A name may be used again, if all processes call in the same order.
+        work: called without arguments, in process 0 alone.
+
+    Returns:
+        In process 0 the result of `work`; in the others `None`.
+
+    Raises:
+        Exception: in process 0, what `work` raised.
+        RuntimeError: in the other processes, naming process 0; `ValueError` if it raised one.
 
     >>> only_first("doctest", lambda: 1)
     1
-
-    Returns:
-        In process 0 what `work` does; in the others `None`.
     """
     return _agree(name, work, range(1))
 
 
 def same(name: str, text: str, otherwise: str) -> None:
-    """Makes sure that all processes say the same as process 0.
+    """Raises `ValueError` in all processes unless all give the text that process 0 gives.
 
     Args:
-        name: as for `barrier`.
-        text: what this process says.
-        otherwise: what to try where they differ.
+        name: of this place in the program. A name may be used again, if all processes call in the same order.
+        text: what this process has found, such as the steps it sees in a folder.
+        otherwise: what to try if the texts differ; the end of the error.
 
     Raises:
-        ValueError: in all processes, if one differs.
+        ValueError: if the text of a process differs from that of process 0.
 
     >>> same("doctest", "[1, 2]", "use a folder that all processes see")
     """
@@ -155,10 +173,10 @@ def same(name: str, text: str, otherwise: str) -> None:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """What is raised inside stops the other processes as well, where they next wait for any of the functions here.
+    """A context in which an exception also stops the other processes, at their next call of a function of this module.
 
-    One that waits in a device collective, or was killed without a word, is stopped by JAX instead: within half a
-    minute of the end of the process that failed, or the two minutes after which a silent one counts as dead.
+    A process that waits in a device collective is stopped by JAX, within half a minute of the end of the process that
+    failed. If a process is killed without raising, JAX stops the others after about two minutes without its heartbeat.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""What a run leaves on disk: its state, to continue from (Orbax), and plain arrays, to keep (safetensors).
+"""States of a run to continue from (Orbax), and plain arrays to keep (safetensors).
 
-Both are written whole or not at all, whenever the writer is killed, and neither is a pickle.
+Both are written whole or not at all, at whatever moment the writer is killed, and neither is a pickle.
 """
 
 import hashlib
@@ -24,19 +24,20 @@ from mvp_jax.storage import files, stores
 
 
 class Checkpoints:
-    """The last few states of a run, in a directory; a context manager.
+    """The newest states of a run in a directory, to resume from; a context manager.
 
-    A state is any pytree of arrays, random keys and Python numbers. Steps must go up. A save that was killed is never
-    seen, and is cleared away when the directory is opened again; one run at a time may have it open.
+    A state is any pytree of arrays, random keys and Python numbers, saved under a step; steps must increase. A state
+    whose saving was killed is never seen, and is removed when the directory is opened again. Only one run at a time may
+    have the directory open.
 
-    In a run of several processes all of them take part in every call, each with its shards of the state's arrays, and
-    the directory is one that all see. `alone` is for a state that lies in this process: no call waits for the others,
-    and one process at a time may save.
+    In a run of several processes all must make every call, each with its shards of the state's arrays, and all must see
+    the directory. With `alone=True` the state lies in this process: no call waits for the others, and only one process
+    at a time may save.
 
     Args:
-        directory: made if it is not there; or an address (`storage.path`), for a state that lies in one process.
+        directory: a folder, made if absent; or an address in a bucket, for a state that lies in one process.
         keep: how many states to keep, the newest.
-        alone: whether this process acts for itself; with one process the same.
+        alone: whether the state lies in this process alone. With one process it makes no difference.
 
     Raises:
         ValueError: if the directory cannot be written, `keep` is less than 1, or processes see different states.
@@ -77,19 +78,22 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Closes the directory, so that another `Checkpoints` may open it."""
         self._store.close()
 
     def steps(self) -> list[int]:
-        """The steps there are, ascending."""
+        """The steps of the states that are there, ascending."""
         return sorted(int(c.step) for c in self._store.checkpoints)
 
     def latest(self) -> int | None:
-        """The last step saved; `None` if there is none."""
+        """The step of the newest state; `None` if there is none."""
         return max(self.steps(), default=None)
 
     def leading(self, step: int | None = None) -> int:
-        """The first axis of a saved state's first leaf: how many members a population had.
+        """How many members a saved population has: the length of the first axis, which all leaves share.
+
+        Args:
+            step: which state; `None`: the newest.
 
         Raises:
             ValueError: if there is no such step, it is damaged, or it is not of stacked members.
@@ -122,9 +126,9 @@ class Checkpoints:
         """Reads a state back.
 
         Args:
-            like: a state of the same structure, shapes and dtypes (concrete or from `jax.eval_shape`), whose containers
-                and shardings the result gets.
-            step: which one; the last without it.
+            like: a state of the same structure, shapes and dtypes (arrays, or shapes from `jax.eval_shape`); the result
+                has its containers and shardings.
+            step: which state; `None`: the newest.
 
         Returns:
             The state.
@@ -243,7 +247,7 @@ def load_arrays(path: str | os.PathLike[str], *, only: Sequence[str] | None = No
 
     Args:
         path: the file.
-        only: the top names to read; all without it.
+        only: the top names to read; `None`: all.
 
     Returns:
         `{name: tree}` of NumPy arrays in plain dicts and `Variables`.

@@ -1,6 +1,6 @@
-"""Curves for TensorBoard: scalars as its event files, written by `tensorboardX`, so without TensorFlow.
+"""Curves for TensorBoard: numbers in event files, written by `tensorboardX`, which needs no TensorFlow.
 
-tensorboard --logdir DIR/board
+Show them with `tensorboard --logdir DIR/board`.
 """
 
 import importlib.util
@@ -18,20 +18,21 @@ from mvp_jax.storage import files
 
 
 def check() -> None:
-    """Raises `ValueError` if what writes event files is not installed."""
+    """Raises `ValueError` if `tensorboardX`, which writes event files, is not installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         raise ValueError("event files for TensorBoard need tensorboardX; pip install 'mvp-jax[tensorboard]'")
 
 
 class Board:
-    """An event file; a context manager.
+    """A writer of one event file; a context manager.
 
-    In a bucket, whose objects cannot be appended to, the file is copied there anew, so often that this takes a
-    twentieth of the time at most. Several processes have a folder each within `folder`.
+    In a bucket, whose objects cannot be appended to, the whole file is copied again and again, at intervals such that
+    copying takes at most a twentieth of the time. Each of several processes writes to a folder of its own in `folder`.
 
     Args:
-        folder: of one run, in TensorBoard's sense; each opening adds a file.
-        after: on resuming from a checkpoint, its step: TensorBoard forgets what former files say of later ones.
+        folder: of one run, in TensorBoard's sense; each `Board` adds a file.
+        after: the step of the checkpoint from which a run is resumed: TensorBoard then ignores what earlier files say
+            of later steps. `None` for a new run.
 
     Raises:
         ValueError: if `tensorboardX` is not installed, or the folder cannot be written.
@@ -58,7 +59,7 @@ class Board:
             self._add(after + 1, session_log=start)
 
     def write(self, *, step: int, **values: Any) -> None:
-        """Adds what is a number; dicts become `name/key`, and the rest is left out."""
+        """Adds the values that are numbers under their names, those in a dict under `name/key`, and no others."""
         found = [self._proto.summary_pb2.Summary.Value(tag=t, simple_value=v) for t, v in _scalars(values)]
         if found:
             self._add(step, summary=self._proto.summary_pb2.Summary(value=found))
@@ -70,7 +71,7 @@ class Board:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when all is there."""
+        """Returns when all that was written is in the folder."""
         if self._local:
             start = time.monotonic()
             for file in Path(self._local.name).iterdir():
@@ -78,7 +79,7 @@ class Board:
             self._copied_next = time.monotonic() + 20 * (time.monotonic() - start)
 
     def close(self) -> None:
-        """Closes the file; all is there then."""
+        """Closes the file, when all that was written is in the folder."""
         self._writer.close()
         self.flush()
         if self._local:
@@ -105,7 +106,7 @@ def _scalars(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str,
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], step: str) -> None:
-    """A table of results as curves: mean accuracy by split and method, replacing what stands there.
+    """Writes a table of results as curves, mean accuracy by split and method, and replaces what is in the folder.
 
     Args:
         rows: results (`records.Row`).

@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
-"""What reads an address that begins so."""
+"""The package that reads addresses of each scheme."""
 
 
 def path(where: str | os.PathLike[str]) -> pathlib.Path:
-    """A path of this machine as `pathlib.Path`; an address as `epath.Path`, which has the same methods.
+    """The path of a file or folder: a `pathlib.Path` on this machine, an `epath.Path` for an address in a bucket.
+
+    Both have the same methods.
 
     Raises:
         ValueError: for an address that nothing installed can read.
@@ -53,13 +55,13 @@ def path(where: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def absolute(where: str | os.PathLike[str]) -> pathlib.Path:
-    """A path that stays the same if the working directory changes."""
+    """The path as `path` gives it, made absolute, so that it does not depend on the working directory."""
     found = path(where)
     return found if is_remote(found) else found.absolute()
 
 
 def is_remote(where: str | os.PathLike[str]) -> bool:
-    """Whether it is an address rather than a path of this machine.
+    """Whether `where` is an address such as `gs://bucket/run` rather than a path of this machine.
 
     >>> is_remote("gs://bucket/run"), is_remote(pathlib.Path("run"))
     (True, False)
@@ -69,7 +71,7 @@ def is_remote(where: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what a disk or a bucket refuses inside into a `ValueError` that says what cannot be written."""
+    """A context in which errors of the disk or the bucket become a `ValueError` that names `folder`."""
     try:
         yield
     except OSError as error:
@@ -87,10 +89,10 @@ def _unwritable(folder: str | os.PathLike[str], error: Exception) -> ValueError:
 
 
 def writable(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder and tries to write in it, so that a run stops before its work and not after.
+    """Makes a folder if it is absent and checks that files can be written in it, so that a run fails before its work.
 
     Raises:
-        ValueError: if that fails.
+        ValueError: if the folder cannot be made or written to.
     """
     folder = path(folder)
     with writing(folder):
@@ -103,10 +105,10 @@ def writable(folder: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(file: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file, whole or not at all, and returns when it will outlast a power cut; its folder is made if absent.
+    """Writes a file whole or not at all, and returns when it would survive a power cut. Its folder is made if absent.
 
     Raises:
-        OSError: if it cannot be written; what stood there is left.
+        OSError: if the file cannot be written; an earlier file of this name is then unchanged.
     """
     file = path(file)
     if is_remote(file):
@@ -127,13 +129,15 @@ def write_bytes(file: str | os.PathLike[str], content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a name on this machine to write to; what is there at the end becomes `file`, unless something is raised.
+    """A context that gives a hidden path to write a file to; at its end the file is moved to `file`.
+
+    If something is raised, or the process is killed, `file` is unchanged.
 
     Args:
-        file: to make or to replace; its folder is made if absent.
+        file: the file to make or to replace; its folder is made if absent.
 
     Yields:
-        A path with the same name.
+        A path on this machine with the same name.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(f"{folder}/a.txt") as temporary:
@@ -155,14 +159,16 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[pathlib.Path]:
-    """Gives an empty folder on this machine to write into; at the end it becomes `folder`, unless something is raised.
+    """A context that gives a hidden, empty folder to write into; at its end it is moved to `folder`.
+
+    If something is raised, or the process is killed, `folder` is unchanged.
 
     Args:
-        folder: to make or to replace; its parents are made if absent.
+        folder: the folder to make or to replace; its parents are made if absent.
         marker: the file in it that says, in a bucket, that the folder is complete; see `complete`.
 
     Yields:
-        A path with the same name.
+        A path on this machine with the same name.
 
     Raises:
         ValueError: if no `marker` was written.
@@ -219,15 +225,16 @@ def _publish(fresh: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], marker: str) -> pathlib.Path:
-    """Writes files into a folder that appears complete or not at all; one that stands there already is replaced.
+    """Writes a folder of files, whole or not at all, in place of an earlier folder of this name.
 
     Args:
         folder: its parents are made if absent.
-        files: content by name.
-        marker: which of them says that the folder is complete; see `complete`.
+        files: the content of each file, by name.
+        marker: the name of the file that says, in a bucket, that the folder is complete; see `complete`.
 
     Raises:
-        ValueError: if it cannot be written; what stood there is left, in a bucket incomplete at the worst.
+        ValueError: if the folder cannot be written. An earlier folder is then unchanged; in a bucket it may have lost
+            its marker.
     """
     folder = path(folder)
     with writing(folder):
@@ -253,20 +260,20 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], mar
 
 
 def complete(folder: str | os.PathLike[str], marker: str) -> bool:
-    """Whether what `write_folder` wrote is there: in a bucket its marker; elsewhere a folder that appeared is whole."""
+    """Whether a folder is there and complete: in a bucket if its marker is there, on this machine if the folder is."""
     folder = path(folder)
     return exists(folder / marker) if is_remote(folder) else folder.is_dir()
 
 
 def exists(file: str | os.PathLike[str]) -> bool:
-    """Whether there is such a file or folder now; a bucket's folder is there if anything is in it."""
+    """Whether there is such a file or folder now. A folder in a bucket exists if there is anything in it."""
     file = path(file)
     _refresh(file)
     return file.exists()
 
 
 def listing(folder: str | os.PathLike[str]) -> list[str]:
-    """The names in a folder, sorted, without hidden ones; none if there is no such folder."""
+    """The sorted names in a folder, without those that begin with a dot; empty if there is no such folder."""
     folder = path(folder)
     _refresh(folder)
     try:
@@ -277,7 +284,7 @@ def listing(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def remove(where: str | os.PathLike[str]) -> None:
-    """Removes a file, or a folder with all that is in it."""
+    """Removes a file if it is there, or a folder with all that is in it."""
     where = path(where)
     if not is_remote(where) and where.is_dir():
         shutil.rmtree(where)
@@ -288,14 +295,14 @@ def remove(where: str | os.PathLike[str]) -> None:
 
 
 def hidden(folder: pathlib.Path) -> pathlib.Path:
-    """A new hidden folder in one of this machine, to be renamed; `sweep` clears it away if this process dies before."""
+    """Makes a hidden folder in `folder`, on this machine, to be renamed; `sweep` removes it if this process died."""
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}~", dir=folder))
     fresh.chmod(0o755)  # mkdtemp's are for the owner alone
     return fresh
 
 
 def sweep(folder: pathlib.Path) -> None:
-    """Removes what killed writers of this machine left; one that still runs may be in the middle of its work."""
+    """Removes the folders that `hidden` made in `folder` for processes of this machine that no longer run."""
     for left in () if is_remote(folder) else folder.glob(f"{_mine()}*"):
         pid = left.name.removeprefix(_mine()).partition("~")[0]
         if pid.isdigit() and not _alive(int(pid)):
@@ -317,7 +324,7 @@ def _alive(pid: int) -> bool:
 
 
 def upload(source: pathlib.Path, folder: pathlib.Path, marker: str) -> None:
-    """Copies a folder of this machine, and those within, into a bucket; last the marker, empty if there is none."""
+    """Copies a folder of this machine with all that is in it to a bucket, the marker last (an empty one if absent)."""
     last = source / marker
     for file in sorted(p for p in source.rglob("*") if p.is_file() and p != last):
         (folder / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
@@ -325,7 +332,7 @@ def upload(source: pathlib.Path, folder: pathlib.Path, marker: str) -> None:
 
 
 def download(folder: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a bucket's folder, and those within, to this machine."""
+    """Copies a folder in a bucket with all that is in it to `target`, a folder on this machine."""
     target.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
         if entry.is_dir():
@@ -336,7 +343,7 @@ def download(folder: pathlib.Path, target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def local(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A file as one of this machine, for readers that know no buckets: itself, or a copy that goes away again."""
+    """A context that gives a path on this machine to read a file from: its own, or a copy that is removed after."""
     file = path(file)
     if not is_remote(file):
         yield file
@@ -348,7 +355,7 @@ def local(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def sync(folder: pathlib.Path) -> None:
-    """Makes renames in a folder outlast a power cut."""
+    """Returns when renames in a folder of this machine would survive a power cut."""
     if os.name == "posix":  # elsewhere folders cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:

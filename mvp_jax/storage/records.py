@@ -1,6 +1,6 @@
-"""What a run writes down as it goes: whole files, metrics line by line, rows of results, and progress.
+"""What a run writes while it goes on: JSON and text files, metrics line by line, tables of results, and progress.
 
-A reader never sees half a file (`storage`).
+Files are written whole or not at all, so that a reader never sees half a file.
 """
 
 import contextlib
@@ -30,16 +30,19 @@ _WORDS = ("target", "method", "split")
 
 
 replacing = files.replacing
-"""See `storage.replacing`."""
+"""A context that gives a hidden path to write a file to; at its end the file is moved to its place."""
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a whole text file at once."""
+    """Writes a text file (UTF-8), whole or not at all; its folder is made if absent."""
     files.write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a value of dicts, lists, numbers and arrays as strict JSON; what is not finite becomes `null`."""
+    """Writes a value of dicts, lists, numbers, texts and arrays as strict JSON, whole or not at all.
+
+    Numbers that are not finite become `null`.
+    """
     write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -56,18 +59,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 class MetricsWriter:
-    """An append-only file of one JSON object a line, which a resumed run continues.
+    """A writer of metrics: a file of one JSON object a line, which a resumed run continues. A context manager.
 
-    A line that a kill cut short is dropped on opening. Values are read when written, so hand over
-    those of an earlier step if the device must not be waited for.
+    On opening, a last line that a kill cut short is dropped. `write` waits for the values to be computed; to keep the
+    device busy, write those of an earlier step.
 
-    In a bucket, whose objects cannot be appended to, the file is written anew, so often that this takes a twentieth of
-    the time at most: see `flush`.
+    In a bucket, whose objects cannot be appended to, the whole file is written again and again, at intervals such that
+    this takes at most a twentieth of the time; `flush` writes it at once.
 
     Args:
-        path: the file; continued if it exists.
-        after: on resuming from a checkpoint, its step: later lines, which will be written again, are dropped.
-        board: told of every line too.
+        path: the file; continued if it exists, else made.
+        after: the step of the checkpoint from which a run is resumed: lines of later steps are dropped, as they will
+            be written again. `None`: all lines are kept.
+        board: TensorBoard's event file that gets the same numbers.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +102,7 @@ class MetricsWriter:
             self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, *, step: int, **values: Any) -> None:
-        """Adds a line: the step and any numbers, arrays, texts, lists and dicts."""
+        """Adds a line with the step and values: numbers, arrays, texts, lists and dicts; not finite becomes `null`."""
         line = _line({"step": int(step), **values})
         if self._board is not None:
             self._board.write(step=step, **values)
@@ -112,7 +116,7 @@ class MetricsWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when all lines are there; on this machine they always are. To be called before a state is saved."""
+        """Returns when all lines are in the file. Call it before the state of the same step is saved."""
         if self._board is not None:
             self._board.flush()
         if self._late:
@@ -123,7 +127,7 @@ class MetricsWriter:
             self._again = time.monotonic() + 20 * (time.monotonic() - start)
 
     def close(self) -> None:
-        """Closes the file; all lines are there then."""
+        """Closes the file, when all lines are in it."""
         self.flush()
         if self._file is not None:
             self._file.close()
@@ -136,10 +140,10 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The complete lines of a file of metrics.
+    """The lines of a file of metrics as dicts, in order, without a last line that was cut short.
 
     Raises:
-        ValueError: naming a broken line other than the last.
+        ValueError: naming the line, if a line other than the last is no JSON.
     """
     lines = files.path(path).read_text(encoding="utf-8").split("\n")
     found = []
@@ -170,11 +174,11 @@ def _plain(value: Any) -> Any:
 
 
 def write_csv(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Writes results as a table, the known columns first and any others after them.
+    """Writes results as a CSV table, whole or not at all: the columns of `FIELDS`, and after them any others.
 
     Args:
         rows: results; `cost_examples`, `params` and `flops` may be missing or `None`.
-        path: the file.
+        path: the file; its folder is made if absent.
 
     Raises:
         ValueError: naming the first row that lacks a column.
@@ -214,10 +218,10 @@ def _number(text: str) -> Any:
 def progress(
     total: int, description: str, *, stream: TextIO | None = None, interval: float = 10.0
 ) -> Iterator[Callable[..., None]]:
-    """Shows how far a loop is and how long it still takes.
+    """A context that shows how far a loop is and how long it will still take.
 
-    A live bar on a terminal; elsewhere a plain line whenever another tenth is done or `interval` seconds have
-    passed. It counts calls only, so it never waits for a device; call it where the host has waited already.
+    On a terminal it shows a live bar; elsewhere it writes a line whenever another tenth is done or `interval` seconds
+    have passed. It never waits for a device: call `advance` where the host has waited already.
 
     Args:
         total: how many steps there are.
@@ -276,7 +280,11 @@ def _clock(seconds: float) -> str:
 
 
 def by_seed(rows: Sequence[Row], value: str = "accuracy") -> np.ndarray:
-    """One number a seed: the mean over its targets.
+    """The mean over targets for each seed, `float64[seeds]`, in the order of the seeds.
+
+    Args:
+        rows: results of one method, ratio, number of steps and split.
+        value: the column to average.
 
     >>> row = {"method": "mvp", "ratio": 0.5, "steps": 0, "split": "test"}
     >>> by_seed([{**row, "target": t, "seed": s, "accuracy": t + s} for t in (1, 3) for s in (0, 10)]).tolist()
@@ -289,13 +297,13 @@ def by_seed(rows: Sequence[Row], value: str = "accuracy") -> np.ndarray:
 
 
 def say(text: str) -> None:
-    """Writes a line for people to standard error, beside the progress."""
+    """Writes a line to standard error, where progress is shown too."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 def show(table: Any) -> None:
-    """Prints a `rich` table to standard output."""
+    """Prints a table of `rich` to standard output."""
     rich.console.Console().print(table)
 
 

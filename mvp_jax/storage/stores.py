@@ -1,7 +1,7 @@
-"""States on disk of one process among several, which takes no part in what the others do.
+"""Stores of states for `checkpoint.Checkpoints`: on disk for one process among several, and in a bucket.
 
-Orbax's own store waits for all processes when it is opened. Its saving and loading of one state does not, if told so;
-this is the store around them, which the other one can read, and the other way round.
+Orbax's own store waits for all processes when it is opened. Its functions that save and load one state do not, if told
+so; `Store` is a store around those functions. It writes the format of Orbax's own store: each can read the other's.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from mvp_jax.storage import files
 
 
 class Store:
-    """What `checkpoint.Checkpoints` uses of an Orbax store; process 0 may save.
+    """States of this process in a directory; no call waits for other processes. Only process 0 may save.
 
     Args:
-        directory: there already.
+        directory: an existing directory of this machine.
         keep: how many states to keep, the newest.
     """
 
@@ -38,12 +38,22 @@ class Store:
 
     @property
     def checkpoints(self) -> list[Any]:
-        """Records with a `step`, ascending; what is being written has another name."""
+        """The complete states, as records with a `step`, ascending; a state that is being written is not among them."""
         found = sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdecimal())
         return [types.SimpleNamespace(step=step) for step in found]
 
     def save(self, step: int, state: PyTree, *, force: bool, custom_metadata: dict[str, Any]) -> None:
-        """Saves a state, and clears away older ones and what a killed save left; in process 0 only."""
+        """Saves a state, and removes all but the newest `keep` states and what a killed save left.
+
+        Args:
+            step: the number under which it is saved.
+            state: any pytree of arrays, random keys and Python numbers.
+            force: whether Orbax must save it whatever its policy.
+            custom_metadata: JSON values that `metadata` gives back.
+
+        Raises:
+            ValueError: in another process than process 0.
+        """
         if jax.process_index() != 0:
             raise ValueError(
                 f"process {jax.process_index()} cannot save a state alone: Orbax writes such ones in process 0; "
@@ -67,30 +77,31 @@ class Store:
         self._manager.wait_until_finished()
 
     def load(self, step: int, like: PyTree) -> PyTree:
-        """Reads a state as `like` has it."""
+        """The state of a step, in the structure, shapes and dtypes of `like`."""
         with self._context:
             return self._ocp.load(self._directory / str(step), like)
 
     def metadata(self, step: int) -> Any:
-        """A record with `custom_metadata`."""
+        """Orbax's record of the state of a step, whose `custom_metadata` is what `save` was given."""
         with self._context:
             return self._ocp.metadata(self._directory / str(step))
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Closes the store; its directory may be opened again."""
         if self._manager is not None:
             self._manager.close()
 
 
 class Remote:
-    """The same in a bucket: states are written on this machine, as Orbax writes them, and copied there, marker last.
+    """States in a bucket: each is written on this machine by Orbax and copied to the bucket, its marker file last.
 
-    Orbax takes them for its own; but it reaches only some buckets by itself, and through clients of its own.
+    They are in Orbax's format. Orbax itself is not used in the bucket, as it reaches only some kinds and needs other
+    clients than the rest of a run.
 
     Args:
-        directory: an address.
+        directory: the address of a folder in the bucket.
         keep: how many states to keep, the newest.
-        opened: `(folder of this machine, keep)` to a store.
+        opened: opens a store on this machine, `(folder, keep) -> store`.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, opened: Callable[[pathlib.Path, int], Any]) -> None:
@@ -99,13 +110,13 @@ class Remote:
 
     @property
     def checkpoints(self) -> list[Any]:
-        """Records with a `step`, ascending; a state whose copying was cut short is none."""
+        """The complete states, as records with a `step`, ascending; one without its marker is not among them."""
         names = [name for name in files.listing(self._directory) if name.isdecimal()]
         found = sorted(int(n) for n in names if files.exists(self._directory / n / _MARKER))
         return [types.SimpleNamespace(step=step) for step in found]
 
     def save(self, step: int, state: PyTree, *, force: bool, custom_metadata: dict[str, Any]) -> None:
-        """Saves a state, and clears away older ones and what a killed save left."""
+        """Saves a state, and removes all but the newest `keep` states and what a killed save left; see `Store.save`."""
         done = {str(c.step) for c in self.checkpoints}
         for name in set(files.listing(self._directory)) - done:
             files.remove(self._directory / name)
@@ -118,17 +129,17 @@ class Remote:
             files.remove(self._directory / str(old.step))
 
     def load(self, step: int, like: PyTree) -> PyTree:
-        """Reads a state as `like` has it."""
+        """The state of a step, in the structure, shapes and dtypes of `like`."""
         with self._copy(step) as store:
             return store.load(step, like)
 
     def metadata(self, step: int) -> Any:
-        """A record with `custom_metadata`."""
+        """Orbax's record of the state of a step, whose `custom_metadata` is what `save` was given."""
         with self._copy(step) as store:
             return store.metadata(step)
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Removes the copies on this machine."""
         self._copies.cleanup()
 
     def _copy(self, step: int) -> contextlib.closing[Any]:
@@ -144,7 +155,10 @@ _MARKER = "commit_success.txt"
 
 
 def plain(state: PyTree) -> PyTree:
-    """A state of NumPy arrays, keys by their data: among several processes Orbax takes no array of one alone."""
+    """The state with NumPy arrays for JAX arrays, and with the data of random keys for the keys.
+
+    Among several processes Orbax refuses JAX arrays that lie in one process alone.
+    """
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
@@ -155,7 +169,7 @@ def plain(state: PyTree) -> PyTree:
 
 
 def plain_like(like: PyTree) -> PyTree:
-    """What `plain` gives for such a state, values aside."""
+    """Zeros in the structure, shapes and dtypes that `plain` gives for a state like `like` (arrays or shapes)."""
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
@@ -167,7 +181,7 @@ def plain_like(like: PyTree) -> PyTree:
 
 
 def dressed(found: PyTree, like: PyTree) -> PyTree:
-    """A plain state as `like` has it: keys as keys, arrays on their devices."""
+    """The inverse of `plain`: random keys from their data, and arrays with the sharding that they have in `like`."""
 
     def one(leaf: Any, like: Any) -> Any:
         if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
