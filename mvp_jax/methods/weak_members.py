@@ -171,7 +171,8 @@ def fork(
         state: the state that every member starts from, with its optimiser's moments; it stays as it is.
         data: the training examples, of which each member sees a subset of its own.
         key: the source of the members' settings, subsets and batches.
-        settings: how many members there are, how long they train and how they differ.
+        settings: how many members there are, how long they train and how they differ. Under `jax.vmap` and `jax.jit`
+            its mapping and mesh do not count: all members train at once.
         learning_rate: the parent run's learning rate.
 
     Returns:
@@ -186,11 +187,18 @@ def fork(
         count=count,
         examples=int(data["y"].shape[0]),
     )
-    states = population.create(state, jax.random.split(key_members, count), drawn, mesh=settings.mesh)
-    states, metrics = population.fit(
-        recipe, states, data, settings.steps, index=index, mapping=settings.mapping, mesh=settings.mesh
-    )
-    states, metrics = population.members((states, metrics), count)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, data, key)))
+    mesh = None if traced else settings.mesh
+    states = population.create(state, jax.random.split(key_members, count), drawn, mesh=mesh)
+    if traced:
+        # Inside another transformation, as when a method runs for many tasks at once, no memory can be reused.
+        one = functools.partial(train.fit, recipe, data=data, steps=settings.steps)
+        states, metrics = jax.vmap(lambda state, index: one(state=state, index=index))(states, index)
+    else:
+        states, metrics = population.fit(
+            recipe, states, data, settings.steps, index=index, mapping=settings.mapping, mesh=mesh
+        )
+        states, metrics = population.members((states, metrics), count)
     examples = count * settings.steps * min(recipe.batch, int(index.shape[1]))
     return WeakMembers(states, index, metrics, Spent(count * settings.steps, examples))
 
