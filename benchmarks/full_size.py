@@ -24,8 +24,8 @@ import numpy as np
 import safetensors.numpy
 
 from mvp_jax import models, pretrained
-from mvp_jax.methods import sparse
-from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.methods import sparse, weak_members
+from mvp_jax.methods.sparse import isp
 from mvp_jax.pretrained import formats, key_table
 
 MODELS = {"bert_base": {}, "clip_vision_b32": {}, "clip_text_b": {}, "vit_base": {}, "resnet50": {}}
@@ -67,14 +67,19 @@ def one_round(name: str, options: dict[str, Any], folder: pathlib.Path) -> dict[
         x = jax.random.randint(jax.random.key(0), (4, min(32, shape[1])), 5, 100)
     else:
         x = jax.random.normal(jax.random.key(0), shape)
-    problem = sparse.Problem(
+    problem = sparse.SparsityProblem(
         model=model, variables=variables, train={"x": x, "y": jnp.arange(4) % model.num_classes}, sparsity=0.1
     )
-    training = sparse.Training(steps=2, batch=2, learning_rate=1e-4, optimizer="adamw")
+    training = sparse.SparsityTraining(steps=2, batch=2, learning_rate=1e-4, optimizer="adamw")
     settings = isp.Settings(
-        members=2, share=0.1, epochs=1.0, weak_epochs=1.0, training=training, mapping="loop",
+        members=2,
+        round_sparsity=0.1,
+        epochs=1.0,
+        weak_epochs=1.0,
+        training=training,
+        mapping="loop",
         diversity=weak_members.Diversity(subset=1.0),
-    )  # fmt: skip
+    )
     start = time.perf_counter()
     got = isp.isp(problem, settings, jax.random.key(1))
     jax.block_until_ready(got.variables)

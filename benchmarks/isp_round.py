@@ -45,8 +45,8 @@ from mvp_jax import models, train
 from mvp_jax.core import prune, trees, vote
 from mvp_jax.core.patterns import Pattern
 from mvp_jax.core.types import Array, Masks, Params, Scores
-from mvp_jax.methods import sparse
-from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.methods import sparse, weak_members
+from mvp_jax.methods.sparse import isp
 from mvp_jax.parallel import mapping
 from mvp_jax.train import population
 
@@ -130,7 +130,7 @@ def main() -> None:
     print(json.dumps(here | vars(args) | {"compiling": compiling, "seconds": rounds}))
 
 
-def subject(args: argparse.Namespace) -> sparse.Problem:
+def subject(args: argparse.Namespace) -> sparse.SparsityProblem:
     model = models.create(
         "vit_micro", image_size=32, patch=4, channels=3, classes=10, heads=3, dim=args.dim, mlp=4 * args.dim,
         layers=args.layers,
@@ -140,11 +140,11 @@ def subject(args: argparse.Namespace) -> sparse.Problem:
         "x": jnp.asarray(rng.normal(size=(EXAMPLES, 32, 32, 3)), jnp.float32),
         "y": jnp.asarray(rng.integers(0, 10, EXAMPLES), jnp.int32),
     }
-    return sparse.Problem(model=model, variables=model.init(jax.random.key(0)), train=data, sparsity=TARGET)
+    return sparse.SparsityProblem(model=model, variables=model.init(jax.random.key(0)), train=data, sparsity=TARGET)
 
 
-def training(args: argparse.Namespace) -> sparse.Training:
-    return sparse.Training(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, batch=args.batch)
+def training(args: argparse.Namespace) -> sparse.SparsityTraining:
+    return sparse.SparsityTraining(optimizer="adamw", learning_rate=1e-4, weight_decay=0.1, batch=args.batch)
 
 
 def drawn(args: argparse.Namespace) -> tuple[train.RunSettings, Array, Array]:
@@ -175,7 +175,7 @@ def elected(
     return sparse.with_masks(run, chosen, pattern.masks(chosen, run.state.variables.params, run.kept))
 
 
-def with_jax(problem: sparse.Problem, args: argparse.Namespace) -> Callable[..., Round]:
+def with_jax(problem: sparse.SparsityProblem, args: argparse.Namespace) -> Callable[..., Round]:
     tx, pattern = training(args).tx, problem.pattern
     run = sparse.begin(problem, training(args), jax.random.key(0))
     own, index, keys = drawn(args)
@@ -208,13 +208,13 @@ def with_jax(problem: sparse.Problem, args: argparse.Namespace) -> Callable[...,
     return call
 
 
-def kernels(tree: Any, problem: sparse.Problem) -> dict[str, np.ndarray]:
+def kernels(tree: Any, problem: sparse.SparsityProblem) -> dict[str, np.ndarray]:
     """The leaves that are pruned, by path."""
     flags = trees.flatten(problem.prunable)
     return {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items() if flags[path]}
 
 
-def with_torch(problem: sparse.Problem, args: argparse.Namespace) -> Callable[..., Round]:
+def with_torch(problem: sparse.SparsityProblem, args: argparse.Namespace) -> Callable[..., Round]:
     config = problem.model.config
     given = ViT(config.dim, len(config.mlp), config.heads[0], config.mlp[0], config.tokens, config.classes)
     load(given, problem.variables.params)

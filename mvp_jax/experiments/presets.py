@@ -332,7 +332,7 @@ def trials(data: str, model: str) -> ConfigDict:
 
     config.isp = ConfigDict()
     config.isp.members = 5
-    config.isp.share = 0.2
+    config.isp.round_sparsity = 0.2
     config.isp.vote = "mean"
     config.isp.epochs = 1.0  # the data are small; 0.2 and 0.1 where an epoch is long
     config.isp.weak_epochs = 0.5
@@ -359,4 +359,4 @@ def briefly(config: ConfigDict) -> None:
     config.tasks.shots, config.tasks.valid, config.tasks.test = 8, 8, 8
     config.sparsities = (0.5, 0.75)
     config.train.steps, config.round_steps, config.examples = 2, 2, 16
-    config.isp.members, config.isp.share, config.isp.examples = 2, 0.4, 16
+    config.isp.members, config.isp.round_sparsity, config.isp.examples = 2, 0.4, 16

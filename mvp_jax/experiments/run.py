@@ -21,9 +21,9 @@ from mvp_jax.core import patterns, prune
 from mvp_jax.data import tasks
 from mvp_jax.data.datasets import glue
 from mvp_jax.experiments import few_shot_job, few_shot_variants, pools, pretrain_job, sparsity_job, stages, sweep
-from mvp_jax.methods import few_shot, sparse
+from mvp_jax.methods import few_shot, sparse, weak_members
 from mvp_jax.methods.few_shot import ifp, metasoup, mvp, reptile
-from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.methods.sparse import isp
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import mapping, processes
@@ -153,7 +153,7 @@ def check_trials(config: ConfigDict) -> sparsity_job.Plan:
     """Turns the config of a comparison at given sparsities into a plan, as `check` does."""
     start = _start(config)
     given, frozen = config.isp.to_dict(), ("head",) if config.templates else ()
-    training = sparse.Training(
+    training = sparse.SparsityTraining(
         **{**config.train.to_dict(), "augment": pretrain_job.augmentation(config.train.augment, config.data)},
         undecayed=frozen,
     )

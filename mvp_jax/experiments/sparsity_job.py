@@ -86,17 +86,17 @@ def names(plan: Plan) -> tuple[str, ...]:
     return tuple(lineup(_sketch(plan), plan.base, round_steps=plan.round_steps))
 
 
-def _sketch(plan: Plan) -> sparse.Problem:
+def _sketch(plan: Plan) -> sparse.SparsityProblem:
     """A problem of the right kind, for names and budgets."""
     model = plan.task_model
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     y = jnp.arange(plan.sizes.shots * model.num_classes, dtype=jnp.int32) % model.num_classes
-    return sparse.Problem(
+    return sparse.SparsityProblem(
         model=model, variables=shapes, train={"x": y, "y": y}, sparsity=plan.sparsities[0], pattern=plan.pattern
     )
 
 
-def problems(plan: Plan, variables: Variables) -> dict[tuple[str, int], tuple[sparse.Problem, tasks.TaskData]]:
+def problems(plan: Plan, variables: Variables) -> dict[tuple[str, int], tuple[sparse.SparsityProblem, tasks.TaskData]]:
     """Each target and seed: its pre-trained model under a fitted head, and its data."""
     setting, sizes, model = plan.setting, plan.sizes, plan.task_model
     body = replace_head(variables, model)
@@ -112,7 +112,7 @@ def problems(plan: Plan, variables: Variables) -> dict[tuple[str, int], tuple[sp
         else:
             start = replace_head(body, model, kernel=jnp.asarray(plan.zero_shot[:, list(target.classes)]))
         found[target.name, seed] = (
-            sparse.Problem(
+            sparse.SparsityProblem(
                 model=model, variables=start, train=data, valid=batch_of(own.valid), sparsity=plan.sparsities[0],
                 pattern=plan.pattern,
             ),
@@ -153,7 +153,7 @@ def _row_file(work: Path, case: Case) -> Path:
 
 def _one(
     plan: Plan,
-    made: dict[tuple[str, int], tuple[sparse.Problem, tasks.TaskData]],
+    made: dict[tuple[str, int], tuple[sparse.SparsityProblem, tasks.TaskData]],
     case: Case,
     flops: cost.Cost,
     work: Path,
@@ -210,7 +210,7 @@ def _judged(plan: Plan, variables: Variables, data: tasks.TaskData) -> list[dict
     return [{"split": split} | one(part) for split, part in (("valid", data.valid), ("test", data.test))]
 
 
-def _alone(problem: sparse.Problem, training: sparse.Training, mask: Masks, key: Any) -> Variables:
+def _alone(problem: sparse.SparsityProblem, training: sparse.SparsityTraining, mask: Masks, key: Any) -> Variables:
     """The pre-trained weights under a mask, fine-tuned as every method's are."""
     fresh = sparse.begin(problem, training, key)
     fresh = sparse.with_masks(fresh, fresh.kept, _as_large(fresh.state.masks, mask))
@@ -229,7 +229,7 @@ def _mask_file(work: Path, case: Case) -> Path:
     return work / "masks" / f"{_row_file(work, case).stem}.npz"
 
 
-def _prunable(problem: sparse.Problem, mask: Masks) -> dict[str, np.ndarray]:
+def _prunable(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, np.ndarray]:
     """Masks of the prunable leaves in the parameters' shapes, by path."""
     params, flags = trees.flatten(problem.variables.params), trees.flatten(problem.prunable)
     return {
@@ -239,13 +239,13 @@ def _prunable(problem: sparse.Problem, mask: Masks) -> dict[str, np.ndarray]:
     }
 
 
-def _write_mask(path: Path, problem: sparse.Problem, mask: Masks) -> None:
+def _write_mask(path: Path, problem: sparse.SparsityProblem, mask: Masks) -> None:
     with records.replacing(path) as temporary:
         bits = {p: np.packbits(m) for p, m in _prunable(problem, mask).items()}
         np.savez(temporary, **bits)  # type: ignore[arg-type]
 
 
-def _density(problem: sparse.Problem, mask: Masks) -> dict[str, float]:
+def _density(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, float]:
     return {path: float(m.mean()) for path, m in _prunable(problem, mask).items()}
 
 

@@ -8,8 +8,8 @@ gradual pruning stands there with the main cost too. Every line then fine-tunes 
 import dataclasses
 from typing import Any, NamedTuple
 
-from mvp_jax.methods import sparse
-from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup, weak_members
+from mvp_jax.methods import sparse, weak_members
+from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
 
 
 class Entry(NamedTuple):
@@ -27,7 +27,7 @@ class Cost(NamedTuple):
     total: int
 
 
-def cost(problem: sparse.Problem, settings: isp.Settings) -> Cost:
+def cost(problem: sparse.SparsityProblem, settings: isp.Settings) -> Cost:
     """What the exact vote (`mean`) takes for a problem."""
     rounds = max(1, isp.least_rounds(problem, settings))
     main = settings.training.steps_in(problem, settings.epochs)
@@ -36,7 +36,7 @@ def cost(problem: sparse.Problem, settings: isp.Settings) -> Cost:
 
 
 def lineup(
-    problem: sparse.Problem, base: isp.Settings, *, round_steps: int, examples: int = 512, soups: int = 3
+    problem: sparse.SparsityProblem, base: isp.Settings, *, round_steps: int, examples: int = 512, soups: int = 3
 ) -> dict[str, Entry]:
     """Every line for a problem.
 
@@ -79,12 +79,12 @@ def lineup(
     for name, rewind in (("imp_finetune", "none"), ("imp", "weights"), ("imp_rate", "rate")):
         settings = imp.Settings(rounds=spend.rounds, steps=round_steps, rewind=rewind, training=training)  # type: ignore[arg-type]
         table[name] = Entry("imp", settings)
-    sms = soup.Sparse(
+    sms = soup.SparseSoupSettings(
         members=soups, rounds=min(3, spend.rounds), first=round_steps, steps=round_steps, training=training,
         mapping=base.mapping, mesh=base.mesh,
     )  # fmt: skip
     table |= {"sms": Entry("sparse_soups", sms), "sms_greedy": Entry("sparse_soups", change(sms, recipe="greedy"))}
-    instant = soup.Instant(
+    instant = soup.InstantSoupSettings(
         members=base.members, rounds=spend.rounds, epochs=base.epochs, weak_epochs=base.weak_epochs,
         diversity=base.diversity, inherit=base.inherit, training=training, mapping=base.mapping, mesh=base.mesh,
     )  # fmt: skip

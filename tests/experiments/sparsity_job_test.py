@@ -201,7 +201,7 @@ def test_arguments_of_configs():
 
 def test_every_line_is_a_method_with_the_budget_of_the_soup():
     problem = contract.problem(0.9)
-    base = dataclasses.replace(contract.ISP, share=0.2, members=4, epochs=1.0, weak_epochs=1 / 3)
+    base = dataclasses.replace(contract.ISP, round_sparsity=0.2, members=4, epochs=1.0, weak_epochs=1 / 3)
     spent = sparsity_variants.cost(problem, base)
     # 0.8 ** 11 is the first below a tenth; an epoch of 24 examples has 3 steps.
     assert spent == (11, 33, 11 * (3 + 4))

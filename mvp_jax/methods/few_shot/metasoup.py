@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from mvp_jax import train
 from mvp_jax.core import prune
-from mvp_jax.core.types import Array, Key, Variables
+from mvp_jax.core.types import Key, Variables
+from mvp_jax.methods import weak_members
 from mvp_jax.methods.few_shot import api, mvp
-from mvp_jax.train import population, probe
+from mvp_jax.train import probe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,21 +57,24 @@ class Settings:
 
     def own(self, examples: int) -> int:
         """How many of the target's examples each weak member sees."""
-        return max(1, round(self.subset * examples))
+        return weak_members.subset_size(self.diversity, examples)
+
+    @property
+    def diversity(self) -> weak_members.Diversity:
+        """How weak members differ."""
+        return weak_members.Diversity(subset=self.subset, learning_rate=self.learning_rate)
 
     def spent(self, examples: int) -> int:
         """Training examples that pass through the weak members of a target with this many."""
         return self.members * self.steps * min(self.tuning.batch, self.own(examples))
 
 
-def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neighbours:
-    """Weak members as voters, in the dense model's shapes; their `similarity` is still to be set."""
-    tuning, examples = settings.tuning, problem.train["y"].shape[0]
+def weak_voters(problem: api.Problem, settings: Settings, key: Key) -> api.Neighbours:
+    """Returns weak members as voters, in the dense model's shapes; their `similarity` is zero, still to be set."""
+    tuning = settings.tuning
     head = probe.fit_head(
         problem.model, problem.variables, problem.train, l2=tuning.probe_l2, examples=tuning.probe_examples
     )
-    own = settings.own(examples)
-    low, high = settings.learning_rate
     recipe = train.Recipe(
         model=problem.model,
         tx=tuning.tx,
@@ -79,19 +83,17 @@ def weak_members(problem: api.Problem, settings: Settings, key: Key) -> api.Neig
         score="fisher",
         groups=problem.groups,
     )
-
-    def one(key: Key) -> tuple[Variables, dict[str, Array]]:
-        key_data, key_rate, key_fit = jax.random.split(key, 3)
-        index = jax.random.permutation(key_data, examples)[:own]
-        rate = tuning.learning_rate * low * (high / low) ** jax.random.uniform(key_rate)
-        begun = train.create(head, tuning.tx, key_fit)
-        state, metrics = train.fit(recipe, begun, problem.train, settings.steps, learning_rate=rate, index=index)
-        return state.variables, metrics["scores"]
-
-    mapping: population.Mapping = "loop" if train.loops_on_host(problem.model, head) else "vmap"
-    variables, scores = population.over(one, jax.random.split(key, settings.members), mapping=mapping)
+    forks = weak_members.ForkSettings(
+        count=settings.members,
+        steps=settings.steps,
+        diversity=settings.diversity,
+        mapping="loop" if train.loops_on_host(problem.model, head) else "vmap",
+    )
+    state = train.create(head, tuning.tx, key)  # every member gets a key of its own
+    members = weak_members.fork(recipe, state, problem.train, key, forks, learning_rate=tuning.learning_rate)
+    scores = members.metrics["scores"]
     ballots = jax.vmap(functools.partial(prune.by_leaf, keep=problem.sizes))(scores)
-    return api.Neighbours(ballots, variables, scores, jnp.zeros(settings.members))
+    return api.Neighbours(ballots, members.states.variables, scores, jnp.zeros(settings.members))
 
 
 def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
@@ -104,7 +106,7 @@ def start(problem: api.Problem, settings: Settings, key: Key) -> api.Start:
     api.check_groups(near.units, problem)
     near = mvp.nearest(near, min(settings.k, near.similarity.shape[-1]))
     key_weak, key_vote = jax.random.split(key)
-    weak = weak_members(problem, settings, key_weak)
+    weak = weak_voters(problem, settings, key_weak)
     heat = settings.vote.similarity_temperature
     # As voters weigh softmax(similarity / heat), this is the similarity whose weight is the neighbours' mean.
     level = heat * jax.nn.logsumexp(near.similarity / heat) - heat * jnp.log(near.similarity.shape[-1])

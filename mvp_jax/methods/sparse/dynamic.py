@@ -1,4 +1,4 @@
-"""Sparse all along: a mask of constant size whose smallest weights are exchanged for others (SET, RigL).
+"""Dynamic sparse training: a mask of constant size whose smallest weights are exchanged for others (SET, RigL).
 
 Sources: Mocanu et al. 2018, SET (arXiv:1707.04780); Evci et al. 2020, RigL (arXiv:1911.11134), algorithm 1.
 """
@@ -14,40 +14,47 @@ import jax.numpy as jnp
 from mvp_jax.core import masks, prune
 from mvp_jax.core.patterns import Pattern
 from mvp_jax.core.types import Key, Masks, Params, PyTree
+from mvp_jax.methods import checks
+from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.sparse import api, gradual
+from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining, check_exchangeable
 from mvp_jax.storage import checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Dynamic sparse training from a mask of the pre-trained weights' magnitude.
+    """Settings of dynamic sparse training.
 
     Attributes:
-        grow: by `gradient` (RigL) or at `random` (SET).
-        steps: of training while weights are exchanged.
-        events: how often they are in these.
-        share: of each leaf's kept entries, exchanged first; falls to 0 on a half cosine.
-        initial: what the first mask keeps: the largest by `magnitude`, or `random` entries.
-        examples: whose gradient says what grows.
+        grow: which pruned entries return: those with the largest `gradient` (RigL), or `random` ones (SET).
+        steps: number of training steps during which entries are exchanged.
+        events: how many times entries are exchanged during these steps, at equal distances.
+        drop_fraction: the fraction of each leaf's kept entries that is exchanged the first time. It falls to 0 on a
+            half cosine.
+        initial: which entries the first mask keeps: the largest by `magnitude` in the pre-trained model, or `random`
+            ones.
+        examples: number of training examples whose gradient says which entries return.
         training: how steps are taken, and the fine-tuning under the final mask.
     """
 
     grow: Literal["gradient", "random"] = "gradient"
     steps: int = 200
     events: int = 10
-    share: float = 0.3
+    drop_fraction: float = 0.3
     initial: Literal["magnitude", "random"] = "magnitude"
     examples: int = 64
-    training: api.Training = dataclasses.field(default_factory=api.Training)
+    training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
 
     def __post_init__(self) -> None:
         if self.grow not in ("gradient", "random") or self.initial not in ("magnitude", "random"):
-            raise ValueError(f"grow is 'gradient' or 'random', initial 'magnitude' or 'random'; got {self.grow!r} and "
-                             f"{self.initial!r}")  # fmt: skip
-        if not 1 <= self.events <= self.steps or self.examples < 1 or not 0 < self.share < 1:
             raise ValueError(
-                "events must be 1 to steps, examples at least 1 and share in (0, 1), got "
-                f"{self.events}, {self.steps}, {self.examples}, {self.share}"
+                "grow is 'gradient' or 'random', initial 'magnitude' or 'random'; "
+                f"got {self.grow!r} and {self.initial!r}"
+            )
+        if not 1 <= self.events <= self.steps or self.examples < 1 or not 0 < self.drop_fraction < 1:
+            raise ValueError(
+                "events must be 1 to steps, examples at least 1 and drop_fraction in (0, 1), got "
+                f"{self.events}, {self.steps}, {self.examples}, {self.drop_fraction}"
             )
 
 
@@ -55,10 +62,10 @@ class Settings:
 def _exchange(
     params: Params, kept: Masks, growth: PyTree, stay: PyTree, come: PyTree, *, pattern: Pattern
 ) -> tuple[Masks, Masks]:
-    """Kept entries and masks after the smallest have made room for those of highest growth.
+    """Returns kept entries and masks after the smallest entries have made room for those of highest growth.
 
-    What has just gone may come back at once, with its weight (algorithm 1 of RigL). The counts are of each leaf, so
-    that sizes of leaves do not drift.
+    An entry that was just dropped may come back at once, with its weight (algorithm 1 of RigL). `stay` and `come` count
+    the entries of each leaf, so that the number of kept entries in a leaf never changes.
     """
     inside = jax.tree.map(lambda m: m if jnp.ndim(m) else False, kept)
     staying = prune.by_leaf(pattern.entries(params, kept, "l2"), stay, within=inside)
@@ -69,10 +76,26 @@ def _exchange(
 
 
 def dynamic(
-    problem: api.Problem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
-) -> api.Pruned:
-    """RigL or SET from pre-trained weights; what is new starts at 0. Then fine-tunes."""
-    api.check_exchangeable(problem)
+    problem: SparsityProblem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> Pruned:
+    """Trains by RigL or SET from pre-trained weights; then fine-tunes.
+
+    An entry that returns starts at 0.
+
+    Args:
+        problem: the model, the task and the sparsity.
+        settings: how entries are exchanged.
+        key: the source of all randomness.
+        saved: where every round is saved, and from where a killed call continues; `None`: nothing is saved.
+
+    Returns:
+        The pruned model.
+
+    Raises:
+        ValueError: for another kind of problem or settings, or the pattern N:M, whose runs no exchange keeps.
+    """
+    checks.check("dynamic", problem, SparsityProblem, settings, Settings)
+    check_exchangeable(problem)
     training = settings.training
     keys = jax.random.split(key, 3)
     steps = gradual.intervals(settings.steps, settings.events)
@@ -90,17 +113,17 @@ def dynamic(
     return api.end(problem, training, run)
 
 
-def _swap(problem: api.Problem, settings: Settings, run: api.Run, event: int, key: Key) -> api.Run:
-    share = settings.share / 2 * (1 + math.cos(math.pi * (event - 1) / settings.events))
+def _swap(problem: SparsityProblem, settings: Settings, run: api.Run, event: int, key: Key) -> api.Run:
+    fraction = settings.drop_fraction / 2 * (1 + math.cos(math.pi * (event - 1) / settings.events))
     have = api.remaining(run.kept, "leaf")
-    come = jax.tree.map(lambda m, n: round(share * n) if jnp.ndim(m) else 0, run.kept, have)
+    come = jax.tree.map(lambda m, n: round(fraction * n) if jnp.ndim(m) else 0, run.kept, have)
     stay = jax.tree.map(lambda n, c: n - c, have, come)
     params = run.state.variables.params
     if settings.grow == "random":
         growth = api.noise(key, params)
     else:
         data = api.sample(problem, key, settings.examples)
-        growth = api.gradients(problem.model, run.state.variables, data, training=True)
+        growth = api.gradients(problem.model, run.state.variables, data, loss=problem.loss, training=True)
         run = api.spend(run, 0, data["y"].shape[0])
     kept, new = _exchange(params, run.kept, growth, api.host(stay), api.host(come), pattern=problem.pattern)
     # Before and after: what grows gathered moments while it was masked, what goes had them as a kept weight.

@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: a little goes every few steps while training goes on.
+"""Gradual magnitude pruning: a few weights are removed every few steps while training goes on.
 
 Source: Zhu & Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878).
 """
@@ -11,25 +11,28 @@ import jax
 
 from mvp_jax.core import schedules
 from mvp_jax.core.types import Key
+from mvp_jax.methods import checks
+from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.sparse import api
+from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.storage import checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Gradual magnitude pruning.
+    """Settings of gradual magnitude pruning.
 
     Attributes:
-        steps: of training while pruning goes on.
-        events: how often entries go in these.
-        schedule: see `schedules.SCHEDULES`.
+        steps: number of training steps during which entries are pruned.
+        events: how many times entries are pruned during these steps, at equal distances.
+        schedule: how the sparsity rises from one time to the next; a name in `schedules.SCHEDULES`.
         training: how steps are taken, and the fine-tuning under the final mask.
     """
 
     steps: int = 200
     events: int = 10
     schedule: Literal["cubic", "linear", "geometric"] = "cubic"
-    training: api.Training = dataclasses.field(default_factory=api.Training)
+    training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
 
     def __post_init__(self) -> None:
         if not 1 <= self.events <= self.steps:
@@ -39,7 +42,7 @@ class Settings:
 
 
 def intervals(steps: int, parts: int) -> list[int]:
-    """Steps shared out over the parts as evenly as they go.
+    """Returns `steps` divided into so many parts, as evenly as possible.
 
     >>> intervals(7, 3)
     [2, 2, 3]
@@ -49,9 +52,23 @@ def intervals(steps: int, parts: int) -> list[int]:
 
 
 def gradual(
-    problem: api.Problem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
-) -> api.Pruned:
-    """Trains, prunes the smallest, and so on; then fine-tunes."""
+    problem: SparsityProblem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> Pruned:
+    """Trains and prunes the smallest entries in turns; then fine-tunes.
+
+    Args:
+        problem: the model, the task and the sparsity.
+        settings: how to prune.
+        key: the source of all randomness.
+        saved: where every round is saved, and from where a killed call continues; `None`: nothing is saved.
+
+    Returns:
+        The pruned model.
+
+    Raises:
+        ValueError: for another kind of problem or settings.
+    """
+    checks.check("gradual", problem, SparsityProblem, settings, Settings)
     training = settings.training
     keys = jax.random.split(key)
     counts = problem.counts(schedules.SCHEDULES[settings.schedule], settings.events)

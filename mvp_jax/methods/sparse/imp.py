@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: train, prune, go back, and again. Lottery tickets.
+"""Iterative magnitude pruning, which finds lottery tickets: train, prune, rewind, and repeat.
 
 Sources: Frankle & Carbin 2019 (arXiv:1803.03635); Frankle et al. 2020, rewinding to an early step (arXiv:1912.05671);
 Renda et al. 2020, rewinding of the learning rate (arXiv:2003.02389).
@@ -13,29 +13,34 @@ import jax.numpy as jnp
 
 from mvp_jax.core import masks, schedules
 from mvp_jax.core.types import Key, Variables
+from mvp_jax.methods import checks
+from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.sparse import api
+from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.storage import checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Iterative magnitude pruning.
+    """Settings of iterative magnitude pruning.
 
     Attributes:
-        rounds: how often the smallest entries go; the same share of what remains each time.
-        steps: of training before each; after a return to `rewind_steps`, what is left of them.
-        rewind: what goes back after each: nothing (`none`, fine-tuning goes on), the `weights` (to what they were
-            after `rewind_steps`, with the learning rate's course), or the learning `rate` alone.
-        rewind_steps: 0 rewinds to the pre-trained weights.
-        training: how steps are taken, and the training under the final mask. With a rewound rate every round's
-            training follows its `decay`.
+        rounds: how many times the smallest entries are pruned; each time the same fraction of those that are left.
+        steps: number of training steps in each round. Rounds that start from the weights after `rewind_steps` take
+            only the steps that remain.
+        rewind: what is reset after each round: `none`: nothing, so that fine-tuning continues; `weights`: the weights
+            that are kept return to their values after `rewind_steps` steps, and the learning rate with them; `rate`:
+            the learning rate alone.
+        rewind_steps: the step of the first round whose weights are restored; 0 restores the pre-trained weights.
+        training: how steps are taken, and the training under the final mask. Unless `rewind` is `none`, the training
+            of every round follows its `decay`.
     """
 
     rounds: int = 5
     steps: int = 100
     rewind: Literal["none", "weights", "rate"] = "weights"
     rewind_steps: int = 0
-    training: api.Training = dataclasses.field(default_factory=api.Training)
+    training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.steps < 1:
@@ -47,9 +52,23 @@ class Settings:
 
 
 def imp(
-    problem: api.Problem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
-) -> api.Pruned:
-    """Iterative magnitude pruning; then trains under the final mask."""
+    problem: SparsityProblem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> Pruned:
+    """Prunes by iterative magnitude pruning; then trains under the final mask.
+
+    Args:
+        problem: the model, the task and the sparsity.
+        settings: how to prune.
+        key: the source of all randomness.
+        saved: where every round is saved, and from where a killed call continues; `None`: nothing is saved.
+
+    Returns:
+        The pruned model.
+
+    Raises:
+        ValueError: for another kind of problem or settings.
+    """
+    checks.check("imp", problem, SparsityProblem, settings, Settings)
     training = settings.training
     keys = functools.partial(jax.random.fold_in, key)
     counts = problem.counts(schedules.geometric, settings.rounds)
@@ -62,9 +81,7 @@ def imp(
         if r == settings.rounds:
             return api.finish(problem, training, run, keys(r))
         # One course of the rate over the round, wherever it is cut in two.
-        go = functools.partial(
-            api.advance, problem, training, last=settings.rewind != "none", total=settings.steps
-        )  # fmt: skip
+        go = functools.partial(api.advance, problem, training, last=settings.rewind != "none", total=settings.steps)
         if early and r == 0:
             run = go(run, early)
             run = run._replace(more=run.state.variables)

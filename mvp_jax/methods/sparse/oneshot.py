@@ -1,26 +1,28 @@
-"""Prune once, then fine-tune: every score that needs no training of its own.
-
-Also the reference that is not pruned at all.
-"""
+"""One-shot pruning: score the weights, prune once, fine-tune; and the reference that is not pruned at all."""
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from mvp_jax import saliency, train
 from mvp_jax.core import masks, prune, schedules
-from mvp_jax.core.patterns import Weights
-from mvp_jax.core.types import Array, Key, Params, PyTree, Variables
+from mvp_jax.core.patterns import How, Weights
+from mvp_jax.core.types import Array, Batch, Key, Params, PyTree, Variables
+from mvp_jax.methods import checks
+from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.sparse import api
+from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
 from mvp_jax.saliency import input_norms, weight_scores
 from mvp_jax.storage import checkpoint
 
-Score = Literal["magnitude", "random", "taylor", "fisher", "snip", "grasp", "synflow", "wanda"]
-SCORES: tuple[Score, ...] = ("magnitude", "random", "taylor", "fisher", "snip", "grasp", "synflow", "wanda")
+WeightCriterion: TypeAlias = Literal["magnitude", "random", "taylor", "fisher", "snip", "grasp", "synflow", "wanda"]
+"""The name of a score by which entries are compared; the scores are those of `saliency`."""
+
+SCORES: tuple[WeightCriterion, ...] = ("magnitude", "random", "taylor", "fisher", "snip", "grasp", "synflow", "wanda")
 
 _OF_ENTRIES = ("magnitude", "random", "taylor")
 """Scores that are defined for entries of any pattern; the others are for single weights."""
@@ -28,81 +30,93 @@ _OF_ENTRIES = ("magnitude", "random", "taylor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Pruning in one step.
+    """Settings of one-shot pruning.
 
     Attributes:
-        score: see `SCORES`.
-        examples: what the scores that need data look at.
-        rounds: of SynFlow's exponential schedule.
-        rescale: for SynFlow on networks that overflow, see `connections.synflow`.
-        batch: examples at a time where each has a gradient of its own (Fisher).
-        training: the fine-tuning.
+        score: the score by which entries are compared, one of `SCORES`.
+        examples: number of training examples that the scores which need data are computed on.
+        rounds: for `synflow`: number of rounds of its exponential schedule.
+        rescale: for `synflow`: whether weights are rescaled before every round, which deep networks need so as not to
+            overflow (see `saliency.weight_scores.synflow`).
+        batch: for `fisher`: how many examples have their gradients computed at a time.
+        training: the fine-tuning under the mask.
     """
 
-    score: Score = "magnitude"
+    score: WeightCriterion = "magnitude"
     examples: int = 512
     rounds: int = 100
     rescale: bool = False
     batch: int = 32
-    training: api.Training = dataclasses.field(default_factory=api.Training)
+    training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise ValueError(f"unknown score {self.score!r}; choose one of {SCORES}")
         if min(self.examples, self.rounds, self.batch) < 1:
-            raise ValueError("examples, rounds and batch must be at least 1, got "
-                             f"{self.examples}, {self.rounds}, {self.batch}")  # fmt: skip
+            raise ValueError(
+                f"examples, rounds and batch must be at least 1, got {self.examples}, {self.rounds}, {self.batch}"
+            )
 
 
 @functools.lru_cache
-def _mean_loss(model: Model) -> Any:
-    def loss(params: Params, rest: PyTree, x: Array, y: Array) -> Array:
-        return jnp.mean(train.cross_entropy(model.apply(Variables(params, rest), x)[0], y))
+def _mean_loss(model: Model, loss: train.Loss) -> Any:
+    def mean_loss(params: Params, rest: PyTree, x: Array, y: Array) -> Array:
+        return jnp.mean(loss(model.apply(Variables(params, rest), x)[0], y))
 
-    return loss
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def _grasp(model: Model, variables: Variables, data: Any) -> PyTree:
-    loss = _mean_loss(model)
-    return weight_scores.grasp(lambda p: loss(p, variables.rest, data["x"], data["y"]), variables.params)
+    return mean_loss
 
 
-@functools.partial(jax.jit, static_argnames=("model", "batch"))
-def _fisher(model: Model, variables: Variables, data: Any, *, batch: int) -> PyTree:
-    loss = _mean_loss(model)
+@functools.partial(jax.jit, static_argnames=("model", "loss"))
+def _grasp(model: Model, variables: Variables, data: Batch, *, loss: train.Loss) -> PyTree:
+    mean_loss = _mean_loss(model, loss)
+    return weight_scores.grasp(lambda p: mean_loss(p, variables.rest, data["x"], data["y"]), variables.params)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "loss", "batch"))
+def _fisher(model: Model, variables: Variables, data: Batch, *, loss: train.Loss, batch: int) -> PyTree:
+    mean_loss = _mean_loss(model, loss)
 
     def one(params: Params, x: Array, y: Array) -> Array:
-        return loss(params, variables.rest, x[None], y[None])
+        return mean_loss(params, variables.rest, x[None], y[None])
 
     return weight_scores.fisher_diagonal(one, variables.params, data["x"], data["y"], batch=batch)
 
 
-def scores(problem: api.Problem, settings: Settings, key: Key) -> tuple[PyTree, Any]:
-    """Numbers in the parameters' shapes, and how they become one for each entry; in evaluation mode."""
-    model, variables, score = problem.model, problem.variables, settings.score
+def scores(problem: SparsityProblem, settings: Settings, key: Key) -> tuple[PyTree, How]:
+    """Scores the pre-trained weights, in evaluation mode, by any score but `synflow` and `wanda`.
+
+    Args:
+        problem: the model, the task and the loss.
+        settings: which score, on how many examples.
+        key: draws the examples, or the random scores.
+
+    Returns:
+        Numbers in the parameters' shapes, and how the numbers of an entry become its score (see `patterns.How`).
+    """
+    model, variables, score, loss = problem.model, problem.variables, settings.score, problem.loss
     if score == "magnitude":
         return variables.params, "l2"
     if score == "random":
         return api.noise(key, variables.params), "sum"
     data = api.sample(problem, key, settings.examples)
     if score == "grasp":
-        return _grasp(model, variables, data), "sum"
+        return _grasp(model, variables, data, loss=loss), "sum"
     if score == "fisher":
-        return _fisher(model, variables, data, batch=min(settings.batch, data["y"].shape[0])), "sum"
-    grads = api.gradients(model, variables, data)
+        batch = min(settings.batch, data["y"].shape[0])
+        return _fisher(model, variables, data, loss=loss, batch=batch), "sum"
+    grads = api.gradients(model, variables, data, loss=loss)
     if score == "snip":
         return weight_scores.snip(variables.params, grads), "sum"
     return saliency.taylor_terms(variables.params, grads), "sum_square"
 
 
-def _flows(problem: api.Problem, run: api.Run, settings: Settings) -> api.Run:
-    """SynFlow's rounds."""
+def _flows(problem: SparsityProblem, run: api.Run, settings: Settings) -> api.Run:
+    """Prunes in SynFlow's rounds."""
     sizes = api.remaining(run.kept, "tree")
     counts = schedules.counts("geometric", settings.rounds, sizes, problem.sparsity)
     model = problem.model
     new = weight_scores.synflow(
-        model.apply,
+        _ones_as_tokens(model),
         problem.variables,
         model.input_shape,
         counts,
@@ -112,8 +126,16 @@ def _flows(problem: api.Problem, run: api.Run, settings: Settings) -> api.Run:
     return api.with_masks(run, _kept(new, problem.prunable), new)
 
 
-def _wanda(problem: api.Problem, run: api.Run, settings: Settings, key: Key) -> api.Run:
-    """The same share of the inputs of every output."""
+@functools.lru_cache
+def _ones_as_tokens(model: Model) -> Any:
+    """The model's function for SynFlow's input of ones: where inputs are integers, the ones are made integers."""
+    if jnp.issubdtype(model.input_dtype, jnp.floating):
+        return model.apply
+    return lambda variables, x: model.apply(variables, x.astype(model.input_dtype))
+
+
+def _wanda(problem: SparsityProblem, run: api.Run, settings: Settings, key: Key) -> api.Run:
+    """Prunes the same fraction of the inputs of every output."""
     params, model = problem.variables.params, problem.model
     data = api.sample(problem, key, settings.examples)
     seen = input_norms.norms(model.apply, problem.variables, data["x"], prunable=problem.prunable)
@@ -145,17 +167,29 @@ def _kept(new: PyTree, prunable: PyTree) -> PyTree:
 
 
 def once(
-    problem: api.Problem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
-) -> api.Pruned:
-    """Scores the pre-trained weights, prunes, fine-tunes.
+    problem: SparsityProblem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> Pruned:
+    """Scores the pre-trained weights, prunes once, and fine-tunes.
+
+    Args:
+        problem: the model, the task and the sparsity.
+        settings: the score, and how to fine-tune.
+        key: the source of all randomness.
+        saved: where every round is saved, and from where a killed call continues; `None`: nothing is saved.
+
+    Returns:
+        The pruned model. By `wanda` every output loses the same fraction of its inputs, rounded for each output.
 
     Raises:
-        ValueError: for a score of single weights with another pattern.
+        ValueError: for another kind of problem or settings, or a score of single weights with another pattern.
     """
+    checks.check("once", problem, SparsityProblem, settings, Settings)
     score, training = settings.score, settings.training
     if score not in _OF_ENTRIES and not isinstance(problem.pattern, Weights):
-        raise ValueError(f"{score!r} scores single weights, the problem's pattern is {problem.pattern}; "
-                         f"choose one of {_OF_ENTRIES}, or the pattern Weights()")  # fmt: skip
+        raise ValueError(
+            f"{score!r} scores single weights, the problem's pattern is {problem.pattern}; "
+            f"choose one of {_OF_ENTRIES}, or the pattern Weights()"
+        )
     key_score, key_train = jax.random.split(key)
 
     def body(r: int, run: api.Run) -> api.Run:
@@ -175,8 +209,22 @@ def once(
 
 
 def unpruned(
-    problem: api.Problem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
-) -> api.Pruned:
-    """Fine-tunes the whole model, for reference."""
+    problem: SparsityProblem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
+) -> Pruned:
+    """Fine-tunes the whole model without pruning it, for reference.
+
+    Args:
+        problem: the model and the task; its sparsity does not count.
+        settings: how to fine-tune; the score does not count.
+        key: the source of all randomness.
+        saved: where every round is saved, and from where a killed call continues; `None`: nothing is saved.
+
+    Returns:
+        The fine-tuned model, with all entries kept.
+
+    Raises:
+        ValueError: for another kind of problem or settings.
+    """
+    checks.check("unpruned", problem, SparsityProblem, settings, Settings)
     problem = dataclasses.replace(problem, sparsity=0.0)
     return once(problem, dataclasses.replace(settings, score="magnitude"), key, saved=saved)

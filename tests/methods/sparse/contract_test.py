@@ -10,14 +10,15 @@ import pytest
 
 from mvp_jax import train
 from mvp_jax.core import masks, patterns, trees
-from mvp_jax.methods import METHODS, sparse
-from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup, weak_members
+from mvp_jax.methods import METHODS, sparse, weak_members
+from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
 from mvp_jax.models import functions
 from mvp_jax.storage import checkpoint
 from tests import mlp
 
-TRAINING = sparse.Training(steps=3, learning_rate=0.05, batch=8, optimizer="adamw", weight_decay=0.1)
-ISP = isp.Settings(members=3, share=0.4, epochs=0.7, weak_epochs=0.7, training=TRAINING)
+TRAINING = sparse.SparsityTraining(steps=3, learning_rate=0.05, batch=8, optimizer="adamw", weight_decay=0.1)
+ISP = isp.Settings(members=3, round_sparsity=0.4, epochs=0.7, weak_epochs=0.7, training=TRAINING)
+SOUPS = soup.SparseSoupSettings(members=2, rounds=1, steps=3, training=TRAINING)
 CASES = {
     **{
         f"once_{s}": ("once", oneshot.Settings(score=s, examples=12, rounds=5, batch=5, training=TRAINING))
@@ -36,11 +37,17 @@ CASES = {
     "isp_taylor": ("isp", dataclasses.replace(ISP, rank="taylor", soup="kept")),
     "isp_stability": ("isp", dataclasses.replace(ISP, rank="stability", soup="mean")),
     "isp_published": ("isp", isp.Settings.published(dataclasses.replace(TRAINING, warmup=2, clip=1.0), epochs=0.5)),
-    "sparse_soups": ("sparse_soups", soup.Sparse(members=2, rounds=2, first=2, steps=3, training=TRAINING)),
-    "greedy_soups": ("sparse_soups", soup.Sparse(members=2, rounds=1, steps=3, recipe="greedy", training=TRAINING)),
-    "learned_soups": ("sparse_soups", soup.Sparse(members=2, rounds=1, steps=3, recipe="learned", training=TRAINING)),
-    "instant_soup": ("instant_soup", soup.Instant(members=2, rounds=2, training=TRAINING)),
-}  # fmt: skip
+    "sparse_soups": ("sparse_soups", soup.SparseSoupSettings(members=2, rounds=2, first=2, steps=3, training=TRAINING)),
+    "greedy_soups": (
+        "sparse_soups",
+        soup.SparseSoupSettings(members=2, rounds=1, steps=3, recipe="greedy", training=TRAINING),
+    ),
+    "learned_soups": (
+        "sparse_soups",
+        soup.SparseSoupSettings(members=2, rounds=1, steps=3, recipe="learned", training=TRAINING),
+    ),
+    "instant_soup": ("instant_soup", soup.InstantSoupSettings(members=2, rounds=2, training=TRAINING)),
+}
 SPARSITY = 0.7
 ENTRIES = 5 * 8 + 8 * 6
 KEPT = 26  # of 88, 70 % pruned
@@ -63,7 +70,7 @@ def plain():
 
 def problem(sparsity=SPARSITY, **changes):
     given = {"model": plain(), "variables": mlp.variables(), "train": mlp.data(), "valid": mlp.data(seed=7)}
-    return sparse.Problem(sparsity=sparsity, **(given | changes))
+    return sparse.SparsityProblem(sparsity=sparsity, **(given | changes))
 
 
 def run(case, key=0, saved=None, **changes):
@@ -128,9 +135,18 @@ def test_the_same_key_gives_the_same_bits_and_another_one_others(case):
 
 @pytest.mark.parametrize(
     "case",
-    ["once_synflow", "once_wanda", "gradual", "movement_soft", "rigl", "imp_rewound", "isp_union",
-     "greedy_soups", "instant_soup"],
-)  # fmt: skip
+    [
+        "once_synflow",
+        "once_wanda",
+        "gradual",
+        "movement_soft",
+        "rigl",
+        "imp_rewound",
+        "isp_union",
+        "greedy_soups",
+        "instant_soup",
+    ],
+)
 def test_a_killed_run_goes_on_to_the_same_result(case, tmp_path, monkeypatch):
     saves = []
 
@@ -196,8 +212,8 @@ MORE_ROUNDS = {
     "rigl": {"events": 5},
     "imp_rewound": {"rounds": 5},
     "imp_rate": {"rounds": 5},
-    "isp": {"share": 0.2},
-    "isp_union": {"share": 0.2},
+    "isp": {"round_sparsity": 0.2},
+    "isp_union": {"round_sparsity": 0.2},
     "sparse_soups": {"rounds": 4},
     "instant_soup": {"rounds": 4},
 }
@@ -227,20 +243,20 @@ def test_more_rounds_and_other_sparsities_compile_nothing(case):
         (lambda: movement.Settings(kind="weak"), "unknown kind"),
         (lambda: movement.Settings(threshold=1.0), "threshold"),
         (lambda: dynamic.Settings(grow="up"), "grow is"),
-        (lambda: dynamic.Settings(share=1.0), "share"),
+        (lambda: dynamic.Settings(drop_fraction=1.0), "drop_fraction"),
         (lambda: imp.Settings(rewind="twice"), "unknown rewind"),
         (lambda: imp.Settings(steps=3, rewind_steps=3), "rewind_steps"),
         (lambda: isp.Settings(vote="loudest"), "unknown vote"),
-        (lambda: isp.Settings(share=0.0), "share"),
+        (lambda: isp.Settings(round_sparsity=0.0), "round_sparsity"),
         (lambda: isp.Settings(rank="stability", members=1), "no deviation"),
         (lambda: weak_members.Diversity(subset=0.0), "subset"),
         (lambda: weak_members.Diversity(dropout=(0.5, 0.1)), "dropout"),
         (lambda: weak_members.Diversity(label_smoothing=(0.5, 1.0)), "high < 1"),
         (lambda: weak_members.Diversity(learning_rate=(0.0, 1.0)), "logarithm"),
-        (lambda: soup.Sparse(recipe="secret"), "unknown recipe"),
-        (lambda: soup.Instant(rounds=0), "at least 1"),
-        (lambda: sparse.Training(decay="steps"), "decay"),
-        (lambda: sparse.Training(clip=0.0), "clip"),
+        (lambda: soup.SparseSoupSettings(recipe="secret"), "unknown recipe"),
+        (lambda: soup.InstantSoupSettings(rounds=0), "at least 1"),
+        (lambda: sparse.SparsityTraining(decay="steps"), "decay"),
+        (lambda: sparse.SparsityTraining(clip=0.0), "clip"),
         (lambda: run("greedy_soups", valid=None), "held-out"),
         (lambda: run("movement_hard", pattern=patterns.Weights("erk")), "single weights"),
         (lambda: run("once_snip", pattern=patterns.Channels()), "single weights"),

@@ -11,8 +11,8 @@ import pytest
 
 from mvp_jax.core import patterns
 from mvp_jax.core.types import Variables
-from mvp_jax.methods import few_shot, sparse
-from mvp_jax.methods.sparse import isp, weak_members
+from mvp_jax.methods import contract, sparse, weak_members
+from mvp_jax.methods.sparse import api, isp
 from mvp_jax.models import functions
 from tests import mlp
 from tests.golden import make_isp
@@ -20,7 +20,7 @@ from tests.golden import make_isp
 WEIGHTS = patterns.Weights()
 PUBLISHED = isp.Settings.published()
 RULES = ("mean", "union", "intersection", "majority")
-STILL = sparse.Training(steps=0, batch=99)
+STILL = sparse.SparsityTraining(steps=0, batch=99)
 MAIN, (STRAYED,) = make_isp.draw(2, 900, 1)
 ALIVE, ALL = np.ones(5, bool), np.ones(make_isp.SIZE, bool)
 
@@ -50,14 +50,16 @@ def drive(monkeypatch, problem, settings, given, index=None):
         trained.append((steps, last))
         return sparse.spend(run, steps, steps * training.batch)
 
-    def fork(problem, training, run, key, **how):
+    def fork(problem, training, run, key, settings, *, inherit=True):
         params, alive = next(given)
-        calls.append((run, how))
+        calls.append((run, {**vars(settings), "inherit": inherit}))
         variables = Variables(jax.tree.map(jnp.asarray, params), {})
-        return run.state._replace(variables=variables, alive=jnp.asarray(alive)), index, few_shot.Spent(0, 0)
+        states = run.state._replace(variables=variables, alive=jnp.asarray(alive))
+        own = jnp.zeros((len(alive), 1), jnp.int32) if index is None else index
+        return weak_members.WeakMembers(states, own, {}, contract.Spent(0, 0))
 
-    monkeypatch.setattr(weak_members, "fork", fork)
-    monkeypatch.setattr(sparse, "advance", advance)
+    monkeypatch.setattr(api, "fork", fork)
+    monkeypatch.setattr(api, "advance", advance)
     return isp.isp(problem, settings, jax.random.key(0), saved=spy), spy.runs, calls, trained
 
 
@@ -111,12 +113,12 @@ def tree(weights):
 
 def problem(main, sparsity, n=30):
     data = mlp.data(n, classes=5, shape=(10,))
-    return sparse.Problem(
+    return sparse.SparsityProblem(
         model=chain(), variables=Variables(tree(main), {}), train=data | {"x": data["x"] / 8}, sparsity=sparsity
     )
 
 
-def ours(main, members, sparsity, rule="union", landing=PUBLISHED.landing, share=PUBLISHED.share):
+def ours(main, members, sparsity, rule="union", landing=PUBLISHED.landing, round_sparsity=PUBLISHED.round_sparsity):
     """The masks `bool[rounds, SIZE]` by `superpose` and the counts that `isp` uses."""
     own = problem(main, sparsity)
     kept, target, history = own.whole(), own.keep(), []
@@ -127,7 +129,7 @@ def ours(main, members, sparsity, rule="union", landing=PUBLISHED.landing, share
             kept = WEIGHTS.select(sparse.magnitudes(own, own.variables.params), np.int32(target), kept)
         else:
             scores = {n: jnp.abs(w) for n, w in make_isp.split(given).items()} | {"bias": jnp.zeros(len(given))}
-            keep = max(sparse.fewer(have, share), target)
+            keep = max(sparse.fewer(have, round_sparsity), target)
             kept, _ = isp.superpose(
                 scores, kept, np.int32(keep), np.int32(target), jnp.ones(len(given)), pattern=WEIGHTS, rule=rule
             )
@@ -190,7 +192,7 @@ def test_every_rule_follows_plain_loops(rule):
             kept, past, _ = voted(np.abs(given), kept, max(round(0.7 * kept.sum()), target), target, rule)
             guarded += past
             history.append(kept)
-    got = ours(main, members[:6], sparsity, rule, landing=0.0, share=0.3)
+    got = ours(main, members[:6], sparsity, rule, landing=0.0, round_sparsity=0.3)
     assert len(history) >= 3
     assert np.array_equal(got[: len(history)], np.stack(history))
     # Two rules would go past the target: there they become the exact choice.
@@ -204,7 +206,7 @@ KEEP, TARGET = 360, 60
 
 
 def settings(**changes):
-    return isp.Settings(**({"share": 0.4, "training": STILL} | changes))
+    return isp.Settings(**({"round_sparsity": 0.4, "training": STILL} | changes))
 
 
 def first_round(monkeypatch, settings, weights, alive=ALIVE, index=None):
@@ -348,7 +350,7 @@ def test_where_it_lands(landing, counts, forks, monkeypatch):
 @pytest.mark.parametrize(("growth", "steps"), [("growing", [3, 6, 9, 12, 15, 18]), ("constant", [3] * 6)])
 def test_intervals_of_main_training(growth, steps, monkeypatch):
     # 80 examples by 2 are 40 steps an epoch: 0.075 of it are 3, a tenth 4.
-    training = sparse.Training(steps=7, learning_rate=0.1, batch=2)
+    training = sparse.SparsityTraining(steps=7, learning_rate=0.1, batch=2)
     own = isp.Settings.published(training, growth=growth)
     given = itertools.repeat((tree(np.repeat(MAIN[None], 5, 0)), ALIVE))
     got, runs, calls, taken = drive(monkeypatch, problem(MAIN, 0.5, n=80), own, given)
@@ -361,7 +363,8 @@ def test_intervals_of_main_training(growth, steps, monkeypatch):
 
 def test_published_values():
     s = isp.Settings.published()
-    assert (s.members, s.share, s.vote, s.growth, s.epochs, s.weak_epochs) == (5, 0.1, "union", "growing", 0.075, 0.1)
+    assert (s.members, s.round_sparsity, s.vote, s.growth) == (5, 0.1, "union", "growing")
+    assert (s.epochs, s.weak_epochs) == (0.075, 0.1)
     assert (s.inherit, s.landing, s.soup, s.rank) == (False, 0.05, "none", "magnitude")
     assert (s.diversity.subset, s.diversity.learning_rate, s.diversity.law) == (1.0, (0.0, 1.0), "uniform")
     t = s.training

@@ -11,19 +11,19 @@ import pytest
 from mvp_jax import train
 from mvp_jax.core.types import Variables
 from mvp_jax.methods import sparse
-from mvp_jax.methods.sparse import dynamic, gradual, imp, movement
+from mvp_jax.methods.sparse import api, dynamic, gradual, imp, movement
 from mvp_jax.train import evaluation
 from tests import mlp
 from tests.methods.sparse.isp_test import Spy, best
 
 # All examples in one batch: their order does not matter, so NumPy needs no key.
-TRAINING = sparse.Training(steps=0, learning_rate=0.1, batch=99)
+TRAINING = sparse.SparsityTraining(steps=0, learning_rate=0.1, batch=99)
 SIZES = (40, 48)
 ALL = np.ones(88, bool)
 
 
 def problem(sparsity=0.7):
-    return sparse.Problem(model=mlp.mlp(), variables=mlp.variables(), train=mlp.data(), sparsity=sparsity)
+    return sparse.SparsityProblem(model=mlp.mlp(), variables=mlp.variables(), train=mlp.data(), sparsity=sparsity)
 
 
 def kernels(tree):
@@ -71,7 +71,7 @@ def seen(monkeypatch):
     calls = []
 
     def watched(name):
-        function = getattr(sparse, name)
+        function = getattr(api, name)
 
         def call(problem, *rest, **how):
             run = next(r for r in rest if isinstance(r, sparse.Run))
@@ -82,7 +82,7 @@ def seen(monkeypatch):
         return call
 
     for name in ("advance", "cut"):
-        monkeypatch.setattr(sparse, name, watched(name))
+        monkeypatch.setattr(api, name, watched(name))
     return calls
 
 
@@ -317,7 +317,7 @@ def momenta(run):
 
 @pytest.mark.parametrize("grow", ["gradient", "random"])
 def test_exchanges_drop_the_smallest_and_grow_by_rule(grow, swaps):
-    settings = dynamic.Settings(grow=grow, steps=10, events=4, share=0.5, training=TRAINING)
+    settings = dynamic.Settings(grow=grow, steps=10, events=4, drop_fraction=0.5, training=TRAINING)
     dynamic.dynamic(problem(0.5), settings, jax.random.key(0))
     first = best(np.abs(kernels(mlp.variables().params)), 44, ALL)
     assert np.array_equal(kernels(swaps[0][0].kept), first)
@@ -364,7 +364,7 @@ def test_both_moments_of_pruned_weights_are_forgotten():
 
 
 def test_what_grows_at_random_may_be_anything_outside():
-    settings = dynamic.Settings(grow="random", steps=2, events=2, share=0.6, training=TRAINING)
+    settings = dynamic.Settings(grow="random", steps=2, events=2, drop_fraction=0.6, training=TRAINING)
     run = sparse.begin(problem(0.5), TRAINING, jax.random.key(0))
     run = sparse.cut(problem(0.5), run, sparse.host(problem(0.5).keep()))
     theta, was = kernels(run.state.variables.params), kernels(run.kept)

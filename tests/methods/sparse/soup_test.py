@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mvp_jax.core.types import Variables
-from mvp_jax.methods import few_shot, sparse
-from mvp_jax.methods.sparse import soup, weak_members
+from mvp_jax.methods import contract, sparse, weak_members
+from mvp_jax.methods.sparse import api, soup
 from mvp_jax.models import functions
 from mvp_jax.train import evaluation
 from tests.methods.sparse.isp_test import Spy, best
@@ -131,13 +131,13 @@ def test_the_learned_soup_is_adam_on_the_mixing_weights():
     assert float(np.ptp(got)) > 0.3
 
 
-STILL = sparse.Training(steps=0, learning_rate=1e-30, batch=5)
+STILL = sparse.SparsityTraining(steps=0, learning_rate=1e-30, batch=5)
 
 
 def problem(sparsity):
     rng = np.random.default_rng(3)
     given = Variables({"w": jnp.asarray(rng.normal(size=(EXAMPLES, 2)), jnp.float32)}, {})
-    return sparse.Problem(model=table(), variables=given, train=DATA, valid=DATA, sparsity=sparsity)
+    return sparse.SparsityProblem(model=table(), variables=given, train=DATA, valid=DATA, sparsity=sparsity)
 
 
 @pytest.fixture
@@ -145,28 +145,28 @@ def forks(monkeypatch):
     """Forks give three members drawn round by round, under the run's mask; the last diverged."""
     calls = []
 
-    def fork(problem, training, run, key, **how):
+    def fork(problem, training, run, key, settings, *, inherit=True, decay="constant"):
         rng = np.random.default_rng(len(calls))
         w = rng.normal(size=(3, EXAMPLES, 2)).astype(np.float32)
         w = np.where(np.asarray(run.state.masks["w"]), w, 0)
         w[2] = np.nan
-        calls.append((run, how, w))
+        calls.append((run, {**vars(settings), "inherit": inherit}, w))
         states = run.state._replace(
             variables=Variables({"w": jnp.asarray(w)}, {}), alive=jnp.array([True, True, False])
-        )  # fmt: skip
-        return states, None, few_shot.Spent(6, 30)
+        )
+        return weak_members.WeakMembers(states, None, {}, contract.Spent(6, 30))
 
     def advance(problem, training, run, steps, *, last=False):
         return sparse.spend(run, steps, steps * training.batch)
 
-    monkeypatch.setattr(weak_members, "fork", fork)
-    monkeypatch.setattr(sparse, "advance", advance)
+    monkeypatch.setattr(api, "fork", fork)
+    monkeypatch.setattr(api, "advance", advance)
     return calls
 
 
 def test_sparse_soups_are_means_under_the_mask_that_was_cut(forks):
     spy = Spy()
-    settings = soup.Sparse(members=3, rounds=2, first=4, steps=2, training=STILL)
+    settings = soup.SparseSoupSettings(members=3, rounds=2, first=4, steps=2, training=STILL)
     got = soup.sparse_soups(problem(0.5), settings, jax.random.key(0), saved=spy)
     assert len(forks) == 2
     assert len(spy.runs) == 3
@@ -190,7 +190,7 @@ def test_sparse_soups_are_means_under_the_mask_that_was_cut(forks):
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_the_instant_soup_is_dense_until_the_end(sparsity, forks):
     spy = Spy()
-    settings = soup.Instant(members=3, rounds=3, epochs=1.0, weak_epochs=2.0, training=STILL)
+    settings = soup.InstantSoupSettings(members=3, rounds=3, epochs=1.0, weak_epochs=2.0, training=STILL)
     got = soup.instant_soup(problem(sparsity), settings, jax.random.key(0), saved=spy)
     assert len(forks) == 3
     assert all(how["steps"] == 4 for _, how, _ in forks)

@@ -1,4 +1,4 @@
-"""Protocols of weak members, the members trained by them, and what their training is made of, against NumPy."""
+"""Settings of weak members, the members trained by them, and what their training is made of, against NumPy."""
 
 import functools
 import itertools
@@ -11,15 +11,19 @@ import pytest
 
 from mvp_jax import train
 from mvp_jax.core.types import Variables
-from mvp_jax.methods import sparse
-from mvp_jax.methods.sparse import weak_members
+from mvp_jax.methods import sparse, weak_members
 from mvp_jax.models import functions
 from tests import mlp
 
 VARIED = weak_members.Diversity(
-    subset=0.4, learning_rate=(0.5, 2.0), weight_decay=(0.01, 0.1), label_smoothing=(0.0, 0.3), dropout=(0.1, 0.5),
-    augment=(0.2, 0.9), sgd=0.25,
-)  # fmt: skip
+    subset=0.4,
+    learning_rate=(0.5, 2.0),
+    weight_decay=(0.01, 0.1),
+    label_smoothing=(0.0, 0.3),
+    dropout=(0.1, 0.5),
+    augment=(0.2, 0.9),
+    sgd=0.25,
+)
 COUNT = 2000
 
 
@@ -37,7 +41,7 @@ def is_uniform(values, low, high):
     return np.max(np.abs(u - (np.arange(COUNT) + 0.5) / COUNT)) < 1.95 / np.sqrt(COUNT)
 
 
-def test_settingss_follow_their_laws_and_lie_in_their_ranges():
+def test_drawn_settings_follow_their_laws_and_lie_in_their_ranges():
     settings, _ = drawn()
     logs = np.log(settings.learning_rate / 0.1)
     assert is_uniform(logs, np.log(0.5), np.log(2))
@@ -119,7 +123,7 @@ def descend(params, trace, mask, x, y, steps, rate, *, decay=0.0, smoothing=0.0,
     return (w, b), trace
 
 
-TRAINING = sparse.Training(learning_rate=0.2, batch=99, augment=lambda key, x: x + 1.0)
+TRAINING = sparse.SparsityTraining(learning_rate=0.2, batch=99, augment=lambda key, x: x + 1.0)
 # No example is augmented, against the training's own augmentation.
 PARTICULAR = weak_members.Diversity(
     subset=0.5, weight_decay=(0.05, 0.3), label_smoothing=(0.05, 0.3), dropout=(0.1, 0.5), augment=(0.0, 0.0)
@@ -129,7 +133,7 @@ PARTICULAR = weak_members.Diversity(
 @functools.cache
 def forked():
     """A masked run after two steps, and the same in NumPy."""
-    problem = sparse.Problem(model=linear(), variables=start(), train=mlp.data(), sparsity=0.4)
+    problem = sparse.SparsityProblem(model=linear(), variables=start(), train=mlp.data(), sparsity=0.4)
     run = sparse.cut(problem, sparse.begin(problem, TRAINING, jax.random.key(0)), sparse.host(problem.keep()))
     run = sparse.advance(problem, TRAINING, run, 2)
     mask = np.asarray(run.kept["w"])
@@ -146,10 +150,10 @@ def forked():
 def test_members_train_as_numpy_does_each_by_its_settings(inherit):
     problem, run, mask, (x, y), params, trace = forked()
     np.testing.assert_allclose(run.state.variables.params["w"], params[0], rtol=1e-5, atol=1e-6)
-    states, index, spent = weak_members.fork(
-        problem, TRAINING, run, jax.random.key(3), count=4, steps=3, diversity=PARTICULAR, inherit=inherit
-    )
+    forks = weak_members.ForkSettings(count=4, steps=3, diversity=PARTICULAR)
+    states, index, metrics, spent = sparse.fork(problem, TRAINING, run, jax.random.key(3), forks, inherit=inherit)
     assert spent == (4 * 3, 4 * 3 * 12)
+    assert metrics["taken"].tolist() == [3] * 4
     assert index.shape == (4, 12)
     settings = jax.tree.map(np.asarray, states.settings)
     fresh = tuple(np.zeros_like(v) for v in trace)
@@ -157,9 +161,17 @@ def test_members_train_as_numpy_does_each_by_its_settings(inherit):
     for k in range(4):
         own = np.asarray(index[k])
         wanted, _ = descend(
-            params, trace if inherit else fresh, mask, x[own], y[own], 3, settings.learning_rate[k],
-            decay=settings.weight_decay[k], smoothing=settings.label_smoothing[k], dropout=settings.dropout[k],
-        )  # fmt: skip
+            params,
+            trace if inherit else fresh,
+            mask,
+            x[own],
+            y[own],
+            3,
+            settings.learning_rate[k],
+            decay=settings.weight_decay[k],
+            smoothing=settings.label_smoothing[k],
+            dropout=settings.dropout[k],
+        )
         got = np.asarray(states.variables.params["w"][k])
         np.testing.assert_allclose(got, wanted[0], rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(states.variables.params["b"][k], wanted[1], rtol=2e-4, atol=2e-5)
@@ -227,8 +239,9 @@ def test_either_is_one_of_its_two(adaptive):
     # A run's own decay counts for both.
     np.testing.assert_allclose(
         as_vector(steps(either, GRADIENTS, 0.05, adaptive=adaptive, weight_decay=0.3)),
-        in_numpy(rate, 0.3, adaptive), rtol=1e-5,
-    )  # fmt: skip
+        in_numpy(rate, 0.3, adaptive),
+        rtol=1e-5,
+    )
     assert np.max(np.abs(in_numpy(rate, 0.1, adaptive) - in_numpy(rate, 0.3, adaptive))) > 0.01
     assert np.max(np.abs(in_numpy(0.05, 0.1, 1.0) - in_numpy(0.15, 0.1, 0.0))) > 0.01
 
@@ -262,10 +275,10 @@ def test_the_rate_warms_up_step_by_step():
     slope = np.asarray(data["x"], np.float64).mean(0)
     assert np.max(np.abs(slope)) > 0.4
     for n in (1, 2, 3, 4, 6):
-        after, _ = fit(state, steps=n)
+        after, _ = fit(state=state, steps=n)
         way = np.asarray(after.variables.params["w"] - state.variables.params["w"])
         np.testing.assert_allclose(way[:, 0], -rates[:n].sum() * slope, rtol=1e-4, atol=1e-6)
         assert not way[:, 1:].any()
     # A state that goes on is not warmed up again.
-    halves, _ = fit(fit(state, steps=3)[0], steps=3)
+    halves, _ = fit(state=fit(state=state, steps=3)[0], steps=3)
     np.testing.assert_allclose(halves.variables.params["w"], after.variables.params["w"], rtol=1e-6)
