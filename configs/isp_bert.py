@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = presets.trials("docstrings", "checkpoint" if folder else "bert")
     config.methods = presets.ISP_LINES
     if data != "docstrings" and not local:
-        papers.whole(config, f"glue/{presets.one_of('data', data, ('docstrings', *papers.TEXTS))}")
+        papers.whole(config, f"glue/{presets.one_of('data', data, ('docstrings', *papers.GLUE_TASKS))}")
         if not folder:  # a small BERT learns the task itself, on another part of it
             config.data.fractions, config.data.length = (0.5, 0.5), 32
     if folder:

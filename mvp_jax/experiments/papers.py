@@ -26,7 +26,7 @@ SHOTS = {"mnist": 500, "svhn": 500, "gtsrb": 150, "cars": None, "cifar10": 500, 
 LARGE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Networks for ImageNet, whose stem is made small for images of 32 or 64 pixels."""
 
-TEXTS = ("mnli", "qnli", "qqp", "sst2", "rte", "mrpc")
+GLUE_TASKS = ("mnli", "qnli", "qqp", "sst2", "rte", "mrpc")
 """Tasks of GLUE."""
 
 
@@ -57,7 +57,7 @@ def meta_vote_cifar100(model: str = "resnet18", targets: str = "cifar100", class
 
 
 def many(config: ConfigDict, model: str) -> None:
-    """Meta-Vote Pruning at the size of the paper: budgets as in section 9 of its description here, for all networks."""
+    """Meta-Vote Pruning at the size of the paper: with one budget for all networks."""
     vit = model.startswith(presets.TRANSFORMERS)
     config.mapping = "auto"
     config.prune.ratio = 0.75

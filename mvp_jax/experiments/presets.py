@@ -210,6 +210,7 @@ def cifar(config: ConfigDict, of_cifar100: bool) -> None:
 
 def meta_vote(data: str, model: str) -> ConfigDict:
     """Meta-Vote Pruning beside its baselines: a config of `plans.FewShotPlan`, for small embedded data."""
+    # Long, as it is the one list of a job's settings, each with what it means.
     vit = model.startswith(TRANSFORMERS)
     config = job("mvp", data, model)
 
@@ -293,6 +294,7 @@ def votes_briefly(config: ConfigDict) -> None:
 
 def trials(data: str, model: str) -> ConfigDict:
     """Methods at given sparsities: the rest of a config of `plans.SparsityPlan`, for small embedded data."""
+    # Long, as it is the one list of a job's settings, each with what it means.
     attention, text = model.startswith(TRANSFORMERS), is_text(data)
     config = job("trials", data, model)
     config.data.fractions = (0.35, 0.35, 0.15, 0.15)

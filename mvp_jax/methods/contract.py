@@ -61,15 +61,15 @@ class Training:
     """How a method trains, and how every method's model is finished.
 
     Attributes:
-        steps: of the final fine-tuning, `J`.
-        learning_rate: traced.
-        optimizer: `sgd` (momentum 0.9), `adamw` or `either`.
-        weight_decay: see `train.optimizer`.
-        batch: examples a step, at most what there is.
-        clip: global norm that gradients are scaled down to.
-        norm_examples: batch-norm statistics are re-estimated on at most so many.
-        augment: applied to each batch.
-        undecayed: parts of the parameters that weight decay leaves alone, such as a frozen head, by path.
+        steps: `J`, steps of the final fine-tuning.
+        learning_rate: of the optimiser; traced.
+        optimizer: `sgd` (momentum 0.9), `adamw`, or `either` of both by a value of the run (see `train.optimizer`).
+        weight_decay: of the optimiser, as in `train.optimizer`.
+        batch: examples a step; all of them if there are fewer.
+        clip: gradients are scaled down to this global norm; `None`: they are not.
+        norm_examples: batch-norm statistics are re-estimated on at most so many examples.
+        augment: `(key, x) -> x`, applied to each batch; `None`: nothing is.
+        undecayed: paths of parameters that weight decay leaves alone, such as a frozen head.
     """
 
     steps: int = 100
@@ -93,14 +93,33 @@ class Training:
 
     @property
     def tx(self) -> Any:
+        """The optimiser; equal settings give the same object."""
         decayed = all_but(self.undecayed) if self.undecayed else None
         return train.optimizer(self.optimizer, weight_decay=self.weight_decay, clip=self.clip, decayed=decayed)
 
 
 @functools.cache
+def per_example(loss: train.Loss) -> train.Loss:
+    """Returns a loss of one number an example: the mean of `loss` over what follows the first axis, such as tokens.
+
+    Equal losses give the same function.
+
+    >>> per_example(lambda outputs, labels: outputs - labels)(jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()
+    [1.0, 1.0]
+    """
+
+    def one_each(outputs: Array, labels: Array) -> Array:
+        losses = loss(outputs, labels)
+        return jnp.mean(losses.reshape(losses.shape[0], -1), -1)
+
+    return one_each
+
+
+@functools.cache
 def all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
-    """From parameters to what decays: all but the parts of these paths; one function for equal paths, so that
-    optimisers are equal too.
+    """Returns a function from parameters to booleans: False for those under one of the paths, which do not decay.
+
+    Equal paths give the same function, so that optimisers made with it are equal too.
 
     >>> all_but(("a/b",))({"a": {"b": {"c": 0}, "d": 0}})
     {'a': {'b': {'c': False}, 'd': True}}

@@ -111,6 +111,7 @@ def siamese(
 
     Reference: Chen & He 2021 (arXiv:2011.10566), section 3 and algorithm 1.
     """
+    # Long, as its functions close over the parts of the one model that they make up.
     if len(model.input_shape) != 3:
         raise ValueError(
             f"views are of images [H, W, C]; this model reads {model.input_shape}; pre-train it with labels"
@@ -183,6 +184,7 @@ def siamese(
         resize=refuse,
         with_classes=refuse,
         num_classes=4 * dim,
+        head="",
     )
 
 

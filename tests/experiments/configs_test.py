@@ -48,7 +48,7 @@ FULL = [
     ("pretrain", "data=imagenet,model=deit_small,recipe=vit"),
     ("pretrain", "data=imagenet,model=resnet50"),
     ("pretrain", "data=eurosat,model=resnet18"),
-    *(("isp_bert", f"data={task}") for task in papers.TEXTS),
+    *(("isp_bert", f"data={task}") for task in papers.GLUE_TASKS),
     *(("isp_clip", f"data={data}") for data in papers.CLIP_TEMPLATES),
     *(
         ("mvp_cifar100", f"pretraining={how},targets={where},classes={classes},ratio=0.9")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mvp_jax import saliency
 from mvp_jax.core import prune, units
 from mvp_jax.core.types import Key, UnitScores, Variables
-from mvp_jax.methods import checks
+from mvp_jax.methods import checks, contract
 from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.few_shot import api
 from mvp_jax.train import probe
@@ -71,7 +71,7 @@ def scores(
         return saliency.activation(units.restrict(model.inspect(problem.variables, x).activations, groups))
     variables = probe.fit_head(model, problem.variables, problem.train, loss=problem.loss, l2=l2)
     if score == "fisher":
-        gates = saliency.gate_gradients(model.apply, variables, x, y, problem.loss, groups)
+        gates = saliency.gate_gradients(model.apply, variables, x, y, contract.per_example(problem.loss), groups)
         return saliency.gate_fisher(gates)
 
     def loss(params: dict) -> jax.Array:
