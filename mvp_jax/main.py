@@ -1,4 +1,7 @@
-"""`python -m mvp_jax.main --config=configs/mvp.py --workdir=DIR`: flags only, no logic."""
+"""The command line of all jobs: `python -m mvp_jax.main --config=configs/mvp.py --workdir=DIR`.
+
+This file has the flags only; what a job does is in `mvp_jax.experiments`.
+"""
 
 from collections.abc import Sequence
 
@@ -12,10 +15,18 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where all is written; a killed 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hands the resolved config to `experiment.run`; what the library refuses becomes one line, without a traceback."""
+    """Runs the job of the config that the flags name, by `experiments.run.run`.
+
+    Args:
+        argv: the program's name, and the words of the command line that are no flags.
+
+    Raises:
+        SystemExit: with one line in the place of a traceback, if there are words that are no flags, or the library
+            refuses the config, the data, a checkpoint or the folder.
+    """
     if len(argv) > 1:
         raise SystemExit(f"error: unknown arguments {argv[1:]}; settings are given as --config.name=value")
-    # Orbax reports every write; what is worth a line here is the job's own progress.
+    # Orbax reports every write; only the job's own progress is worth a line here.
     logging.set_verbosity(logging.WARNING)
     from mvp_jax.experiments import run
 

@@ -1,1 +1,1 @@
-"""The jobs behind `configs/`: a checked config in, a folder of results out. Only this folder sees a ConfigDict."""
+"""The jobs behind `configs/`: each turns a checked config into a folder of results. ConfigDict is used here only."""

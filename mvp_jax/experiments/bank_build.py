@@ -1,4 +1,7 @@
-"""The bank of a job: pruned models of all source tasks, made a chunk at a time, and how near each is to a target."""
+"""The bank of a job: pruned models of all source tasks, made a chunk at a time, and how near each is to a target.
+
+Each pruned model is written when its chunk is done, so that a killed job goes on with the tasks that are missing.
+"""
 
 import dataclasses
 import functools
@@ -23,13 +26,19 @@ from mvp_jax.storage import records
 from mvp_jax.train import evaluation, population
 
 SIMILARITIES = ("leep", "prototype")
-"""By which the bank's entries are ranked for a target."""
+"""The names of the similarities by which the bank's entries can be ranked for a target."""
 
 
 class Stacked(NamedTuple):
-    """The bank in memory: slim variables `[T, ...]`, and all entries in the dense model's shapes.
+    """The bank in memory; arrays lead with its number of entries `T`.
 
-    `images` reads the images of the task of a name.
+    Attributes:
+        slim: the variables of the slim models.
+        entries: what the bank stores of each entry: task, classes, accuracy, cost.
+        units: the units that each model kept, `{group: bool[T, C]}` in the dense model's index.
+        saliency: the last score of each unit, `{group: float[T, C]}` in the dense model's index.
+        prototypes: mean features of each task's classes, `[T, Y, F]`; `None`: entries are ranked by LEEP.
+        images: returns the images of the source task with a given name.
     """
 
     slim: Variables
@@ -41,15 +50,15 @@ class Stacked(NamedTuple):
 
 
 def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
-    """Prunes the pre-trained model for every source task, a chunk at a time; goes on with a bank that is there.
+    """Returns the bank of a job; prunes the pre-trained model for those source tasks that it does not have yet.
+
+    The tasks are shared out over processes and pruned a chunk at a time. Writes the folders `bank` and `diverged` (the
+    tasks whose training diverged, which are left out).
 
     Args:
-        plan: of the job.
-        variables: of the pre-trained model.
-        work: the folder that holds, or is to hold, the folder `bank`.
-
-    Returns:
-        The bank in memory.
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        work: the folder that holds, or will hold, the folder `bank`.
 
     Raises:
         ValueError: for a bank of another model or of other settings, or if fewer than two tasks did not diverge.
@@ -63,7 +72,8 @@ def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
         for i, t in enumerate(plan.setting.bank_tasks)
         if not banks.has(bank, t.name) and not (lost / f"{t.name}.json").exists()
     ]
-    processes.barrier("bank listed")  # or one would miss what another has added meanwhile, and share otherwise
+    # Without it a process could miss what another has added meanwhile, and share the tasks out otherwise.
+    processes.barrier("bank listed")
     missing = processes.share(missing)
     template = plan.problem(variables, batch_of(_images(plan, plan.setting.bank_tasks[0]).train))
     cost = ifp.cost_of_search(template, plan.search)
@@ -98,7 +108,7 @@ def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
 
 
 def _settings_of(plan: FewShotPlan) -> dict[str, Any]:
-    """What a bank is made with: a folder that holds one of other settings is refused."""
+    """Returns the settings that a bank is stored with; a bank of other settings is refused."""
     return {
         "ratio": plan.ratio,
         "groups": [g.name for g in plan.groups],
@@ -117,7 +127,7 @@ def _settings_of(plan: FewShotPlan) -> dict[str, Any]:
 
 
 def _images(plan: FewShotPlan, task: tasks.Task) -> tasks.TaskData:
-    """The images of a source task."""
+    """Returns the images of a source task."""
     pools, shots = plan.setting.pools, plan.sizes.source_images
     return tasks.materialise(task, pools.source, shots=shots, valid_from=pools.valid, seed=plan.seed)
 
@@ -125,13 +135,13 @@ def _images(plan: FewShotPlan, task: tasks.Task) -> tasks.TaskData:
 def _pruned(
     plan: FewShotPlan, template: few_shot.FewShotProblem, missing: list[tuple[int, tasks.Task]]
 ) -> Iterator[tuple[list[tuple[int, tasks.Task]], ifp.Found, np.ndarray]]:
-    """Chunks of the missing tasks, each with its pruned models and their accuracies, which lead with a task."""
+    """Yields chunks of the missing tasks, with their pruned models and accuracies; arrays lead with the task."""
     size = min(plan.at_once, len(plan.setting.bank_tasks))
     parts = [missing[start : start + size] for start in range(0, len(missing), size)]
 
     def load(part: list[tuple[int, tasks.Task]]) -> tuple[Batch, Batch, Array]:
-        # A smaller chunk would compile anew, and round otherwise, so that a continued bank were another one than an
-        # uninterrupted; it is filled up and the surplus dropped.
+        # A smaller chunk would compile anew and round differently, and a continued bank would differ from an
+        # uninterrupted one; so the chunk is filled up, and the surplus is dropped.
         filled = part + part[:1] * (size - len(part))
         stacked = tasks.stack([_images(plan, t) for _, t in filled])
         keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed + 1), i) for i, _ in filled])
@@ -144,7 +154,7 @@ def _pruned(
 
 
 def _stacked(plan: FewShotPlan, variables: Variables, bank: banks.Bank) -> Stacked:
-    """The entries of the plan's tasks in memory."""
+    """Returns the entries of the plan's tasks in memory."""
     task_of = {t.name: t for t in plan.setting.bank_tasks}
     entries = [e for e in banks.entries(bank) if e.task in task_of]
     if len(entries) < 2:
@@ -164,7 +174,7 @@ def _stacked(plan: FewShotPlan, variables: Variables, bank: banks.Bank) -> Stack
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A task's pruned model and its accuracy; compares by value, so that all chunks share a program."""
+    """Prunes for one task and judges the result; instances compare by value, so that all chunks share a program."""
 
     search: ifp.Settings
 
@@ -176,12 +186,19 @@ class _Entry:
 
 
 def _prototypes(plan: FewShotPlan, variables: Variables, data: list[sources.Arrays]) -> Array:
-    """Class means of the pre-trained model's features for each task: `[T, Y, F]`."""
+    """Returns the class means of the pre-trained model's features for each task, `[T, Y, F]`."""
     return jnp.stack([banks.prototypes(plan.task_model, variables, batch_of(pair)) for pair in data])
 
 
 def similarities(plan: FewShotPlan, variables: Variables, bank: Stacked, data: Batch) -> Array:
-    """Returns how near each bank task is to one target, from the target's training images: `[T]`, higher = nearer."""
+    """Returns how near each bank task is to a target, `float[T]`, higher = nearer.
+
+    Args:
+        plan: the job's plan; `plan.similarity` says whether LEEP or class prototypes measure it.
+        variables: the variables of the pre-trained model.
+        bank: the bank's `T` entries.
+        data: the target's training images, `{"x": [N, ...], "y": int32[N]}`.
+    """
     if plan.similarity == "leep":
         return banks.leep_to_all(plan.slim, bank.slim, data, num_classes=plan.sizes.classes_per_task)
     assert bank.prototypes is not None

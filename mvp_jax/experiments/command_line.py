@@ -1,8 +1,9 @@
-"""Settings by name, from a command line or a dict; a misspelt name or a value of a wrong type is told in one line.
+"""Settings by name, from a command line or a dict; a misspelt name or a value of a wrong type gives a one-line error.
 
-`ml_collections` parses, locks and checks types. Added here is what it leaves: every name is checked before anything is
-parsed, the nearest names are looked for in the whole config (it looks among the neighbours of one), the types in a
-tuple are checked, and what is wrong ends the program with one line instead of a traceback.
+`ml_collections` parses the flags, locks the config and checks types. This file adds that every name is checked before
+anything is parsed, that the nearest names are looked for in the whole config (`ml_collections` looks only beside the
+misspelt one), that the types in a tuple are checked, and that an error ends the program with one line in the place of a
+traceback.
 """
 
 import difflib
@@ -26,7 +27,7 @@ def load(path: str | os.PathLike[str], arg: str | None = None) -> ConfigDict:
         arg: what stands after the colon of `--config=FILE.py:arg`; `None`: `get_config` is called without argument.
 
     Raises:
-        ValueError: if there is no such file, with the nearest ones, or it has no function `get_config`.
+        ValueError: if there is no such file (the message gives the nearest ones), or it has no function `get_config`.
     """
     file = pathlib.Path(path)
     if file.suffix != ".py" or not file.is_file():
@@ -49,11 +50,12 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     """Returns a copy of a config with other values.
 
     Args:
-        config: any config; it is left as it is.
-        values: the new values by path, as `{"train.steps": 3}`.
+        config: any config; it is not changed.
+        values: the new values by path, such as `{"train.steps": 3}`.
 
     Raises:
-        ValueError: for a path that the config does not have, with the nearest ones, or a value of another type.
+        ValueError: for a path that the config does not have (the message gives the nearest ones), or a value of another
+            type.
 
     >>> changed(ConfigDict({"train": {"steps": 1}}), {"train.steps": 3}).train.steps
     3
@@ -76,17 +78,18 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses the flags of a command line, for `app.run`; what is wrong with them ends the program with one line.
+    """Parses the flags of a command line, as the `flags_parser` of `absl.app.run`; an error is told in one line.
 
     Args:
-        argv: the program's name and what follows: `--config=FILE.py[:argument]` and `--config.path=value`.
-        values: the flags that are defined.
+        argv: the program's name and the words that follow: `--config=FILE.py[:argument]` and `--config.path=value`.
+        values: the flags that the program defines.
 
     Returns:
         The program's name, and the words that are no flags.
 
     Raises:
-        SystemExit: with one line that says what is wrong, for a misspelt name with the nearest ones.
+        SystemExit: for anything wrong with the flags, with one line that says what; for a misspelt name it gives the
+            nearest ones.
     """
     try:
         file, paths = _config(argv)
@@ -107,7 +110,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
 
 
 def ours(error: BaseException) -> bool:
-    """Returns whether an error was raised by this library's own code: its messages need no traceback."""
+    """Returns whether an error was raised by this library's own code, whose messages need no traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -115,7 +118,7 @@ def ours(error: BaseException) -> bool:
 
 
 def _config(argv: Sequence[str]) -> tuple[tuple[str, str | None] | None, list[str]]:
-    """The file and argument that a command line names, and the paths that it sets."""
+    """Returns the config file and its argument (`None` if there is no file), and the paths that a command line sets."""
     file, paths = None, []
     for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
         name, equals, value = word.partition("=")
@@ -143,7 +146,7 @@ def _check_path(config: ConfigDict, path: str) -> None:
 
 
 def _check_value(config: Any, path: str, value: Any) -> None:
-    """Refuses what ml_collections lets pass: `True` for a number, and other types in a tuple than it has now."""
+    """Refuses what `ml_collections` accepts: `True` for a number, and types that a tuple does not have now."""
     now = config_path.get_value(path, config)
     if isinstance(now, tuple) and isinstance(value, tuple | list):
         if now and not all(any(_fits(v, n) for n in now) for v in value):
@@ -159,7 +162,7 @@ def _fits(value: Any, now: Any) -> bool:
 
 
 def _paths(config: ConfigDict, before: str = "") -> Iterable[str]:
-    """The paths of all settings and groups of settings."""
+    """Yields the paths of all settings and groups of settings."""
     for name, value in config.items():
         yield before + name
         if isinstance(value, ConfigDict):

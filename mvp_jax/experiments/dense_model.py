@@ -1,4 +1,4 @@
-"""The pre-trained model of a job: read from a checkpoint, or pre-trained here by the job `pretrain`."""
+"""The pre-trained model of a job: read from a checkpoint, or pre-trained here as the job `pretrain` does it."""
 
 from pathlib import Path
 
@@ -17,20 +17,25 @@ from mvp_jax.storage import records
 from mvp_jax.train import evaluation
 
 _STATISTICS = 512
-"""Training images on which batch statistics are re-estimated."""
+"""The number of training images on which batch-norm statistics are re-estimated."""
 
 
 def dense_model(plan: JobPlan, work: Path) -> Variables:
-    """Returns the pre-trained variables: those of the checkpoint, or what process 0 pre-trains in `work/pretrain`.
+    """Returns the pre-trained variables: those of the plan's checkpoint, or of a model that is pre-trained here.
+
+    Pre-training is done by process 0, writes the folder `work/pretrain`, and is not repeated if it is there.
 
     Args:
-        plan: of the job.
-        work: the folder that holds, or is to hold, the folder `pretrain`.
+        plan: the job's plan.
+        work: the folder that holds, or will hold, the folder `pretrain`.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the model of the config, or pre-training diverges.
     """
     if plan.checkpoint:
         if (Path(plan.checkpoint) / "model.json").is_file():
             return _adopted(plan.checkpoint, plan.model)
-        # A folder's own head is for other classes than the tasks'; they get theirs later.
+        # A folder's own head is for other classes than the tasks'; each task gets its head later.
         classes = None if Path(plan.checkpoint).is_file() else plan.model.num_classes
         return pretrained.load(plan.checkpoint, plan.model, classes=classes)[1]
     model, setting, folder = plan.model, plan.setting, work / "pretrain"
@@ -46,7 +51,7 @@ def dense_model(plan: JobPlan, work: Path) -> Variables:
 
 
 def _adopted(folder: str, model: Model) -> Variables:
-    """What the job `pretrain` wrote, under a head of as many classes as the model's."""
+    """Returns the variables that the job `pretrain` wrote, under a head for as many classes as the model has."""
     saved, variables = pretrained.reload(folder)
     one, other = (jax.eval_shape(m.with_classes(2).init, jax.random.key(0)) for m in (saved, model))
     if jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, other):

@@ -1,8 +1,8 @@
-"""The job `mvp`: every few-shot method on every target, from one bank; the rows of the results table.
+"""The job `mvp`: runs every few-shot method on every target, from one bank, and makes the rows of the results table.
 
-A member is one target with one seed. All members of a chunk run at once, method after method; since every method ends
-in the same slim shapes, the programs are compiled for the first and found again by the rest. Each (method, chunk) is
-written when it is done, so that a killed job goes on where it stopped.
+A member is one target with one seed. All members of a chunk run at once, method after method. Since every method ends
+in the same slim shapes, programs are compiled for the first method and reused by the others. Each pair of a method and
+a chunk is written when it is done, so that a killed job goes on where it stopped.
 """
 
 import dataclasses
@@ -32,12 +32,14 @@ from mvp_jax.train import evaluation, population
 
 
 class Members(NamedTuple):
-    """Targets with their seeds, stacked; every leaf leads with `M`.
+    """The members of a job or of a chunk, stacked; every array leads with their number `M`.
 
     Attributes:
-        train, valid, test: `{"x": [M, n, ...], "y": int32[M, n]}`; methods see `train` only.
-        similarity: `[M, T]` of the target to every bank entry, from `train`.
-        key: `[M]`, one for each member.
+        train: training examples, `{"x": [M, n, ...], "y": int32[M, n]}`; methods see no others.
+        valid: validation examples, in the same form.
+        test: test examples, in the same form.
+        similarity: how near each of the bank's `T` entries is to the member's target, `float[M, T]`, from `train`.
+        key: `[M]`, a random key for each member.
     """
 
     train: Batch
@@ -48,7 +50,13 @@ class Members(NamedTuple):
 
 
 def members_of(plan: FewShotPlan, variables: Variables, bank: Stacked) -> tuple[list[tuple[str, int]], Members]:
-    """Returns `(target, seed)` of every member, and the members."""
+    """Returns the `(target, seed)` of every member, and the members' data.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        bank: the bank, for the similarities.
+    """
     names, data, near = [], [], []
     pools = plan.setting.pools
     for target in plan.setting.targets:
@@ -77,7 +85,15 @@ def members_of(plan: FewShotPlan, variables: Variables, bank: Stacked) -> tuple[
 
 
 def voters_of(plan: FewShotPlan, variables: Variables, bank: Stacked) -> few_shot.Neighbours:
-    """Returns the whole bank as voters, every entry's arrays in the dense model's shapes; similarity is still 0."""
+    """Returns the whole bank as voters: every entry's arrays in the dense model's shapes.
+
+    Their similarity is 0; each member's own takes its place when a method is run.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        bank: the bank.
+    """
     return banks.in_dense_shapes(
         bank.slim,
         bank.units,
@@ -89,7 +105,7 @@ def voters_of(plan: FewShotPlan, variables: Variables, bank: Stacked) -> few_sho
     )
 
 
-# What is done for each member, as values that compare equal, so that equal work finds its program again.
+# What is done for each member, as instances that compare by value, so that equal work reuses its compiled program.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +130,13 @@ class _Accuracy:
 
 
 class Outcome(NamedTuple):
-    """What a method gave for a chunk of members.
+    """What a method returned for a chunk of `M` members, and how good it is.
 
     Attributes:
-        pruned: every leaf leads with `M`.
-        model: the slim model that `pruned.looks` hold variables of.
-        accuracy: `[M]` by fine-tuning steps and split; on the test images after the first and the last steps only.
+        pruned: the pruned models; every array leads with `M`.
+        model: the slim model whose variables `pruned.looks` holds.
+        accuracy: `{(fine-tuning steps, split): float[M]}`; on the test split only for the first and the last number of
+            steps.
     """
 
     pruned: Pruned
@@ -136,16 +153,18 @@ def run_line(
     mapping: population.MemberMapping = "vmap",
     mesh: Mesh | None = None,
 ) -> Outcome:
-    """Runs one method for all members of a chunk, and judges what it gives.
+    """Runs one method for all members of a chunk, and returns its models with their accuracies.
 
     Args:
-        line: of the registry.
-        defaults: from which the method takes its settings; `defaults.tuning.looks` says after how many steps to judge.
-        problem: the template, with the whole bank as neighbours; its training examples and similarities are replaced
-            by each member's.
-        members: the chunk.
-        mapping: how the members are run; see `population.over`.
-        mesh: the devices to share them out over; `None` for one.
+        line: the method's line of the registry.
+        defaults: the settings that the method makes its own from; `defaults.tuning.looks` says after how many
+            fine-tuning steps models are judged.
+        problem: the problem that all members share, with the whole bank as neighbours; its training examples and
+            similarities are replaced by each member's.
+        members: the members of the chunk.
+        mapping: how the members are run: `vmap`: at once; `map`: in turn in one program; `loop`: in turn by one call
+            each; `auto`: whichever suits the device.
+        mesh: the devices that the members are shared out over; `None`: one device.
     """
     # What a method does not need would only make its programs differ from the others'.
     template = dataclasses.replace(
@@ -174,13 +193,13 @@ def run_line(
 
 
 def rows_of(method: str, ratio: float, members: list[tuple[str, int]], outcome: Outcome) -> list[dict[str, Any]]:
-    """Returns a row of the results table for each look, split and member.
+    """Returns the rows of the results table for one method: a row for each number of steps, split and member.
 
     Args:
-        method: its name.
-        ratio: share of the units that is removed.
-        members: `(target, seed)` of those whose rows are wanted, the first of the chunk.
-        outcome: of the chunk.
+        method: the method's name.
+        ratio: the fraction of the units that is removed.
+        members: the `(target, seed)` of the members whose rows are wanted: the first ones of the chunk.
+        outcome: what the method returned for the chunk.
     """
     looks = outcome.pruned.looks
     of = cost.of(outcome.model, jax.tree.map(lambda leaf: leaf[0], next(iter(looks.values())).variables))
@@ -204,7 +223,17 @@ def rows_of(method: str, ratio: float, members: list[tuple[str, int]], outcome: 
 
 
 def compare(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> list[dict[str, Any]]:
-    """Runs every method for every target and seed, and returns all rows; finished ones are read back, not run again."""
+    """Runs every method for every target and seed, and returns the rows of the results table.
+
+    Rows that an earlier run has finished are read from the folder and not made again. The chunks of members are shared
+    out over processes.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        bank: the bank.
+        work: the folder of the run; rows, slim models and `neighbours.json` are written there.
+    """
     names, members = members_of(plan, variables, bank)
     if processes.first():
         few_shot_report.write_neighbours(plan, bank, names, np.asarray(members.similarity), work)
@@ -218,7 +247,7 @@ def compare(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) 
     with records.progress(len(plan.lines) * len(own), "pruning the targets by every method") as advance:
         for start in own:
             here = names[start : start + size]
-            # A last, smaller chunk would compile everything anew; it is filled up and the surplus dropped.
+            # A last, smaller chunk would compile everything anew; so it is filled up, and the surplus is dropped.
             index = np.array([start + i if i < len(here) else start for i in range(size)])
             part = jax.tree.map(lambda leaf, r=index: leaf[r], members)
             for method in plan.lines:
@@ -242,7 +271,7 @@ def _rows(
     names: list[tuple[str, int]],
     work: Path,
 ) -> list[dict[str, Any]]:
-    """The rows of one method on a chunk of members; its slim models are written if they are those to deliver."""
+    """Returns the rows of one method on a chunk of members; writes its slim models if it is the one to deliver."""
     outcome = run_line(plan.lines[method], plan.defaults, problem, members, mapping=plan.mapping, mesh=plan.mesh)
     for (target, seed), alive in zip(names, np.asarray(outcome.pruned.alive), strict=False):
         if not alive:

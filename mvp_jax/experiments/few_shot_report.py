@@ -1,4 +1,4 @@
-"""What a few-shot job writes besides its rows: overlap study, slim models, tables, pictures, costs."""
+"""What a few-shot job writes besides its rows: the study of overlap, slim models, tables, pictures and costs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,24 @@ from mvp_jax.reports import model_plots, plots
 from mvp_jax.storage import checkpoint, event_files, files, records, resume
 
 _STUDIED = 128
-"""Images of each task by which the overlap study measures similarity: every pair of tasks takes a forward pass."""
+"""The number of images of a task by which the study of overlap measures similarity: few, as every pair of tasks takes a
+forward pass."""
 
 
 _FEWEST_PAIRS = 20
 
 
 def study_overlap(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> None:
-    """Writes whether similar tasks keep the same units: overlap by depth, for pairs by similarity and shared classes.
+    """Writes how much the units of two tasks overlap in each layer, for pairs of tasks by how similar they are.
+
+    Pairs are binned by their similarity, and by how many classes they share. Writes `overlap.json`,
+    `overlap_by_similarity.png` and `overlap_by_shared_classes.png`, unless they are there.
 
     Args:
-        plan: of the job.
-        variables: of the pre-trained model.
-        bank: all of its entries.
-        work: the folder of the run, in which `overlap.json` and its pictures are written once.
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        bank: the bank, all of whose entries are compared.
+        work: the folder of the run.
     """
     resume.json_or_make(work / "overlap.json", lambda: _overlaps(plan, variables, bank, work))
 
@@ -51,7 +55,7 @@ def _overlaps(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path
     kept = {name: np.asarray(u) for name, u in bank.units.items()}
     pairs = np.triu_indices(len(chosen), 1)
     counts = np.unique(shared[pairs])
-    # One bin a number of shared classes; the few pairs that share most have a bin together.
+    # One bin for each number of shared classes; the few pairs that share most have one bin together.
     parts = [float(n) for n in counts[1:] if np.sum(shared[pairs] >= n) >= _FEWEST_PAIRS]
     tables = {
         "similarity": reports.overlap_table(kept, near, 3, order=order),
@@ -78,15 +82,17 @@ def deliver(
     train: Batch,
     work: Path,
 ) -> None:
-    """Writes the slim model of each target's first seed, checked against the masked dense model.
+    """Writes the slim model of each target's first seed into the folder `slim/TARGET`.
+
+    Beside it stands the largest absolute difference between its outputs and the masked dense model's.
 
     Args:
-        plan: of the job.
-        problem: the template of the members' problems.
+        plan: the job's plan.
+        problem: the problem that all members share.
         model: the slim model.
-        pruned: what the method gave, every leaf leads with a member.
-        names: `(target, seed)` of the members.
-        train: the members' training examples, on which slim and masked outputs are compared.
+        pruned: what the method returned; every array leads with the member.
+        names: the `(target, seed)` of the members.
+        train: the members' training examples, on which the outputs of slim and masked models are compared.
         work: the folder of the run.
     """
     last = pruned.looks[max(pruned.looks)].variables
@@ -102,7 +108,12 @@ def deliver(
 
 
 def copy_slim(plan: FewShotPlan, work: Path) -> None:
-    """The slim models as Orbax states too; by process 0, the only one that Orbax lets save by itself."""
+    """Writes each slim model as an Orbax checkpoint too, into its folder `orbax`; call it in process 0 only.
+
+    Args:
+        plan: the job's plan; its last number of fine-tuning steps numbers the checkpoint.
+        work: the folder of the run.
+    """
     for folder in _slim_models(work):
         with checkpoint.Checkpoints(folder / "orbax", alone=True) as saved:
             if saved.latest() is None:
@@ -110,13 +121,22 @@ def copy_slim(plan: FewShotPlan, work: Path) -> None:
 
 
 def _slim_models(work: Path) -> list[Path]:
-    """Their folders; hidden ones are what a killed run was writing."""
+    """Returns the folders of the complete slim models; hidden folders are those a killed run was writing."""
     folder = work / "slim"
     return [folder / name for name in files.listing(folder) if files.complete(folder / name, "model.json")]
 
 
 def report(plan: FewShotPlan, variables: Variables, rows: list[dict[str, Any]], work: Path) -> None:
-    """Tables and pictures: `results.csv`, `results.md`, `accuracy.png`, `cost.png`; slim models as Orbax states."""
+    """Writes the tables and pictures of a finished job, shows the table, and copies slim models to Orbax checkpoints.
+
+    The files are `results.csv`, `results.md`, `accuracy.png`, `cost.json` and `cost.png`.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        rows: all rows of the results table.
+        work: the folder of the run.
+    """
     copy_slim(plan, work)
     records.write_csv(rows, work / "results.csv")
     if plan.tensorboard:
@@ -138,7 +158,16 @@ def report(plan: FewShotPlan, variables: Variables, rows: list[dict[str, Any]], 
 
 
 def report_cost(plan: FewShotPlan, variables: Variables, work: Path) -> None:
-    """Parameters, FLOPs, bytes of arrays and compiled latency, dense against the slim models on disk."""
+    """Writes what the dense and the slim model cost: `cost.json` and `cost.png`; nothing if there is no slim model.
+
+    The costs are parameters, FLOPs of a forward pass over one example, bytes of the arrays, and the latency of a
+    compiled forward pass over 64 examples in milliseconds.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        work: the folder of the run, with the slim models in `slim`.
+    """
     folders = _slim_models(work)
     if not folders:
         return
@@ -176,7 +205,15 @@ def report_cost(plan: FewShotPlan, variables: Variables, work: Path) -> None:
 
 
 def self_check(plan: FewShotPlan, variables: Variables) -> compact.Verification:
-    """Masked against slim on random cuts of the pre-trained model, by tracing it: no list of groups is trusted."""
+    """Returns how far slim models differ from masked ones, on three random cuts of the pre-trained model.
+
+    The slim functions are made by tracing the dense model, so that the check does not rely on how the model resizes
+    itself.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+    """
     model = plan.model
     x = batch_of(sources.take(plan.setting.pools.test, np.arange(4)))["x"]
     return compact.verify(
@@ -187,7 +224,15 @@ def self_check(plan: FewShotPlan, variables: Variables) -> compact.Verification:
 def write_neighbours(
     plan: FewShotPlan, bank: Stacked, names: list[tuple[str, int]], near: np.ndarray, work: Path
 ) -> None:
-    """Who was near whom, and how many classes they share; for people."""
+    """Writes `neighbours.json`: the bank tasks nearest to each member's target, and how many classes they share.
+
+    Args:
+        plan: the job's plan; `plan.k` is the number of tasks that are written.
+        bank: the bank's `T` entries.
+        names: the `(target, seed)` of the `M` members.
+        near: similarities, `float[M, T]`, higher = nearer.
+        work: the folder of the run.
+    """
     of = {t.name: t for t in plan.setting.targets}
     found = []
     for (target, seed), scores in zip(names, near, strict=True):

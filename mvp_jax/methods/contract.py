@@ -1,4 +1,4 @@
-"""What all methods share: how they train (`Training`), what they return (`Pruned`) and what it took (`Spent`)."""
+"""What all methods share: how they train (`Training`), what they return (`Pruned`) and what it cost (`Spent`)."""
 
 import dataclasses
 import functools
@@ -17,11 +17,12 @@ CROSS_ENTROPY: train.Loss = train.cross_entropy
 
 
 class Spent(NamedTuple):
-    """What a method took.
+    """The training cost of a method.
 
     Attributes:
-        steps: optimiser steps, of all members together.
-        examples: examples that passed forward and backward; a forward pass alone counts as a third of one.
+        steps: the number of optimiser steps, summed over all members that the method trains.
+        examples: the number of examples that passed forward and backward through the model; an example that passed
+            forward only counts as a third.
     """
 
     steps: int
@@ -29,7 +30,12 @@ class Spent(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A model on the way: its variables after some fine-tuning steps, and what had been spent by then."""
+    """A model during fine-tuning.
+
+    Attributes:
+        variables: the model's variables after some number of fine-tuning steps.
+        spent: what the method had cost by then.
+    """
 
     variables: Variables
     spent: Spent
@@ -39,13 +45,14 @@ class Pruned(NamedTuple):
     """A pruned model in the dense shapes.
 
     Attributes:
-        variables: zero where `masks` are False.
-        masks: in the parameters' structure, each broadcastable to its parameter; True = kept.
-        units: the units kept, by group, where units were pruned; else empty.
-        spent: what the method took.
-        alive: whether training stayed finite; where it did not, `variables` are the last finite ones.
-        looks: the model after some numbers of fine-tuning steps, where the settings ask for it. Methods for few-shot
-            tasks give slim variables (of `problem.slim`).
+        variables: the model's variables; parameters are zero where `masks` are False.
+        masks: boolean arrays in the parameters' tree structure, each broadcastable to its parameter; True = kept.
+        units: which units are kept, `{group: bool[C]}`, where units were pruned; empty where weights were.
+        spent: what the method cost.
+        alive: boolean scalar: whether all losses and weights stayed finite; if not, `variables` are the last finite
+            ones.
+        looks: the model after some numbers of fine-tuning steps, by that number, where the settings ask for it. Methods
+            for few-shot tasks give variables of the slim model, `problem.slim`.
     """
 
     variables: Variables
@@ -61,15 +68,20 @@ class Training:
     """How a method trains, and how every method's model is finished.
 
     Attributes:
-        steps: `J`, steps of the final fine-tuning.
-        learning_rate: of the optimiser; traced.
-        optimizer: `sgd` (momentum 0.9), `adamw`, or `either` of both by a value of the run (see `train.optimizer`).
-        weight_decay: of the optimiser, as in `train.optimizer`.
-        batch: examples a step; all of them if there are fewer.
-        clip: gradients are scaled down to this global norm; `None`: they are not.
-        norm_examples: batch-norm statistics are re-estimated on at most so many examples.
-        augment: `(key, x) -> x`, applied to each batch; `None`: nothing is.
-        undecayed: paths of parameters that weight decay leaves alone, such as a frozen head.
+        steps: `J`, the number of steps of the final fine-tuning.
+        learning_rate: the optimiser's learning rate; it is traced, so a new value does not compile anew.
+        optimizer: `sgd` (momentum 0.9), `adamw`, or `either`: both are computed, and a value of the run's state says
+            which of them counts.
+        weight_decay: the optimiser's weight decay; added to the gradient for SGD, decoupled for AdamW.
+        batch: the number of examples a step; all of them if there are fewer.
+        clip: gradients of a larger global norm are scaled down to this norm; `None`: gradients are not clipped.
+        norm_examples: batch-norm statistics are re-estimated on at most this many examples.
+        augment: `(key, x) -> x`, applied to each batch; `None`: no augmentation.
+        undecayed: paths of parameters without weight decay, such as a frozen head; a path stands for all below it.
+
+    Raises:
+        ValueError: for a negative number of steps, an empty batch, a rate or clipping norm that is not positive, or an
+            unknown optimiser.
     """
 
     steps: int = 100
@@ -93,16 +105,22 @@ class Training:
 
     @property
     def tx(self) -> Any:
-        """The optimiser; equal settings give the same object."""
+        """The optimiser, an optax transformation; equal settings give the same object."""
         decayed = all_but(self.undecayed) if self.undecayed else None
         return train.optimizer(self.optimizer, weight_decay=self.weight_decay, clip=self.clip, decayed=decayed)
 
 
 @functools.cache
 def per_example(loss: train.Loss) -> train.Loss:
-    """Returns a loss of one number an example: the mean of `loss` over what follows the first axis, such as tokens.
+    """Returns a loss that gives one number an example: the mean of `loss` over the axes after the first, as of tokens.
 
-    Equal losses give the same function.
+    Calls with the same loss return the same function, so that what is compiled for it is found again.
+
+    Args:
+        loss: `(outputs, labels) -> losses [N, ...]`.
+
+    Returns:
+        A function `(outputs, labels) -> losses [N]`.
 
     >>> per_example(lambda outputs, labels: outputs - labels)(jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()
     [1.0, 1.0]
@@ -117,9 +135,15 @@ def per_example(loss: train.Loss) -> train.Loss:
 
 @functools.cache
 def all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
-    """Returns a function from parameters to booleans: False for those under one of the paths, which do not decay.
+    """Returns a function that says of every parameter whether it decays: all but those at or under the given paths.
 
-    Equal paths give the same function, so that optimisers made with it are equal too.
+    Calls with equal paths return the same function, so that optimisers made with it are equal too.
+
+    Args:
+        names: paths in the tree of parameters, such as `("head", "layers/0/norm")`.
+
+    Returns:
+        A function from parameters to a tree of booleans in their structure: False = not decayed.
 
     >>> all_but(("a/b",))({"a": {"b": {"c": 0}, "d": 0}})
     {'a': {'b': {'c': False}, 'd': True}}
@@ -132,7 +156,15 @@ def all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
 
 
 def check_labels(labels: Array, num_classes: int) -> None:
-    """Raises `ValueError` unless there are labels, all in `[0, num_classes)`."""
+    """Checks the labels of a classification task.
+
+    Args:
+        labels: integers of any shape.
+        num_classes: the number of classes.
+
+    Raises:
+        ValueError: if there are no labels, or one is outside `[0, num_classes)`.
+    """
     if labels.size == 0:
         raise ValueError("the task has no examples; draw it with at least one image a class")
     low, high = int(jnp.min(labels)), int(jnp.max(labels))

@@ -1,4 +1,4 @@
-"""A line of the registry of methods: what runs under a name, with which settings, and what it needs."""
+"""A line of the registry of methods: which function runs under a name, with which settings, and what it needs."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from mvp_jax.models.api import Model
 
 
 def any_model(model: Model) -> bool:
-    """True: the method suits every model."""
+    """Returns True: what a method's line says if it can prune every model."""
     return True
 
 
@@ -18,14 +18,16 @@ class Line(NamedTuple):
     """One method of the registry.
 
     Attributes:
-        run: `(problem, settings, key) -> Pruned`.
-        settings: from what the methods of a comparison have in common (`FewShotDefaults` or `SparsityDefaults`, by
-            `kind`) to this method's settings.
-        summary: what it does, in one sentence.
-        kind: of the problem: `few_shot` (`few_shot.FewShotProblem`) or `sparse` (`sparse.SparsityProblem`).
-        needs: what the problem must have besides a model and data: `neighbours`, or `universal`.
-        suits: whether the method can prune a model; a comparison of all methods leaves it out where it cannot.
-        unsuited: what to say of a model that it does not suit.
+        run: the method itself, `(problem, settings, key) -> Pruned`.
+        settings: makes this method's settings of those that all methods of a comparison have in common:
+            `few_shot.FewShotDefaults` or `sparse.SparsityDefaults`, by `kind`.
+        summary: what the method does, in a few words, for the documentation.
+        kind: what the method prunes: `few_shot` (a `few_shot.FewShotProblem`: the units of a model, for a task of few
+            examples) or `sparse` (a `sparse.SparsityProblem`: a model's weights, to a sparsity).
+        needs: the fields that the problem must have besides a model and data: `neighbours` or `universal`.
+        suits: `(model) -> bool`: whether the method can prune the model; a comparison of all methods leaves out those
+            that cannot.
+        unsuited: what such a model is or lacks, as the end of the sentence "it ...", for the error message.
     """
 
     run: Callable[..., Pruned]
@@ -38,11 +40,14 @@ class Line(NamedTuple):
 
 
 def fixed(method: Callable[..., Pruned], **fields: Any) -> Callable[..., Pruned]:
-    """Returns a method under a narrower name: the same, with some fields of its settings fixed.
+    """Returns a method that runs another one with some fields of its settings fixed.
 
     Args:
-        method: `(problem, settings, key, ...) -> Pruned`.
-        **fields: of the settings; whatever the caller's settings say of these is overruled.
+        method: the method that runs, `(problem, settings, key, ...) -> Pruned`.
+        **fields: fields of its settings; these values take the place of those in the caller's settings.
+
+    Returns:
+        A function with the arguments of `method`.
     """
 
     @functools.wraps(method)

@@ -1,6 +1,6 @@
 """Every method by name: the one table behind `METHODS`, the configs' `methods`, the tests' contract and the docs.
 
-A new method is one file and one line of its family's table, `few_shot/lines.py` or `sparse/lines.py`.
+To add a method, write one file and one line of its family's table, `few_shot/lines.py` or `sparse/lines.py`.
 """
 
 import difflib
@@ -18,14 +18,18 @@ from mvp_jax.models.api import Model
 ProblemKind = Literal["few_shot", "sparse"]
 
 TABLES: dict[ProblemKind, dict[str, Line]] = {"few_shot": few_shot_lines.LINES, "sparse": sparse_lines.LINES}
-"""The lines of each kind of problem, in the order in which tables show them."""
+"""The methods of each kind of problem, `{kind: {name: line}}`, in the order in which tables show them."""
 
 PROBLEMS: dict[ProblemKind, type] = {"few_shot": few_shot.FewShotProblem, "sparse": sparse.SparsityProblem}
-"""What methods of each kind prune."""
+"""The type of the problem that methods of a kind prune."""
 
 
 class Methods(Mapping[str, Callable[..., Pruned]]):
-    """Functions `(problem, settings, key) -> Pruned` by name, read from `TABLES` at every look-up."""
+    """A mapping from the names of methods to functions `(problem, settings, key) -> Pruned`.
+
+    It reads `TABLES` at every look-up, so that a method that is added later is found. An unknown name raises
+    `UnknownMethodError`.
+    """
 
     def __getitem__(self, name: str) -> Callable[..., Pruned]:
         return line(name).run
@@ -41,25 +45,26 @@ class Methods(Mapping[str, Callable[..., Pruned]]):
 
 
 METHODS = Methods()
-"""Every method by name: `METHODS[name](problem, settings, key) -> Pruned`."""
+"""Every method by name; `METHODS[name](problem, settings, key)` returns a `Pruned`."""
 
 
 class UnknownMethodError(KeyError, ValueError):
-    """A name that no method has; the message gives the nearest names."""
+    """Raised for a name that no method has; the message gives the nearest names and all that there are."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 def line(name: str, kind: ProblemKind | None = None) -> Line:
-    """Returns the line of a method.
+    """Returns what the registry holds of a method: the function, how its settings are made, and what it needs.
 
     Args:
-        name: of the method.
-        kind: of the problem; `None`: any.
+        name: the method's name.
+        kind: the kind of problem that the method must be for; `None`: either kind.
 
     Raises:
-        UnknownMethodError: (a KeyError and a ValueError) for another name, with the nearest names.
+        UnknownMethodError: (a KeyError and a ValueError) if no method of the kind has this name; the message gives the
+            nearest names.
 
     >>> line("copy_nearest").summary
     'control: a copy of the nearest entry, mask and weights'
@@ -88,20 +93,25 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def suited(kind: ProblemKind, model: Model) -> list[str]:
-    """Returns the names of all methods of a kind that can prune a model, in the order of the table."""
+    """Returns the names of the methods that can prune a model, in the order of their table.
+
+    Args:
+        kind: the kind of problem that the methods are for.
+        model: the model to be pruned.
+    """
     return [name for name, found in TABLES[kind].items() if found.suits(model)]
 
 
 def chosen(kind: ProblemKind, names: Iterable[str], model: Model) -> dict[str, Line]:
-    """Returns the lines of the named methods; of all that suit the model if none is named.
+    """Returns the registry's lines of the named methods, by name and in the order named.
 
     Args:
-        kind: of the problem.
-        names: of methods, in the order wanted.
-        model: what is to be pruned.
+        kind: the kind of problem that the methods are for.
+        names: the names of the methods; if empty, all that can prune the model are chosen.
+        model: the model to be pruned.
 
     Raises:
-        ValueError: for an unknown name, or a method that cannot prune the model.
+        ValueError: for a name that no method of the kind has, or a method that cannot prune the model.
     """
     found = {name: line(name, kind) for name in names or suited(kind, model)}
     for name, one in found.items():
@@ -111,7 +121,7 @@ def chosen(kind: ProblemKind, names: Iterable[str], model: Model) -> dict[str, L
 
 
 def to_markdown() -> str:
-    """Returns the table of all methods, as the documentation shows it."""
+    """Returns the names and summaries of all methods as Markdown: a heading and a table for each kind of problem."""
     title = {"few_shot": "For a few-shot task, from a bank", "sparse": "To a sparsity"}
     parts = []
     for kind, table in TABLES.items():

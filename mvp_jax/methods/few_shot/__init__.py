@@ -1,4 +1,4 @@
-"""Methods that prune the units of a model for a few-shot task: Meta-Vote Pruning, its baselines and controls."""
+"""Methods that prune the units of a pre-trained model for a few-shot task: Meta-Vote Pruning, baselines, controls."""
 
 from mvp_jax.methods.contract import Look, Pruned, Spent, Training, all_but, check_labels
 from mvp_jax.methods.few_shot.api import (

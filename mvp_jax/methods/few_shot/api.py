@@ -1,12 +1,12 @@
-"""What every few-shot method gets and gives: a `FewShotProblem` in, a `Pruned` model out.
+"""What every few-shot method takes and returns: a `FewShotProblem` in, a `Pruned` model out.
 
-A method decides which units to keep and where their weights start (`Start`); what follows is the same for all, so that
-methods differ in nothing else: cut to the slim model, re-estimate batch-norm statistics, fit a linear head on the
-pruned features, fine-tune, re-estimate again (`finish`).
+A method decides which units to keep and from which weights they start (`Start`). What follows is the same for all
+methods (`finish`): the model is cut to the slim one, batch-norm statistics are re-estimated, a linear head is fitted to
+the pruned features, the model is fine-tuned, and the statistics are re-estimated again.
 
 Training runs on the slim arrays. It computes what training the masked dense model computes (a pruned unit is zero and
-gets no gradient), at the slim model's cost, and since each group keeps the same count whatever the task, members of a
-population share shapes and programs.
+gets no gradient), at the slim model's cost. As a group keeps the same number of units for every task, the members of a
+population have the same shapes and run the same compiled programs.
 """
 
 import dataclasses
@@ -29,7 +29,12 @@ _NOTHING = Spent(0, 0)
 
 
 class Start(NamedTuple):
-    """A method's decision: weights in the dense shapes, and the units to keep."""
+    """A method's decision, before any fine-tuning.
+
+    Attributes:
+        variables: the variables to start from, in the dense model's shapes.
+        units: which units to keep, `{group: bool[C]}`.
+    """
 
     variables: Variables
     units: Units
@@ -40,15 +45,16 @@ class Start(NamedTuple):
 class FewShotProblem:
     """A pre-trained model, a task of few examples, and how many units of each group may stay.
 
-    Arrays may lead with a member axis under `jax.vmap`; the other fields are static.
+    Fields that hold arrays may be mapped over a leading member axis by `jax.vmap`; the other fields are static.
 
     Attributes:
-        variables: the pre-trained model's, under a head of the task's number of classes, whose values do not count.
-        train: the task's training examples `{"x": [N, ...], "y": [N, ...]}`, all that a method may look at.
-        neighbours: pruned models of other tasks, for the methods that vote; as `bank.neighbours` gives them.
-        universal: one pruned model that was learned from all source tasks (`reptile.learn`), for `reptile_iht`.
-        sources: training examples of source tasks with as many classes, `[T, n, ...]`, from which `reptile_iht` learns
-            where `universal` is not given.
+        variables: the pre-trained model's variables, under a head of the task's number of classes; the head's values
+            do not matter, as every method fits its own.
+        train: the task's training examples `{"x": [N, ...], "y": [N, ...]}`; a method looks at no others of the task.
+        neighbours: pruned models of other tasks, for the methods that vote; `bank.neighbours` returns them.
+        universal: one pruned model that was learned from all source tasks by `reptile.learn`, for `reptile_iht`.
+        sources: training examples of `T` source tasks with as many classes as the task, `{"x": [T, n, ...], "y":
+            [T, n, ...]}`; `reptile_iht` learns from them if `universal` is not given.
         model: the dense model with the task's number of classes.
         groups: the groups whose units are pruned; the model's other groups stay whole.
         keep: `(group, number of units kept)` for each of `groups`.
@@ -67,24 +73,24 @@ class FewShotProblem:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many units each pruned group keeps."""
+        """The number of units that each pruned group keeps, `{group: number}`."""
         return dict(self.keep)
 
     @property
     def slim(self) -> Model:
-        """The model with so many units."""
+        """The slim model: the dense one with only `sizes` units in the pruned groups."""
         return self.model.resize(self.sizes)
 
     @property
     def examples(self) -> int:
-        """How many training examples there are."""
+        """The number of training examples, `N`."""
         return int(self.train["y"].shape[0])
 
     def voters(self) -> Neighbours:
-        """The neighbours.
+        """Returns the problem's neighbours, checked.
 
         Raises:
-            ValueError: if there are none, or their ballots are for other groups than the problem prunes.
+            ValueError: if the problem has no neighbours, or their ballots are for other groups than those it prunes.
         """
         if self.neighbours is None:
             raise ValueError(
@@ -96,12 +102,17 @@ class FewShotProblem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuning(Training):
-    """Training of a few-shot task: a linear head fitted first, then fine-tuning.
+    """How a model is trained for a few-shot task: a linear head is fitted first, then the model is fine-tuned.
+
+    It has the fields of `contract.Training` (steps, rate, optimiser, batch, augmentation) and these.
 
     Attributes:
-        probe_l2: weight of the squared norm in the fit of the head.
-        probe_examples: the head is fitted to at most so many training examples.
+        probe_l2: weight of the squared norm of the head's kernel in the fit of the head.
+        probe_examples: the head is fitted to at most this many training examples.
         looks: numbers of fine-tuning steps, from 0 to `steps`, after which the model is kept in `Pruned.looks`.
+
+    Raises:
+        ValueError: if a look is not in [0, steps], or another field is out of range.
     """
 
     probe_l2: float = 1e-2
@@ -115,7 +126,10 @@ class Tuning(Training):
 
 
 class FewShotMethod(Protocol):
-    """The contract: `(problem, settings, key) -> Pruned`; works under `jax.vmap` over problems and keys."""
+    """The type of every few-shot method, `(problem, settings, key) -> Pruned`.
+
+    A method is a pure function that can be mapped by `jax.vmap` over problems and keys.
+    """
 
     def __call__(self, problem: FewShotProblem, settings: Any, key: Key, /) -> Pruned: ...
 
@@ -136,17 +150,16 @@ def problem(
 
     Args:
         model: the dense model, with the task's number of classes.
-        variables: pre-trained; the head may have another number of classes, it is replaced.
+        variables: the pre-trained variables; the head is replaced by one of zeros for the task's classes.
         data: the task's training examples, `{"x": [N, ...], "y": int32[N]}`, or other labels if `loss` takes them.
-        ratio: share of the units of each group to remove, in [0, 1).
-        groups: the groups to prune. Default: all of the model's.
-        neighbours: see `FewShotProblem`.
-        sources: see `FewShotProblem`.
-        min_units: no group keeps fewer units.
-        loss: per-example loss.
-
-    Returns:
-        The problem.
+        ratio: the fraction of the units of each group to remove, in [0, 1).
+        groups: the groups to prune; `None`: all groups of the model.
+        neighbours: pruned models of other tasks, as `bank.neighbours` returns them; only the methods that vote need
+            them.
+        sources: training examples of `T` source tasks with as many classes, `{"x": [T, n, ...], "y": [T, n, ...]}`;
+            only the method `reptile_iht` needs them.
+        min_units: the least number of units that a group keeps, whatever the ratio.
+        loss: per-example loss `(outputs, labels) -> losses [N, ...]`; its mean is minimised.
 
     Raises:
         ValueError: for a ratio outside [0, 1), no examples, or, with the default loss, labels outside the classes.
@@ -176,17 +189,19 @@ def head_of(model: Model, params: Params) -> str | None:
 
 
 def all_kept(problem: FewShotProblem) -> FewShotProblem:
-    """Returns the same problem with nothing to prune: the dense reference."""
+    """Returns the problem with every unit kept: with it a method fine-tunes the dense model."""
     return dataclasses.replace(problem, keep=tuple((g.name, g.size) for g in problem.groups))
 
 
 def prepare(problem: FewShotProblem, start: Start, tuning: Tuning) -> Variables:
-    """Returns a start as slim variables ready to be judged before any fine-tuning: own statistics, own head.
+    """Returns a start as variables of the slim model, with re-estimated batch statistics and a fitted head.
+
+    The model can then be judged without fine-tuning, or be fine-tuned.
 
     Args:
         problem: the task.
-        start: weights in the dense shapes and the units to keep.
-        tuning: how the head is fitted.
+        start: variables in the dense shapes, and the units to keep.
+        tuning: how the head is fitted, and on how many examples the statistics are re-estimated.
 
     Returns:
         Variables of `problem.slim`.
@@ -197,7 +212,14 @@ def prepare(problem: FewShotProblem, start: Start, tuning: Tuning) -> Variables:
 
 
 def fit_head(problem: FewShotProblem, model: Model, variables: Variables, tuning: Tuning) -> Variables:
-    """Returns `variables` of `model` under a head fitted to the task's training examples."""
+    """Returns variables with a head that is fitted to the task's training examples; the rest is unchanged.
+
+    Args:
+        problem: gives examples and loss.
+        model: the model whose head is fitted: the dense one, or a slim one.
+        variables: variables of `model`.
+        tuning: `probe_l2` and `probe_examples` say how the head is fitted.
+    """
     return probe.fit_head(
         model, variables, problem.train, loss=problem.loss, l2=tuning.probe_l2, examples=tuning.probe_examples
     )
@@ -213,19 +235,20 @@ def advance(
     score: train.StepScore = None,
     groups: tuple[Group, ...] = (),
 ) -> tuple[train.TrainState, train.Metrics]:
-    """Takes `steps` more training steps on the task's examples as the settings say.
+    """Takes more training steps on the task's examples.
 
     Args:
         problem: gives examples and loss.
-        state: of a run of `model`.
-        tuning: rate, optimiser, batch and augmentation.
-        steps: how many; traced.
-        model: which model is trained. Default: the slim one.
-        score: unit scores to accumulate, as in `train.make_step`.
-        groups: the groups that are scored.
+        state: the training state of `model` to go on from.
+        tuning: learning rate, optimiser, batch and augmentation.
+        steps: the number of steps; it is traced, so a new number does not compile anew.
+        model: the model that is trained; `None`: the slim one, `problem.slim`.
+        score: the unit score that is accumulated over the steps, such as `fisher` or `activation`; `None`: none.
+        groups: the groups of `model` whose units are scored.
 
     Returns:
-        The state afterwards, and means of the metrics over the steps.
+        The state after the steps, and the metrics' means over the steps; with `score`, `metrics["scores"]` holds the
+        scores `{group: float[C]}`.
     """
     recipe = train.Recipe(
         model=model or problem.slim,
@@ -240,7 +263,14 @@ def advance(
 
 
 def settle(problem: FewShotProblem, state: train.TrainState, tuning: Tuning, model: Model | None = None) -> Variables:
-    """Returns the variables of a run with batch statistics re-estimated for the weights as they now are."""
+    """Returns the variables of a training state, with batch-norm statistics re-estimated for its present weights.
+
+    Args:
+        problem: gives the examples.
+        state: the training state of `model`.
+        tuning: `norm_examples` says on how many examples the statistics are re-estimated.
+        model: the model that was trained; `None`: the slim one, `problem.slim`.
+    """
     return evaluation.reestimate(model or problem.slim, state.variables, problem.train["x"][: tuning.norm_examples])
 
 
@@ -253,24 +283,35 @@ def pruned(
     alive: Array,
     looks: Mapping[int, Look] | None = None,
 ) -> Pruned:
-    """Returns slim variables as a `Pruned` model in the dense shapes, zero where pruned."""
+    """Returns the variables of a slim model as a `Pruned` model in the dense shapes, zero where units are removed.
+
+    Args:
+        problem: the task.
+        slim: variables of `problem.slim`.
+        kept: which units the slim model has, `{group: bool[C]}` in the dense model's index.
+        spent: what the method cost.
+        alive: boolean scalar, whether training stayed finite.
+        looks: the slim model after some numbers of fine-tuning steps, by that number; `None`: none were kept.
+    """
     dense = compact.embed(slim, problem.groups, kept, problem.variables)
     masks = units.expand(kept, problem.groups, problem.variables.params)
     return Pruned(dense, masks, kept, spent, alive, dict(looks or {}))
 
 
 def finish(problem: FewShotProblem, start: Start, tuning: Tuning, key: Key, *, before: Spent = _NOTHING) -> Pruned:
-    """From a decision to a pruned model: prepare, fine-tune `tuning.steps`, re-estimate batch statistics.
+    """Returns the pruned model that a decision leads to: cut to the slim model, given a head, and fine-tuned.
+
+    The fine-tuning takes `tuning.steps` steps; batch-norm statistics are re-estimated before and after it.
 
     Args:
         problem: the task.
-        start: weights in the dense shapes and the units to keep.
-        tuning: how the head is fitted and the model fine-tuned, and after how many steps it is looked at.
-        key: feeds batch order, dropout and augmentation.
-        before: what the decision took.
+        start: variables in the dense shapes, and the units to keep.
+        tuning: how the head is fitted and the model fine-tuned, and after how many steps it is kept in `looks`.
+        key: random key for batch order, dropout and augmentation.
+        before: what the decision itself cost; it is added to the cost of fine-tuning.
 
     Returns:
-        The pruned model; its `looks` are slim variables.
+        The pruned model; its `looks` hold variables of the slim model.
     """
     batch = min(tuning.batch, problem.examples)
     state = train.create(prepare(problem, start, tuning), tuning.tx, key)
@@ -286,7 +327,15 @@ def finish(problem: FewShotProblem, start: Start, tuning: Tuning, key: Key, *, b
 
 
 def check_groups(wanted: Mapping[str, Any], problem: FewShotProblem) -> None:
-    """Raises `ValueError` unless `wanted` names exactly the groups that the problem prunes."""
+    """Checks that a mapping has exactly the groups that the problem prunes.
+
+    Args:
+        wanted: a mapping by group, such as the neighbours' ballots.
+        problem: the task.
+
+    Raises:
+        ValueError: if groups are missing or there are others; the message names some of both sides.
+    """
     names = {g.name for g in problem.groups}
     if set(wanted) != names:
         raise ValueError(
@@ -296,7 +345,7 @@ def check_groups(wanted: Mapping[str, Any], problem: FewShotProblem) -> None:
 
 
 def nothing_spent(problem: FewShotProblem, settings: Any) -> Spent:
-    """What a decision takes that neither trains nor looks at examples."""
+    """Returns a cost of zero: for decisions that neither train nor look at examples."""
     return _NOTHING
 
 
@@ -306,12 +355,12 @@ def method(
     *,
     spends: Callable[[FewShotProblem, Any], Spent] = nothing_spent,
 ) -> FewShotMethod:
-    """Returns a method made of its decision: `start`, then `finish` with `settings.tuning`.
+    """Returns a few-shot method made of a decision: it calls `start`, then `finish` with `settings.tuning`.
 
     Args:
-        start: `(problem, settings, key) -> Start`.
-        settings_type: the class of the method's settings; another is refused.
-        spends: `(problem, settings) -> Spent`, what the decision takes.
+        start: the decision, `(problem, settings, key) -> Start`; its docstring becomes the method's.
+        settings_type: the class of the method's settings; settings of another class raise `ValueError`.
+        spends: `(problem, settings) -> Spent`, what the decision costs.
     """
 
     def run(problem: FewShotProblem, settings: Any, key: Key) -> Pruned:

@@ -1,7 +1,9 @@
-"""Iterative filter pruning: train a little, drop the weakest units, again; how a task's pruned model is made.
+"""Iterative filter pruning (IFP): rounds of a little training, each followed by a cut of the weakest units.
+
+The models of the bank are made by it, and it is a baseline of Meta-Vote Pruning. The model is cut physically after
+every round, so that later rounds cost what the smaller model costs.
 
 Source: Zhao et al., Meta-Vote Pruning, arXiv:2301.11560, Algorithm 1.
-The model is cut physically after every round, so that later rounds cost what the smaller model costs.
 """
 
 import dataclasses
@@ -27,14 +29,19 @@ class Settings:
     """Settings of iterative filter pruning.
 
     Attributes:
-        rounds: `R`, how often units are cut.
-        steps_per_round: `B`, training steps before each cut.
-        schedule: `geometric`: each round removes the same share of the remaining units; `cubic`: most go early.
-        score: accumulated over the steps of the round: `fisher` of per-example gates, or the paper's `activation`.
-        min_units: no group keeps fewer units.
-        budget: with `tuning.looks`: a look after `J` steps is at a search whose rounds and fine-tuning together take
-            `budget` times `J` steps.
-        tuning: the steps after the last cut, and how all steps are taken.
+        rounds: `R`, the number of cuts.
+        steps_per_round: `B`, the number of training steps before each cut.
+        schedule: `geometric`: each round removes the same fraction of the units that remain; `cubic`: early rounds
+            remove most.
+        score: the unit score that is accumulated over the steps of a round: `fisher` (the Fisher information of a gate
+            on the unit) or, as in the paper, `activation` (its mean absolute activation).
+        min_units: the least number of units that a group keeps.
+        budget: used with `tuning.looks`: the look after `J` steps shows a search whose rounds and fine-tuning together
+            take `budget · J` steps.
+        tuning: how the model is trained, in the rounds and after the last cut; `tuning.steps` are the steps after it.
+
+    Raises:
+        ValueError: for an unknown schedule or score, or for fewer than one round, step a round, or budget.
     """
 
     rounds: int = 3
@@ -60,12 +67,16 @@ class Settings:
 
     @property
     def total_steps(self) -> int:
-        """Training steps of all rounds and of the fine-tuning."""
+        """The number of training steps, of all rounds and of the fine-tuning after them."""
         return self.rounds * self.steps_per_round + self.tuning.steps
 
 
 def with_budget(settings: Settings, steps: int) -> Settings:
-    """Returns the settings of a search that takes `steps` steps in all, half of them in the rounds.
+    """Returns settings with which a search takes `steps` steps in all, half of them in the rounds.
+
+    Args:
+        settings: the other settings; rounds are left out if there are fewer steps than rounds, and looks are removed.
+        steps: the number of training steps.
 
     >>> with_budget(Settings(rounds=3), 100).total_steps
     100
@@ -82,9 +93,13 @@ def with_budget(settings: Settings, steps: int) -> Settings:
 
 
 class Found(NamedTuple):
-    """An IFP result as the bank stores it: slim variables, units and the last score of every unit, dense index.
+    """The result of a search, as the bank stores it.
 
-    `alive` is False if training diverged on the way; the rest is then of no use.
+    Attributes:
+        slim: the variables of the slim model.
+        units: which units are kept, `{group: bool[C]}` in the dense model's index.
+        saliency: the last score of every unit, `{group: float[C]}` in the dense model's index.
+        alive: boolean scalar; False if training diverged, and then the other fields are of no use.
     """
 
     slim: Variables
@@ -96,9 +111,14 @@ class Found(NamedTuple):
 def counts(
     problem: api.FewShotProblem, settings: Settings, first: Mapping[str, int] | None = None
 ) -> list[dict[str, int]]:
-    """Units kept after each round, on the host; the last are the problem's.
+    """Returns the numbers of units kept after each round, a list of `{group: number}`, computed on the host.
 
-    The kept share follows the schedule from all units (or from `first`) to the problem's own, group by group.
+    The ratio of units removed follows the schedule, group by group, from none to the problem's.
+
+    Args:
+        problem: the task; its numbers of units are those after the last round.
+        settings: rounds, schedule and the least number of units.
+        first: the numbers of units before the first round; `None`: all.
     """
     schedule = {"geometric": schedules.geometric, "cubic": schedules.cubic}[settings.schedule]
     result = []
@@ -117,7 +137,7 @@ def counts(
 def _record(
     kept: Units, saliency: UnitScores, scores: UnitScores, mask: Units, sizes: tuple[tuple[str, int], ...]
 ) -> tuple[Units, UnitScores]:
-    """Scores and cuts of a slim round in the dense index space."""
+    """Returns the kept units and the saliency, in the dense index, after a round that scored and cut a slim model."""
     new_kept, new_saliency = {}, {}
     for name, size in sizes:
         (index,) = jnp.nonzero(kept[name], size=size)
@@ -134,20 +154,20 @@ def search(
     start: api.Start | None = None,
     first: Mapping[str, int] | None = None,
 ) -> Found:
-    """Runs the rounds and the final fine-tuning; see the module.
+    """Returns the pruned model after all rounds of training and cutting, a new head, and the final fine-tuning.
 
     Args:
-        problem: the task; neighbours are not looked at.
-        settings: see `Settings`.
-        key: batch order, dropout, augmentation.
-        start: where to begin; the whole pre-trained model without it.
-        first: units that `start` keeps in each group.
+        problem: the task; its neighbours are not used.
+        settings: how many rounds and steps, and how they are taken.
+        key: random key for batch order, dropout and augmentation.
+        start: the variables and units to begin with; `None`: the whole pre-trained model.
+        first: the number of units that `start` keeps in each group; given if and only if `start` is.
 
     Returns:
-        Slim variables (of `problem.slim`), unit masks and saliency in the dense index space.
+        The variables of `problem.slim`, and the units and their scores in the dense model's index.
 
     Raises:
-        ValueError: if `start` comes without `first`, or keeps fewer units than the problem.
+        ValueError: if only one of `start` and `first` is given, or `start` keeps fewer units than the problem.
     """
     if (start is None) != (first is None):
         raise ValueError("start and first go together: first says how many units of each group start keeps")
@@ -187,11 +207,19 @@ def search(
 
 
 def ifp(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
-    """Iterative filter pruning from the full model.
+    """Prunes the full model by rounds of training and cutting (iterative filter pruning).
 
-    Without `tuning.looks` the search is the settings' own. With them each look after `J > 0` steps is at a search of
-    its own that takes `budget · J` steps in all, as there is no pruned model before the last round; the result is that
-    of the last look.
+    Without `tuning.looks` one search runs with the settings as they are. With them a search of its own runs for each
+    look after `J > 0` steps and takes `budget · J` steps in all, because a search has no pruned model before its last
+    round; the result is then that of the last look.
+
+    Args:
+        problem: the task; its neighbours are not used.
+        settings: how many rounds and steps, and how they are taken.
+        key: random key for batch order, dropout and augmentation.
+
+    Raises:
+        ValueError: if the problem or the settings are of another method's type.
     """
     checks.check("ifp", problem, api.FewShotProblem, settings, Settings)
     within = {at: with_budget(settings, settings.budget * at) for at in sorted(settings.tuning.looks) if at}
@@ -204,16 +232,16 @@ def ifp(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
 
 
 def steps_and_examples(problem: api.FewShotProblem, settings: Settings) -> Spent:
-    """What a search takes: training steps, and examples that pass forward and backward."""
+    """Returns the cost of a search: its training steps, and the examples that pass forward and backward in them."""
     return Spent(settings.total_steps, settings.total_steps * min(settings.tuning.batch, problem.examples))
 
 
 def cost_of_search(problem: api.FewShotProblem, settings: Settings) -> dict[str, float]:
-    """What a search costs, as the bank keeps it.
+    """Returns the cost of a search as the bank stores it, by name.
 
-    Returns:
-        `steps`, `examples` (which pass forward and backward) and `flops` (a backward pass counts as two forward
-        passes). The model shrinks from round to round, and its cost with it.
+    `steps` is the number of training steps, `examples` the number of examples that pass forward and backward, and
+    `flops` the floating-point operations of all steps: a backward pass counts as two forward passes, and each round
+    counts at the size that the model has in it.
     """
     batch = min(settings.tuning.batch, problem.examples)
     sizes = [{g.name: g.size for g in problem.groups}, *counts(problem, settings)]

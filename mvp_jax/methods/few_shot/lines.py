@@ -1,4 +1,4 @@
-"""The few-shot methods by name: Meta-Vote Pruning, its baselines and its controls."""
+"""The table of the few-shot methods: Meta-Vote Pruning, its baselines and its controls; a new one is one line here."""
 
 import dataclasses
 from typing import Any
@@ -14,12 +14,15 @@ class FewShotDefaults:
     """What the few-shot methods of one comparison have in common, from which each takes its settings.
 
     Attributes:
-        tuning: how every method fits its head and fine-tunes.
-        search: settings of iterative pruning.
-        vote: settings of the meta-vote.
+        tuning: how every method fits its head and fine-tunes; it takes the place of the other settings' `tuning`.
+        search: settings of iterative filter pruning.
+        vote: settings of the meta-vote, with which its variants and controls run too.
         weak: settings of the meta-soup.
-        universal: settings of Reptile.
-        examples: one-shot scores look at the first so many training examples.
+        universal: settings of Reptile with iterative hard thresholding.
+        examples: one-shot scores are computed on the first `examples` training examples.
+
+    Raises:
+        ValueError: if the vote is followed by pruning rounds: methods are compared at the final ratio.
     """
 
     tuning: api.Tuning = dataclasses.field(default_factory=api.Tuning)
@@ -127,4 +130,4 @@ LINES: dict[str, Line] = {
     "oneshot_taylor": _scored("taylor", "units of largest first-order effect on the task's loss"),
     "oneshot_fisher": _scored("fisher", "units of largest Fisher information of their gates on the task"),
 }
-"""Every few-shot method: `METHODS[name]` runs it, a config's `methods` names it."""
+"""The line of every few-shot method by its name, which is a key of `METHODS` and a value of a config's `methods`."""

@@ -1,7 +1,8 @@
-"""The meta-soup: one vote over the nearest tasks' pruned models and weak members of the target itself.
+"""The meta-soup: one vote of the nearest tasks' pruned models and of weak members of the target itself.
 
-Both cast the same kind of ballot, so that this is Meta-Vote Pruning with more voters: a weak member is the pre-trained
-model after a few steps on a part of the target's examples, and keeps the units of its highest Fisher scores.
+A weak member is the pre-trained model after a few training steps on a part of the target's examples; it votes for the
+units of its highest Fisher scores. Its ballot is of the same kind as a neighbour's, so that the meta-soup is Meta-Vote
+Pruning with more voters.
 """
 
 import dataclasses
@@ -23,12 +24,16 @@ class Settings:
     """Settings of the meta-soup.
 
     Attributes:
-        vote: how neighbours are taken and what kept units start from. Neighbours' votes weigh by similarity; a weak
-            member weighs as much as a neighbour on average.
-        members: how many weak members vote.
-        steps: training steps of each weak member.
-        subset: share of the target's examples that each weak member sees.
-        learning_rate: factors of the tuning's rate, drawn log-uniformly.
+        vote: how many neighbours vote, what kept units start from, and how members and the elected model are trained.
+            Neighbours' votes weigh by similarity; a weak member's weighs as much as a neighbour's does on average.
+        members: the number of weak members that vote.
+        steps: the number of training steps of each weak member.
+        subset: the fraction of the target's examples that each weak member sees, in (0, 1].
+        learning_rate: lowest and highest factor of the tuning's learning rate; each member's is drawn log-uniformly
+            between them.
+
+    Raises:
+        ValueError: for a number that is out of range, or a vote that is followed by pruning rounds.
     """
 
     vote: mvp.Settings = dataclasses.field(default_factory=mvp.Settings)
@@ -49,7 +54,7 @@ class Settings:
 
     @property
     def k(self) -> int:
-        """How many neighbours vote."""
+        """The number of neighbours that vote."""
         return self.vote.k
 
     @property
@@ -59,20 +64,33 @@ class Settings:
 
     @property
     def diversity(self) -> weak_members.Diversity:
-        """In what weak members differ."""
+        """What weak members differ in: the examples they see and their learning rates."""
         return weak_members.Diversity(subset=self.subset, learning_rate=self.learning_rate)
 
     def own(self, examples: int) -> int:
-        """Returns how many of the target's `examples` each weak member sees."""
+        """Returns the number of examples that each weak member sees of a target with this many `examples`."""
         return weak_members.subset_size(self.diversity, examples)
 
     def spent(self, examples: int) -> int:
-        """Returns how many training examples pass through the weak members of a target with this many `examples`."""
+        """Returns the number of examples that pass forward and backward in the training of all weak members.
+
+        Args:
+            examples: the number of the target's training examples.
+        """
         return self.members * self.steps * min(self.tuning.batch, self.own(examples))
 
 
 def weak_voters(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Neighbours:
-    """Returns weak members as voters, in the dense model's shapes; their `similarity` is zero, still to be set."""
+    """Returns weak members as voters, in the dense model's shapes; every array leads with the number of members.
+
+    Args:
+        problem: the task; members start from its pre-trained variables under a fitted head.
+        settings: how many members there are, and how they are trained.
+        key: random key for the members' examples, learning rates and batches.
+
+    Returns:
+        The members' ballots, variables and Fisher scores; their `similarity` is 0, for the caller to set.
+    """
     tuning = settings.tuning
     head = api.fit_head(problem, problem.model, problem.variables, tuning)
     recipe = train.Recipe(
@@ -98,7 +116,12 @@ def weak_voters(problem: api.FewShotProblem, settings: Settings, key: Key) -> ap
 
 
 def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
-    """Meta-soup: elects units by the ballots of neighbours and weak members; weights start from the voters' mean.
+    """Elects units by the votes of neighbours and weak members; weights start from the voters' mean (meta-soup).
+
+    Args:
+        problem: the task, with neighbours.
+        settings: who votes, and how members are trained.
+        key: random key for the weak members and the vote.
 
     Raises:
         ValueError: if the problem has no neighbours, or their ballots are for other groups.
@@ -120,13 +143,13 @@ def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Star
 
 
 def _under_no_head(stacked: Variables, problem: api.FewShotProblem) -> Variables:
-    """Heads belong to their tasks: they may differ in shape, and have no vote."""
+    """Returns variables without the head: heads belong to their tasks, may differ in shape, and have no vote."""
     head = api.head_of(problem.model, problem.variables.params)
     return Variables({**stacked.params, head: {}} if head else stacked.params, stacked.rest)
 
 
 def cost_of_members(problem: api.FewShotProblem, settings: Settings) -> Spent:
-    """What ranking the neighbours and training the weak members take."""
+    """Returns the cost of the decision: ranking the neighbours and training the weak members."""
     ranked, trained = mvp.ranking(problem, settings), settings.spent(problem.examples)
     return Spent(ranked.steps + settings.members * settings.steps, ranked.examples + trained)
 

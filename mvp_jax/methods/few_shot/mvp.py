@@ -2,12 +2,13 @@
 
 Source: Zhao et al., ECML-PKDD 2023, arXiv:2301.11560, Algorithm 2 and section 4.
 
-A meta-vote has three slots, each a function: which neighbours vote, which units they elect, and from which weights the
-kept units start (`MetaVote`). The paper's method and all of its controls are this one function with other slots:
+A meta-vote has four slots, each a function: which neighbours vote, what each vote weighs, which units they elect, and
+from which weights the kept units start (`MetaVote`). The paper's method and all of its controls are this one function
+with other slots:
 
     near = voters(neighbours, k, key)
-    kept = elect(problem, near, ...)
-    start = weights(problem, near, ...), kept
+    ballot = Ballot(problem, near, weigh(near, numbers), numbers, settings, key)
+    start = weights(ballot), elect(ballot)
 """
 
 import dataclasses
@@ -30,16 +31,21 @@ class Settings:
     """Settings of Meta-Vote Pruning and of its controls.
 
     Attributes:
-        k: how many neighbours vote; all of those given if there are fewer.
-        temperature: `τ`; 0 is the deterministic vote, above it units are sampled with probability `softmax(h/τ)`.
-        similarity_temperature: where votes weigh by similarity, the weights are `softmax(similarity / this)`.
-        outside: parameters of no pruned group start from the `pretrained` value or from the neighbours' `mean`.
-        doubt: of the anchored vote: the share of the nearest entry's units, those it holds least salient, on which the
-            other neighbours vote.
-        score: of the control that keeps the task's own units: the one-shot score that chooses them.
-        rounds: pruning rounds after the vote; 0 elects the final units at once.
-        start_ratio: with `rounds`: the share of the units that the vote removes; the rounds remove the rest.
+        k: the number of neighbours that vote; all of those given if there are fewer.
+        temperature: `τ`; 0: the vote is deterministic; above 0, units are sampled with probability `softmax(h/τ)` of
+            their support `h`.
+        similarity_temperature: where votes weigh by similarity, their weights are `softmax(similarity / this)`.
+        outside: where parameters of no pruned group start from: `pretrained`, their pre-trained values, or `mean`, the
+            neighbours' mean.
+        doubt: only for the anchored vote: the fraction of the nearest neighbour's units, those it holds least salient,
+            on which all neighbours vote.
+        score: only for the control that keeps the task's own units: the one-shot score that chooses them.
+        rounds: the number of pruning rounds after the vote; 0: the vote elects the final units at once.
+        start_ratio: only with `rounds`: the ratio of the units that the vote removes; the rounds remove the rest.
         tuning: how the head is fitted and the model fine-tuned.
+
+    Raises:
+        ValueError: for a number that is out of range, or an unknown value of `outside`.
     """
 
     k: int = 5
@@ -66,7 +72,7 @@ class Settings:
 
 
 class Numbers(NamedTuple):
-    """The settings that are numbers: traced, so that a new value does not compile anew."""
+    """The settings that are traced scalars, so that a new value does not compile anew; as in `Settings`."""
 
     temperature: Array
     similarity_temperature: Array
@@ -74,15 +80,15 @@ class Numbers(NamedTuple):
 
 
 class Ballot(NamedTuple):
-    """What the slots of a meta-vote see.
+    """What a meta-vote's functions for units and weights are given.
 
     Attributes:
         problem: the task.
         near: the neighbours that vote, nearest first.
-        weights: float `[k]`, what each vote weighs; they add up to 1.
-        numbers: the traced settings.
+        weights: `float[k]`, the weight of each vote; the weights add up to 1.
+        numbers: the settings that are traced.
         settings: the other settings, static.
-        key: for what is drawn.
+        key: random key for what is sampled.
     """
 
     problem: api.FewShotProblem
@@ -102,7 +108,7 @@ def nearest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
 
 
 def farthest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
-    """Returns the `k` least similar neighbours, the nearest of them first."""
+    """Returns the `k` least similar neighbours, the most similar of them first."""
     return neighbours.take(similarity.nearest(-neighbours.similarity, k)[::-1])
 
 
@@ -121,13 +127,13 @@ def everyone(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
 
 
 def equally(near: api.Neighbours, numbers: Numbers) -> Array:
-    """Returns `1/k` for each of the `k` neighbours: one vote each, as in the paper."""
+    """Returns equal weights, `float[k]` of `1/k`: one vote for each neighbour, as in the paper."""
     k = near.similarity.shape[-1]
     return jnp.full(k, 1 / k)
 
 
 def by_similarity(near: api.Neighbours, numbers: Numbers) -> Array:
-    """Returns `softmax(similarity / similarity_temperature)`, float `[k]`."""
+    """Returns weights that grow with similarity, `softmax(similarity / similarity_temperature)`, `float[k]`."""
     return jax.nn.softmax(near.similarity / numbers.similarity_temperature)
 
 
@@ -135,10 +141,12 @@ def by_similarity(near: api.Neighbours, numbers: Numbers) -> Array:
 
 
 def elected(ballot: Ballot) -> Units:
-    """Returns the units of most votes in each group.
+    """Returns the units with the most votes in each group, `{group: bool[C]}`.
 
-    Votes are `h[c] = Σ_j w_j·1[c ∈ Ω_j] / Σ_j w_j`. The `keep` units of highest `h` stay (with a temperature `τ`: of
-    highest `h + τ·Gumbel`); ties go to the higher mean saliency, then to the lower index.
+    The support of unit `c` is `h[c] = Σ_j w_j·1[c ∈ Ω_j] / Σ_j w_j`, where `w_j` weighs the vote of neighbour `j` and
+    `Ω_j` are the units it kept. A group keeps as many units as the problem says, those of highest `h` (with a
+    temperature `τ`, those of highest `h + τ·Gumbel noise`). Ties go to the unit of higher mean saliency among the
+    neighbours, then to the lower index.
     """
     sampled = bool(ballot.settings.temperature)
     elected: Units = vote.elect(
@@ -154,10 +162,10 @@ def elected(ballot: Ballot) -> Units:
 
 
 def anchored(ballot: Ballot) -> Units:
-    """Returns the units that the nearest neighbour is sure of, and by votes the rest.
+    """Returns the units that the nearest neighbour is sure of, and by votes the rest, `{group: bool[C]}`.
 
-    Of its units, the nearest neighbour is in doubt about the share `doubt` that it holds least salient; on these and on
-    the units that it lacks, all neighbours vote.
+    The nearest neighbour is in doubt about the fraction `doubt` of its units that it holds least salient. On these
+    units, and on those that it lacks, all neighbours vote.
 
     Raises:
         ValueError: for fewer than two neighbours.
@@ -171,14 +179,14 @@ def anchored(ballot: Ballot) -> Units:
         own, saliency = ballots[0], near.saliency[name][0]
         rank = jnp.argsort(jnp.argsort(jnp.where(own, saliency, jnp.inf)))
         sure = own & (rank >= ballot.numbers.doubt * jnp.sum(own))
-        # Support is a share, at most 1; what the anchor is sure of stands above any vote.
+        # Support is at most 1; what the nearest neighbour is sure of stands above any vote.
         scores[name] = jnp.where(sure, 2.0, support[name])
     kept: Units = prune.by_leaf(scores, ballot.problem.sizes, tie_break=_mean_saliency(near))
     return kept
 
 
 def own(ballot: Ballot) -> Units:
-    """Returns the units of highest one-shot score on the task itself; nobody votes. A control."""
+    """Returns the units of highest one-shot score on the task itself, `{group: bool[C]}`; a control without a vote."""
     settings = ballot.settings
     scores = oneshot.scores(ballot.problem, ballot.key, score=settings.score, l2=settings.tuning.probe_l2)
     kept: Units = prune.by_leaf(scores, ballot.problem.sizes)
@@ -186,7 +194,10 @@ def own(ballot: Ballot) -> Units:
 
 
 def of_the_mean(ballot: Ballot) -> Units:
-    """Returns the units of largest norm in the neighbours' plain mean; nobody votes. A control."""
+    """Returns the units of largest l2 norm in the neighbours' mean weights, `{group: bool[C]}`.
+
+    The mean is over all `k` neighbours, with zeros where a neighbour removed a unit. A control without a vote.
+    """
     params = _headless(ballot.near.variables.params, _head(ballot.problem))
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), params)
     kept: Units = prune.by_leaf(units.reduce(mean, ballot.problem.groups, "l2"), ballot.problem.sizes)
@@ -194,7 +205,10 @@ def of_the_mean(ballot: Ballot) -> Units:
 
 
 def _mean_saliency(neighbours: api.Neighbours) -> dict[str, Array]:
-    """Ties are broken by saliency, each neighbour's scaled to mean 1 a group: tasks differ in the size of gradients."""
+    """Returns the neighbours' mean saliency, which breaks ties, `{group: float[C]}`.
+
+    Each neighbour's is first scaled to a mean of 1 in each group, as tasks differ in the size of gradients.
+    """
     return {name: jnp.mean(s / (jnp.mean(s, -1, keepdims=True) + 1e-30), 0) for name, s in neighbours.saliency.items()}
 
 
@@ -202,28 +216,35 @@ def _mean_saliency(neighbours: api.Neighbours) -> dict[str, Array]:
 
 
 def soup(ballot: Ballot) -> Params:
-    """Returns at every entry the mean over those neighbours that kept it.
+    """Returns parameters that are, entry by entry, the weighted mean over the neighbours that kept the entry.
 
-    An entry between two units counts those that kept both; where nobody did it is the pre-trained value. Parameters of
-    no pruned group follow `settings.outside`. The head, which belongs to a task, is the problem's own.
+    A neighbour kept an entry if it kept all units that the entry belongs to. An entry that no neighbour kept has its
+    pre-trained value. Parameters of no pruned group are as `settings.outside` says. The head is the problem's own, as
+    neighbours' heads are for other classes.
     """
     members, masks = _votes(ballot)
     return _soup(ballot, members, masks, ballot.weights)
 
 
 def averaged(ballot: Ballot) -> Params:
-    """Returns `soup` with parameters of no pruned group from the neighbours' mean, whatever the settings say."""
+    """Returns the parameters of `soup`, with the neighbours' mean for those of no pruned group.
+
+    What `settings.outside` says is not used.
+    """
     return soup(ballot._replace(settings=dataclasses.replace(ballot.settings, outside="mean")))
 
 
 def pretrained(ballot: Ballot) -> Params:
-    """Returns the pre-trained parameters: the vote alone. A control."""
+    """Returns the pre-trained parameters: a control in which the neighbours only vote."""
     params: Params = ballot.problem.variables.params
     return params
 
 
 def anchor(ballot: Ballot) -> Params:
-    """Returns the nearest neighbour's weights where it kept an entry, elsewhere the soup of the others."""
+    """Returns the nearest neighbour's parameters where it kept an entry, and elsewhere the other neighbours' mean.
+
+    The mean is that of `soup`: over the neighbours that kept the entry, and pre-trained where none did.
+    """
     members, masks = _votes(ballot)
     first = jax.tree.map(lambda leaf: leaf[0], (members, masks))
     other_members, other_masks = jax.tree.map(lambda leaf: leaf[1:], (members, masks))
@@ -234,7 +255,7 @@ def anchor(ballot: Ballot) -> Params:
 
 
 def _votes(ballot: Ballot) -> tuple[PyTree, PyTree]:
-    """The neighbours' parameters without heads, and which of their entries each kept; leaves lead with `k`."""
+    """Returns the neighbours' parameters without heads, and masks of the entries each kept; leaves lead with `k`."""
     problem = ballot.problem
     masks = jax.vmap(lambda u: units.expand(u, problem.groups, problem.variables.params))(ballot.near.units)
     return _headless(ballot.near.variables.params, _head(problem)), _headless(masks, _head(problem))
@@ -269,16 +290,16 @@ def _headed(params: PyTree, ballot: Ballot) -> Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaVote:
-    """A meta-vote by its slots; the defaults are the paper's.
+    """A meta-vote, made of the functions that decide it; the defaults are the paper's.
 
-    Calling it with `(problem, settings, key)` returns the `Start`: the units kept, and the weights they start from.
+    Called with `(problem, settings, key)`, it returns the `Start`: the units kept, and the weights they start from.
 
     Attributes:
-        voters: `(neighbours, k, key) -> neighbours`, nearest first.
-        weigh: `(neighbours, numbers) -> float [k]`, what each vote weighs.
-        elect: `(ballot) -> units`.
-        weights: `(ballot) -> parameters`.
-        k: how many vote; `None`: as many as the settings say.
+        voters: which neighbours vote, `(neighbours, k, key) -> neighbours`, nearest first.
+        weigh: the weight of each vote, `(neighbours, numbers) -> float[k]`.
+        elect: which units are kept, `(ballot) -> {group: bool[C]}`.
+        weights: the parameters that the kept units start from, `(ballot) -> parameters` in the dense shapes.
+        k: the number of neighbours that vote; `None`: `settings.k`.
     """
 
     voters: Callable[[api.Neighbours, int, Key], api.Neighbours] = nearest
@@ -312,18 +333,21 @@ def _decide(
 
 
 def ranking(problem: api.FewShotProblem, settings: object) -> Spent:
-    """What ranking the neighbours takes: a forward pass of each over the task's examples.
+    """Returns the cost of ranking the neighbours: a forward pass of each over the task's training examples.
 
-    A forward pass is a third of what a training example costs, and is counted so.
+    A forward pass costs a third of a training step on the example, and counts as a third of an example.
     """
     return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3)
 
 
 def by(slots: MetaVote) -> api.FewShotMethod:
-    """Returns the method of a meta-vote with the given slots: vote, then head, fine-tuning and statistics.
+    """Returns the method of a meta-vote: the vote, then a fitted head, fine-tuning, and re-estimated batch statistics.
 
-    With `settings.rounds` the vote removes only `settings.start_ratio` of the units, and rounds of iterative pruning,
-    which take half of `tuning.steps`, remove the rest.
+    With `settings.rounds` the vote removes only the ratio `settings.start_ratio` of the units, and rounds of iterative
+    filter pruning, which take half of `tuning.steps`, remove the rest.
+
+    Args:
+        slots: the functions that decide who votes, what is kept and where weights start.
     """
     at_once = api.method(slots, Settings, spends=ranking)
 
@@ -346,9 +370,9 @@ def by(slots: MetaVote) -> api.FewShotMethod:
 
 
 VOTE = MetaVote()
-"""The paper's slots."""
+"""The meta-vote of the paper."""
 
 COPY = MetaVote(weights=averaged, k=1)
-"""A copy of the nearest entry, mask and weights."""
+"""The meta-vote of one neighbour, the nearest: it copies that entry's units and weights."""
 
 mvp = by(VOTE)

@@ -1,4 +1,4 @@
-"""One-shot unit pruning: score every unit of the pre-trained model once, keep the best of each group."""
+"""One-shot unit pruning: every unit of the pre-trained model is scored once, and each group keeps its best units."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from mvp_jax.train import probe
 
 UnitCriterion: TypeAlias = Literal["random", "magnitude", "batch_norm_scale", "activation", "taylor", "fisher"]
 SCORES: tuple[UnitCriterion, ...] = ("random", "magnitude", "batch_norm_scale", "activation", "taylor", "fisher")
-"""Every score of units, by name."""
+"""The names of all unit scores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,12 @@ class Settings:
     """Settings of one-shot unit pruning.
 
     Attributes:
-        score: which of `SCORES` ranks the units.
-        examples: scores that need data look at the first so many training examples.
+        score: the name of the score that ranks the units, one of `SCORES`.
+        examples: scores that need data are computed on the first `examples` training examples.
         tuning: how the head is fitted and the model fine-tuned.
+
+    Raises:
+        ValueError: for an unknown score, or fewer than one example.
     """
 
     score: UnitCriterion = "fisher"
@@ -45,19 +48,22 @@ class Settings:
 def scores(
     problem: api.FewShotProblem, key: Key, *, score: UnitCriterion, examples: int = 512, l2: float = 1e-2
 ) -> UnitScores:
-    """Scores of all units on the pre-trained weights, in evaluation mode.
+    """Returns the scores of all units of the pruned groups, from the pre-trained weights, in evaluation mode.
 
-    Scores that need a loss first get a linear head for the task.
+    `random` is uniform noise; `magnitude` is the l2 norm of a unit's weights; `batch_norm_scale` is the absolute scale
+    of its batch norm; `activation` is its mean absolute activation; `taylor` is the squared first-order change of the
+    loss if it is removed; `fisher` is the mean squared gradient of the per-example loss by a gate on the unit. For
+    `taylor` and `fisher` a linear head is first fitted to the task.
 
     Args:
         problem: the task.
-        key: for `random`.
-        score: which of `SCORES`.
-        examples: scores that need data look at the first so many training examples.
-        l2: weight of the squared norm in the fit of the head.
+        key: random key; only `random` uses it.
+        score: the name of the score, one of `SCORES`.
+        examples: scores that need data are computed on the first `examples` training examples.
+        l2: weight of the squared norm of the head's kernel in the fit of the head.
 
     Returns:
-        `{group: float[C]}`, higher = keep.
+        `{group: float[C]}`; the units of highest score are worth keeping.
     """
     model, groups, params = problem.model, problem.groups, problem.variables.params
     if score == "random":
@@ -82,7 +88,7 @@ def scores(
 
 
 def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
-    """One-shot pruning: keeps the units of highest score in each group, with their pre-trained weights."""
+    """Keeps the units of highest score in each group, with their pre-trained weights (one-shot pruning)."""
     s = scores(problem, key, score=settings.score, examples=settings.examples, l2=settings.tuning.probe_l2)
     return api.Start(problem.variables, prune.by_leaf(s, problem.sizes))
 
@@ -99,6 +105,15 @@ _whole = api.method(keep_all, Settings)
 
 
 def dense(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
-    """Fine-tunes the model with no unit pruned, in the same way as every method: the reference."""
+    """Fine-tunes the dense model, with no unit removed, as every method fine-tunes its pruned one: the reference.
+
+    Args:
+        problem: the task; the numbers of units to keep are not used.
+        settings: only `tuning` is used.
+        key: random key for batch order, dropout and augmentation.
+
+    Raises:
+        ValueError: if the problem or the settings are of another method's type.
+    """
     checks.check("dense", problem, api.FewShotProblem, settings, Settings)
     return _whole(api.all_kept(problem), settings, key)

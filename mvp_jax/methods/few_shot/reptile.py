@@ -1,7 +1,7 @@
 """A universal sub-network: Reptile over the source tasks, with iterative hard thresholding.
 
-One pruned initialisation for all tasks, learned from the bank's tasks and blind to the target: the control that asks
-whether similarity matters.
+It learns one pruned initialisation for all tasks from the bank's tasks, without a look at the target: the control that
+shows whether the similarity of tasks matters.
 
 Sources: Nichol et al. 2018, Reptile (arXiv:1803.02999), algorithm 2; Tian et al. 2020, "Meta-learning with Network
 Pruning" (arXiv:2007.03219), Reptile with iterative hard thresholding.
@@ -26,15 +26,20 @@ from mvp_jax.train import population
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Reptile with iterative hard thresholding.
+    """Settings of Reptile with iterative hard thresholding.
 
     Attributes:
-        outer_steps: of the initialisation.
-        tasks: source tasks in each, drawn without replacement.
-        inner_steps: of training on each of these.
-        outer_rate: how far the initialisation moves towards the tasks' mean weights.
-        threshold_every: outer steps between two hard thresholdings; units that were cut may grow again in between.
-        tuning: rate, optimiser and batch of the inner steps, and the target's fine-tuning.
+        outer_steps: the number of steps that the initialisation takes.
+        tasks: the number of source tasks in each outer step, drawn without replacement.
+        inner_steps: the number of training steps on each of these tasks.
+        outer_rate: the fraction of the way that the initialisation moves towards the tasks' mean weights in an outer
+            step, in (0, 1].
+        threshold_every: the number of outer steps between two hard thresholdings; units that were set to zero may grow
+            again in between.
+        tuning: learning rate, optimiser and batch of the inner steps, and the target's fine-tuning.
+
+    Raises:
+        ValueError: for a number that is out of range.
     """
 
     outer_steps: int = 20
@@ -56,13 +61,22 @@ class Settings:
 
     @property
     def examples(self) -> int:
-        """Training examples that the initialisation takes, for as many targets as use it."""
+        """The number of training examples that learning the initialisation takes, once for all targets that use it."""
         return self.outer_steps * self.tasks * self.inner_steps * self.tuning.batch
 
 
 @functools.partial(jax.jit, static_argnames=("groups",))
 def threshold(params: Params, keep: PyTree, *, groups: tuple[Group, ...]) -> tuple[Params, dict[str, Array]]:
-    """The units of largest norm in each group; the others' weights become 0."""
+    """Returns parameters with all but the units of largest l2 norm in each group set to zero, and the units left.
+
+    Args:
+        params: parameters in the dense shapes.
+        keep: the number of units to keep, `{group: number}`.
+        groups: the groups whose units are thresholded.
+
+    Returns:
+        The parameters, and the kept units `{group: bool[C]}`.
+    """
     kept = prune.by_leaf(units.reduce(params, groups, "l2"), keep)
     expanded = units.expand(kept, groups, params)
     return jax.tree.map(lambda p, m: jnp.where(m, p, 0.0), params, expanded), dict(kept)
@@ -70,7 +84,7 @@ def threshold(params: Params, keep: PyTree, *, groups: tuple[Group, ...]) -> tup
 
 @dataclasses.dataclass(frozen=True)
 class _Inner:
-    """Training on one task; compares by value, so that equal work finds its program again."""
+    """The training on one task; instances compare by value, so that equal work reuses its compiled program."""
 
     model: Model
     settings: Settings
@@ -78,7 +92,7 @@ class _Inner:
 
     def __call__(self, data: Batch, key: Key, variables: Variables) -> Variables:
         tuning, head = self.settings.tuning, api.head_of(self.model, variables.params)
-        # Every task starts under a head of its own: classes are not the same.
+        # Every task starts under a new head, as the tasks' classes differ.
         begun = variables
         if head:
             fresh = jax.tree.map(jnp.zeros_like, variables.params[head])
@@ -98,7 +112,7 @@ class _Inner:
 
 @jax.jit
 def _towards(variables: Variables, ends: Variables, rate: float) -> Variables:
-    """Moved from `variables` towards the mean of `ends` by a share `rate` of the way."""
+    """Returns variables moved from `variables` towards the mean of `ends` by the fraction `rate` of the way."""
     return jax.tree.map(lambda p, e: p + rate * (jnp.mean(e, 0) - p), variables, ends)
 
 
@@ -110,18 +124,20 @@ def learn(
     mapping: population.MemberMapping = "vmap",
     after: Callable[[], object] = lambda: None,
 ) -> api.Start:
-    """Learns one pruned initialisation for all tasks from `problem.sources`.
+    """Returns one pruned initialisation for all tasks, learned from the source tasks `problem.sources`.
 
     Args:
-        problem: its model, pre-trained variables, groups, counts and loss count, and the source tasks' training
-            examples `sources = {"x": [T, n, ...], "y": [T, n, ...]}`; its own training examples are not looked at.
-        settings: how it is learned.
-        key: draws tasks and batches.
-        mapping: how the tasks of one step are run: `vmap` at once, `map` in turn in one program, `loop` one call each.
-        after: called when an outer step has been handed to the device, to show progress.
+        problem: gives the model, the pre-trained variables, the groups, the numbers of units, the loss, and the
+            training examples of `T` source tasks, `sources = {"x": [T, n, ...], "y": [T, n, ...]}`; the problem's own
+            training examples are not used.
+        settings: how the initialisation is learned.
+        key: random key for the choice of tasks and batches.
+        mapping: how the tasks of an outer step are run: `vmap`: at once; `map`: in turn in one program; `loop`: in turn
+            by one call each; `auto`: whichever suits the device.
+        after: called without arguments when an outer step has been handed to the device, to show progress.
 
     Returns:
-        Weights in the dense shapes, and the units to keep.
+        Variables in the dense shapes, and the units to keep.
 
     Raises:
         ValueError: if there are no source tasks, or fewer than each step takes.
@@ -149,10 +165,15 @@ def learn(
 
 
 def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
-    """Reptile with iterative hard thresholding: the one pruned initialisation learned from all source tasks.
+    """Starts from one pruned initialisation learned from all source tasks (Reptile with iterative hard thresholding).
 
-    Takes `problem.universal`, learned once for many targets, or learns it from `problem.sources`; the head is the
+    It is `problem.universal`, learned once for many targets, or else is learned from `problem.sources`. The head is the
     target's own.
+
+    Args:
+        problem: the task, with `universal` or `sources`.
+        settings: how the initialisation is learned, if it has to be.
+        key: random key for learning it.
 
     Raises:
         ValueError: if the problem has neither.
@@ -164,7 +185,7 @@ def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Star
 
 
 def cost_of_learning(problem: api.FewShotProblem, settings: Settings) -> Spent:
-    """What learning the initialisation takes; nothing where it was learned before for all targets."""
+    """Returns the cost of learning the initialisation; zero if the problem has one that was learned before."""
     if problem.universal is not None:
         return Spent(0, 0)
     return Spent(settings.outer_steps * settings.tasks * settings.inner_steps, settings.examples)
