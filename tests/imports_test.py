@@ -38,7 +38,7 @@ def test_import_is_quick_and_light():
 
 
 @pytest.mark.parametrize(
-    "name", ["masks", "prune", "vote", "units", "similarity", "compact", "sensitivity", "bank", "checkpoint"]
+    "name", ["masks", "prune", "vote", "units", "similarity", "compact", "sensitivity", "checkpoint"]
 )
 def test_the_core_does_not_load_frameworks(name):
     _, modules = _loaded_by(f"import mvp_jax; mvp_jax.{name}")

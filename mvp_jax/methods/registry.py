@@ -79,7 +79,7 @@ def line(name: str, kind: ProblemKind | None = None) -> Line:
         if name in table:
             return table[name]
     known = [known for table in tables for known in table]
-    near = difflib.get_close_matches(name, known, cutoff=0.3)
+    near = difflib.get_close_matches(name, known, cutoff=0.5)
     guess = f"did you mean {_listed(near)}? " if near else ""
     others = [k for k in TABLES if kind is not None and k != kind and name in TABLES[k]]
     if others:

@@ -149,7 +149,7 @@ def test_a_sweep_goes_on_with_what_is_missing_and_takes_more_points(sweep, tmp_p
             {"train.learning_rat": (1e-3,)},
             r"the config has no 'train.learning_rat'; did you mean 'train.learning_rate'",
         ),
-        ({"train.steps": (2, 0.5)}, "'train.steps' is a whole number, as 2; got 0.5"),
+        ({"train.steps": (2, 0.5)}, "'train.steps' is of type int, as 2; got 0.5"),
         ({"train.steps": (2, -1)}, r"point train.steps=-1: steps must be >= 0"),
         ({"sparsities": ((0.5,), (0.9, 0.5))}, r"point sparsities=0.9-0.5: sparsities must rise"),
         ({"train.steps": ()}, r"sweep.over is .*; give \(path, \(value, ...\)\) pairs"),

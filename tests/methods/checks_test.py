@@ -39,7 +39,7 @@ def of_a_few_shots():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_refuses_another_kind_of_problem(name):
     method, settings = METHODS[name]
-    for given, said in ((of_a_few_shots(), "few_shot.Problem"), (None, "NoneType"), ({"x": 1}, "dict")):
+    for given, said in ((of_a_few_shots(), "few_shot.FewShotProblem"), (None, "NoneType"), ({"x": 1}, "dict")):
         with pytest.raises(ValueError, match=f"'{name}' takes a sparse.SparsityProblem as its problem, got {said}; "):
             method(given, settings(), jax.random.key(0), saved=Untouched())
     with pytest.raises(ValueError, match=r"make one with sparse\.SparsityProblem\(model=\.\.\., variables="):

@@ -13,7 +13,7 @@ import pytest
 
 from configs import isp
 from mvp_jax import bank, models, pretrained
-from mvp_jax.experiments import command_line, run_folder, sparsity_job, sweep
+from mvp_jax.experiments import command_line, run_folder, sparsity_report, sweep
 from mvp_jax.experiments import run as experiment
 from mvp_jax.storage import checkpoint, event_files, records
 from mvp_jax.storage import files as storage
@@ -211,23 +211,24 @@ def test_a_run_in_a_bucket_ends_as_one_in_a_folder(remote, tmp_path, monkeypatch
         )
         with pytest.raises(KeyboardInterrupt):
             experiment.run(tiny(), remote)
-    with checkpoint.Checkpoints(folder / "pretrain") as saved:
+    with checkpoint.Checkpoints(folder / "pretrain" / "states") as saved:
         assert saved.steps() == [2]
     with monkeypatch.context() as patch:
-        patch.setattr(sparsity_job, "report", killed)
+        patch.setattr(sparsity_report, "report", killed)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(tiny(), remote)
     storage.remove(folder / "rows" / storage.listing(folder / "rows")[0])
     experiment.run(tiny(), remote)
     assert without_times(folder / "results.csv") == without_times(tmp_path / "whole" / "results.csv")
     assert len(without_times(folder / "results.csv")) == 4
-    assert records.read_metrics(folder / "pretrain.jsonl") == records.read_metrics(
-        tmp_path / "whole" / "pretrain.jsonl"
-    )
+    ours, theirs = (records.read_metrics(f / "pretrain" / "metrics.jsonl") for f in (folder, tmp_path / "whole"))
+    assert ours == theirs
+    assert [line["step"] for line in ours] == [2, 4]
     assert storage.listing(folder) == storage.listing(tmp_path / "whole")
     with (folder / "accuracy.png").open("rb") as file:
         assert matplotlib.image.imread(file).std() > 0.01
-    assert storage.listing(folder / "board") == ["pretrain", "results"]
+    assert storage.listing(folder / "board") == ["results"]
+    assert storage.listing(folder / "pretrain" / "board")
     with pytest.raises(ValueError, match="holds a run of another config"):
         experiment.run(command_line.changed(tiny(), {"seed": 1}), remote)
     assert len(sweep.summarise([remote])) == 2
@@ -254,7 +255,11 @@ def test_a_killed_job_in_a_bucket_goes_on(tmp_path):
     subprocess.run(command("mvp_jax.main", tmp_path / "whole"), cwd=ROOT, capture_output=True, check=True, timeout=1200)
     env = {**os.environ, "BUCKET_ROOT": str(root), "EPATH_USE_TF": "false", "PYTHONPATH": str(ROOT)}
     run = command("tests.bucket", "gs://bucket/run")
-    for awaited in ("pretrain/3/commit_success.txt", "bank/entries/source-0000/entry.json", "rows/mvp-0000.json"):
+    for awaited in (
+        "pretrain/states/3/commit_success.txt",
+        "bank/entries/source-0000/entry.json",
+        "rows/mvp-0000.json",
+    ):
         going = subprocess.Popen(run, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             until = time.monotonic() + 600

@@ -10,7 +10,7 @@ import pytest
 
 from mvp_jax import train
 from mvp_jax.core import masks, patterns, trees
-from mvp_jax.methods import METHODS, sparse, weak_members
+from mvp_jax.methods import METHODS, registry, sparse, weak_members
 from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
 from mvp_jax.models import functions
 from mvp_jax.storage import checkpoint
@@ -48,6 +48,16 @@ CASES = {
     ),
     "instant_soup": ("instant_soup", soup.InstantSoupSettings(members=2, rounds=2, training=TRAINING)),
 }
+FUNCTIONS = {
+    "once": oneshot.once,
+    "gradual": gradual.gradual,
+    "movement": movement.movement,
+    "dynamic": dynamic.dynamic,
+    "imp": imp.imp,
+    "isp": isp.isp,
+    "sparse_soups": soup.sparse_soups,
+    "instant_soup": soup.instant_soup,
+}
 SPARSITY = 0.7
 ENTRIES = 5 * 8 + 8 * 6
 KEPT = 26  # of 88, 70 % pruned
@@ -75,7 +85,7 @@ def problem(sparsity=SPARSITY, **changes):
 
 def run(case, key=0, saved=None, **changes):
     name, settings = CASES[case]
-    return METHODS[name](problem(**changes), settings, jax.random.key(key), saved=saved)
+    return FUNCTIONS[name](problem(**changes), settings, jax.random.key(key), saved=saved)
 
 
 @functools.cache
@@ -122,6 +132,23 @@ def test_further_training_keeps_them_zero(case):
         assert not np.asarray(after[path])[~np.broadcast_to(mask, after[path].shape)].any()
         moved = max(moved, float(jnp.max(jnp.abs(after[path] - trees.flatten(got.variables.params)[path]))))
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize("name", registry.suited("sparse", plain()))
+def test_every_name_of_the_registry_prunes_to_the_sparsity(name):
+    """With the settings that a comparison gives it; what each does more is tested above and in its own file."""
+    given = problem()
+    defaults = sparse.SparsityDefaults(problem=given, base=ISP, round_steps=3, examples=12, soups=2)
+    got = METHODS[name](given, registry.line(name, "sparse").settings(defaults), jax.random.key(0))
+    kept = int(masks.count({n: got.masks[n]["kernel"] for n in ("one", "two")}))
+    assert kept == {"wanda": BY_OUTPUT, "unpruned": ENTRIES}.get(name, KEPT)
+    for path, mask in trees.flatten(got.masks).items():
+        leaf = np.asarray(trees.flatten(got.variables.params)[path])
+        assert np.all(np.isfinite(leaf)), path
+        assert not leaf[~np.broadcast_to(np.asarray(mask), leaf.shape)].any(), path
+    assert bool(got.alive)
+    assert got.spent.steps >= TRAINING.steps
+    assert got.spent.examples >= 8 * TRAINING.steps
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -226,7 +253,7 @@ def test_more_rounds_and_other_sparsities_compile_nothing(case):
     run(case, key=3)  # arrays that only the first call lacks
     longer = dataclasses.replace(settings, **MORE_ROUNDS[case])
     with Counter() as counter:
-        METHODS[name](problem(0.85), longer, jax.random.key(2))
+        FUNCTIONS[name](problem(0.85), longer, jax.random.key(2))
     assert counter.count == 0
 
 

@@ -13,7 +13,7 @@ import pytest
 from mvp_jax import train
 from mvp_jax.core import masks
 from mvp_jax.core.types import Variables
-from mvp_jax.methods import METHODS, sparse, weak_members
+from mvp_jax.methods import sparse, weak_members
 from mvp_jax.methods.sparse import isp, oneshot, soup
 from mvp_jax.models import functions
 from mvp_jax.train import evaluation
@@ -118,7 +118,9 @@ def language():
 def pruned(problem, case):
     name, settings = contract.CASES[case]
     mapping = {"mapping": "vmap"} if hasattr(settings, "mapping") else {}
-    return METHODS[name](problem, dataclasses.replace(settings, training=TRAINING, **mapping), jax.random.key(0))
+    return contract.FUNCTIONS[name](
+        problem, dataclasses.replace(settings, training=TRAINING, **mapping), jax.random.key(0)
+    )
 
 
 def judged(problem, got):
