@@ -1,14 +1,15 @@
-"""Every way to a sparsity side by side: methods x sparsities x targets x seeds, with what each costs.
+"""Compares every way to reach a sparsity: methods x sparsities x targets x seeds, with what each costs.
 
     python -m mvp_jax.main --config=configs/compare.py --workdir=DIR
     python -m mvp_jax.main --config=configs/compare.py:data=docstrings,model=bert --workdir=DIR
     python -m mvp_jax.main --config=configs/compare.py --config.methods="('isp','gradual','imp')" --workdir=DIR
 
 The argument is a comma-separated list of `data=digits|docstrings|npz`, `model=vit|bert|resnet|NAME` and `runlocal`.
-`methods` names methods of `mvp_jax.methods.METHODS` for a sparsity; empty, all of them run.
+`config.methods` names methods of `mvp_jax.methods.METHODS` for a sparsity; if it is empty, all of them run.
 
-Lab note. Thirteen lines were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four
-sparsities, 65 minutes of two cores), and eleven on the digits: `docs/results`. The whole table has not been run.
+Lab note. Thirteen methods were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four
+sparsities, 65 minutes of two cores), and eleven on the digits; the tables are in `docs/results`. All methods together
+have not been run.
 """
 
 from ml_collections import ConfigDict
@@ -17,10 +18,10 @@ from mvp_jax.experiments import presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
-    """Ten classes of CIFAR-100; give `data.path` (the archive) and `model.checkpoint` (safetensors).
+    """Sets a config to ten classes of CIFAR-100; give `data.path` (the archive) and `model.checkpoint` (safetensors).
 
-    A network trained on CIFAR-10 (or CIFAR-100 itself, for a `distiller`) is pruned for them. Half of the official test
-    split validates, the other half reports.
+    A network trained on CIFAR-10 (or on CIFAR-100, if the model's name has `distiller` in it) is pruned for them. Half
+    of the official test split validates, and the other half is for the reported accuracy.
     """
     presets.cifar(config, "distiller" in model)
     config.mapping = "auto"
@@ -38,6 +39,7 @@ def _cifar(config: ConfigDict, model: str) -> None:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg)
     data = given.get("data", "digits")
     model = given.get("model", "bert" if data in presets.TEXTS else "vit")

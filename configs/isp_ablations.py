@@ -1,16 +1,17 @@
-"""What Instant Soup Pruning depends on: members, the vote, the intervals, in what members differ. Sweeps.
+"""Sweeps that show what Instant Soup Pruning depends on: members, the vote, the intervals, what members differ in.
 
     python -m mvp_jax.main --config=configs/isp_ablations.py:study=members --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_ablations.py:study=diversity,data=docstrings --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_ablations.py:study=vote,runlocal --workdir=DIR
 
-`study=members` (1 to 9 weak masks; the line `isp_one` has a single one), `vote` (how they become one), `interval` (how
-long main and members train before each cut; `gradual` gets the same number of steps), `diversity` (the share of the
-data that a member sees, and the range of its learning rate). `data` and `model` as in `configs/isp.py`, whose job each
-point is. `summary.md` has a row for each point, sparsity and method.
+The argument `study` is `members` (1 to 9 weak masks; the method `isp_one` has a single one), `vote` (how masks become
+one), `interval` (how long main weights and members train before each cut; `gradual` gets the same number of steps), or
+`diversity` (the fraction of the data that a member sees, and the range of its learning rate). Each point is a job of
+`configs/isp.py`, with the same `data` and `model`. `summary.md` has a row for each point, sparsity and method.
 
-Lab note. Run here: `:runlocal` of each study. Not run at full length. A first study found a single member as good as
-five, and members' mean weights (`isp_soup`) worth 0.9 to 1.5 points; `docs/results` has the lines of one full run.
+Lab note. `:runlocal` of each study was run here; no study was run at full length. A first study found a single member
+as good as five, and members' mean weights (`isp_soup`) worth 0.9 to 1.5 points; `docs/results` has the table of one
+full run.
 """
 
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from mvp_jax.experiments import presets, sweep
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("study", "data", "model", "runlocal"))
     data = given.get("data", "digits")
     model = given.get("model", "bert" if presets.is_text(data) else "vit")

@@ -1,21 +1,21 @@
-"""Instant Soup Pruning of BERT and its kin, on tasks of GLUE or other texts.
+"""Instant Soup Pruning of BERT, RoBERTa or DistilBERT, on tasks of GLUE or other texts.
 
     python -m mvp_jax.main --config=configs/isp_bert.py:data=mrpc,checkpoint=DIR --config.data.path=DIR --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_bert.py:checkpoint=FOLDER --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_bert.py --workdir=DIR
 
-`data=mnli|qnli|qqp|sst2|rte|mrpc` are tasks of GLUE as the paper prunes for them: 10 to 90 % of the weights;
-`data.path` is the folder with their tables (`mvp_jax.data.glue`). Of each class as many texts are taken as the scarcest
-has; a twentieth of the training split, which would be for pre-training, is left out; half of the official development
-split validates, the other half reports. Without `data` the texts are those that come with the installed packages
-(`data.text`); so with `runlocal`.
+`data=mnli|qnli|qqp|sst2|rte|mrpc` are tasks of GLUE, pruned to 10 to 90 % sparsity as in the paper; `data.path` is the
+folder with their tables, which `mvp_jax.data.datasets.glue` describes. Of each class as many texts are taken as the
+scarcest has. A twentieth of the training split, which would be for pre-training, is left out. Half of the official
+development split validates, and the other half is for the reported accuracy. Without `data`, and with `runlocal`, the
+texts are those that come with the installed packages (`mvp_jax.data.datasets.text`).
 
 `checkpoint` is a folder as `transformers` writes it (BERT, RoBERTa or DistilBERT, with the tokeniser's files), or the
-id of one on the Hugging Face hub (the paper's is `bert-base-uncased`); it gets a new head. Without one a small BERT is
-pre-trained here.
+id of one on the Hugging Face hub (the paper's is `bert-base-uncased`); it gets a new head. Without `checkpoint` a small
+BERT is pre-trained here.
 
-Lab note. Run here: `:runlocal`, with and without a small random checkpoint. No published checkpoint yet, no task of
-GLUE.
+Lab note. `:runlocal` was run here, with and without a small random checkpoint. No published checkpoint and no task of
+GLUE has been run yet.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,7 @@ from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("data", "checkpoint", "runlocal"))
     folder, data, local = given.get("checkpoint", ""), given.get("data", "docstrings"), "runlocal" in given
     config = presets.trials("docstrings", "checkpoint" if folder else "bert")

@@ -1,24 +1,24 @@
-"""Instant Soup Pruning of CLIP's image tower, on the paper's data sets or images of one's own.
+"""Instant Soup Pruning of CLIP's image tower, on the paper's data sets or one's own images.
 
     python -m mvp_jax.main --config=configs/isp_clip.py:data=cifar10,checkpoint=FOLDER --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_clip.py:checkpoint=FOLDER,data=npz --config.data.path=FILE --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_clip.py --workdir=DIR
 
-`data=mnist|svhn|cars|gtsrb|cifar10|cifar100` are the paper's: all classes at once, 10 to 90 % of the weights pruned.
-They are read as tensorflow-datasets prepared them (`--config.data.path`, by default where it puts them), GTSRB from a
-folder. So many training images of each class that all fit on a device at 224 pixels
-(`mvp_jax/experiments/papers.py`); the paper takes all: `--config.tasks.shots=N`.
+`data=mnist|svhn|cars|gtsrb|cifar10|cifar100` are the paper's data sets: all classes at once, at 10 to 90 % sparsity.
+They are read as tensorflow-datasets prepared them (`--config.data.path` is their folder, by default where it puts
+them); GTSRB is read from a folder of images. As many training images of each class are used as fit on a device at 224
+pixels (`mvp_jax/experiments/papers.py`); the paper uses all, and `--config.tasks.shots=N` changes the number.
 
 `checkpoint` is a folder as `transformers` writes it (`config.json`, `model.safetensors`, `preprocessor_config.json` and
 the tokeniser's files), or the id of one on the Hugging Face hub (the paper's is `openai/clip-vit-base-patch32`). Its
-zero-shot head, made of the names of the classes, stays frozen (`templates`: `presets.TEMPLATES` has those published
-for these data); images pass through its processor. Without a checkpoint a small tower is pre-trained here on the
-digits, under a logistic head, so that the path can be tried; so does `runlocal`.
+zero-shot head, made of sentences with the classes' names (`config.templates`; `presets.TEMPLATES` has those published
+for these data), stays frozen, and images pass through its processor. Without a checkpoint, and with `runlocal`, a small
+tower is pre-trained here on the digits, under a logistic head, so that the job can be tried.
 
-Lab note. Run here: `:runlocal`, with and without a small random checkpoint. No published checkpoint yet, none of the
-paper's data sets. The paper compares accuracy against sparsity for each data set and finds ISP level with or above
-iterative magnitude pruning at a fraction of its cost; on small data here that did not hold against gradual pruning of
-the same total cost (`docs/results`).
+Lab note. `:runlocal` was run here, with and without a small random checkpoint. No published checkpoint and none of the
+paper's data sets has been run yet. The paper compares accuracy against sparsity for each data set and finds ISP level
+with or above iterative magnitude pruning at a fraction of its cost. On small data here it was not better than gradual
+pruning of the same total cost (`docs/results`).
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +27,7 @@ from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("data", "checkpoint", "runlocal"))
     folder, data, local = given.get("checkpoint", ""), given.get("data", "digits"), "runlocal" in given
     own = data in ("digits", "npz", "folder")

@@ -1,18 +1,19 @@
-"""Meta-Vote Pruning, its baselines and controls: a pre-trained model pruned for new few-shot tasks.
+"""Meta-Vote Pruning beside its baselines and controls: a pre-trained model is pruned for new few-shot tasks.
 
     python -m mvp_jax.main --config=configs/mvp.py --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp.py:model=vit --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp.py:runlocal --workdir=DIR
 
-The argument is a comma-separated list of `data=digits|npz`, `model=resnet|vit|NAME` and `runlocal`; every field below
-can be overridden as `--config.field=value`.
+The argument is a comma-separated list of `data=digits|npz`, `model=resnet|vit|NAME` and `runlocal`; every field of the
+config can be overridden as `--config.field=value`.
 
-Lab note. Two CPU cores, nothing downloaded. Default (digits, ResNet-8, 87.5 % of the filters, 42 bank tasks, 6
-targets × 3 seeds, 22 methods): about four and a half minutes from an empty folder, most of it compiling;
-`model=vit`: the same. CIFAR-100: `data=npz,model=resnet8_distiller`, with `--config.data.path` and
-`--config.model.checkpoint`; one to two hours on two cores (bank 12, table 60 minutes of one core for the ResNet-8,
-about three times that for the ResNet-20), every finished bank entry and (method, target) is kept. Fine-tuning's rate
-and batch were chosen on validation images. Results, with what they do not show, in `docs/results/`.
+Lab note. All figures are for two CPU cores, and nothing is downloaded. The default (digits, ResNet-8, 87.5 % of the
+filters removed, 42 bank tasks, 6 targets × 3 seeds, 22 methods) takes about four and a half minutes from an empty
+folder, most of it compiling; `model=vit` takes as long. CIFAR-100 is `data=npz,model=resnet8_distiller`, with
+`--config.data.path` and `--config.model.checkpoint`; it takes one to two hours on two cores (bank 12, table 60 minutes
+of one core for the ResNet-8, about three times that for the ResNet-20), and every finished bank entry and (method,
+target) is kept. The learning rate and the batch of the fine-tuning were chosen on validation images. The results, and
+what they do not show, are in `docs/results/`.
 """
 
 from ml_collections import ConfigDict
@@ -21,10 +22,10 @@ from mvp_jax.experiments import presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
-    """Ten-class tasks of CIFAR-100; give `data.path` (the archive) and `model.checkpoint` (safetensors).
+    """Sets a config to ten-class tasks of CIFAR-100; give `data.path` (archive), `model.checkpoint` (safetensors).
 
     20 classes stay out of the bank. Targets take their training images from a part of the training split that the bank
-    does not see; half of the official test split validates, the other half reports.
+    does not see. Half of the official test split validates, and the other half is for the reported accuracy.
     """
     presets.cifar(config, "distiller" in model)
     config.prune.ratio = 0.75
@@ -44,6 +45,7 @@ def _cifar(config: ConfigDict, model: str) -> None:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg)
     data, model = given.get("data", "digits"), given.get("model", "resnet")
     config = presets.meta_vote(data, model)

@@ -1,17 +1,18 @@
-"""What Meta-Vote Pruning depends on: how many neighbours, which similarity, what ratio, how many classes. Sweeps.
+"""Sweeps that show what Meta-Vote Pruning depends on: neighbours, similarity, ratio, the number of classes.
 
     python -m mvp_jax.main --config=configs/mvp_ablations.py:study=neighbours --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp_ablations.py:study=ratio,data=cifar100,checkpoint=P/model --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp_ablations.py:study=ratio,runlocal --workdir=DIR
 
-`study=neighbours` (1 to 20 voters), `similarity` (LEEP or class prototypes; the farthest voters, a line of the table,
-are the control), `ratio` (of the units pruned), `classes` (of each task). `data=digits` is the job of `configs/mvp.py`,
-`data=cifar100` that of `configs/mvp_cifar100.py`, with its `checkpoint`. Points that can share a bank do; `summary.md`
-has a row for each point and method, chosen on validation. The study of overlap is part of every job.
+The argument `study` is `neighbours` (1 to 20 voters), `similarity` (LEEP or class prototypes; the method
+`vote_farthest` is the control), `ratio` (the fraction of units removed), or `classes` (the number of classes of each
+task). `data=digits` is the job of `configs/mvp.py`, `data=cifar100` that of `configs/mvp_cifar100.py`, with its
+`checkpoint`. Points that can share a bank do. `summary.md` has a row for each point and method; the best is chosen on
+the validation split. The study of overlap is part of every job.
 
-Lab note. Run here: `:runlocal` of each study (digits, a ResNet-8, four bank tasks). Not run at full length. A first
-study (ResNet-8, CIFAR-100, 75 % of the filters, 32 bank tasks, one seed) found 3 voters as good as 5, and shared
-classes a better predictor of overlap than LEEP.
+Lab note. `:runlocal` of each study was run here (digits, a ResNet-8, four bank tasks); no study was run at full length.
+A first study (ResNet-8, CIFAR-100, 75 % of the filters removed, 32 bank tasks, one seed) found 3 voters as good as 5,
+and shared classes a better predictor of overlap than LEEP.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ _METHODS = ("mvp", "copy_nearest", "vote_farthest", "vote_universal", "ifp")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("study", "data", "checkpoint", "runlocal"))
     local, data = "runlocal" in given, given.get("data", "digits")
     if local or data == "digits":

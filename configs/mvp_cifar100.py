@@ -5,18 +5,19 @@
     python -m mvp_jax.main --config=configs/mvp_cifar100.py:checkpoint=PRE/model,targets=cub200 --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp_cifar100.py:runlocal --workdir=DIR
 
-`pretraining=simsiam` is for a checkpoint of `configs/pretrain.py:...,method=simsiam`; without `checkpoint` the network
-is looked for in `runs/pretrain_supervised/model` or `runs/pretrain_simsiam/model`. Further: `model=NAME`,
-`classes=5|10|20` a task, `ratio=0.75` of the filters, `targets=cifar100|cub200|pets`: data sets that bank and
-pre-training have not seen, whose images are brought to 32 pixels. The data are those that tensorflow-datasets prepared
+Without `checkpoint` the network is looked for in `runs/pretrain_supervised/model`, or with `pretraining=simsiam` in
+`runs/pretrain_simsiam/model`, where `configs/pretrain.py:...,method=simsiam` may have written it. Further arguments are
+`model=NAME`; `classes=5|10|20`, the number of classes of a task; `ratio=0.75`, the fraction of the filters to remove;
+and `targets=cifar100|cub200|pets`, the data set of the targets: the last two are seen by neither the bank nor the
+pre-training, and their images are resized to 32 pixels. The data are read as tensorflow-datasets prepared them
 (`--config.data.path`).
 
-Lab note. Not run here: 1,000 searches of a ResNet-18 take an accelerator. A smaller bank with the ResNet-8 and
-ResNet-20 was (`configs/mvp.py:data=npz`, `docs/results`): MVP is 3 to 14 points above what starts from pre-trained
-weights, and level with a copy of the nearest entry on one network. The paper finds more overlap between similar tasks,
-the more so the deeper (the study of overlap is part of every run: `overlap_by_similarity.png`), and MVP ahead of
-pruning from scratch at the same few iterations; its numbers are not repeated here, as bank, budgets and splits are our
-own (section 9 of the description). `:runlocal` was run here: digits, a ResNet-8, four bank tasks.
+Lab note. The default has not been run here: 1,000 searches of a ResNet-18 take an accelerator. A smaller bank with the
+ResNet-8 and ResNet-20 was run (`configs/mvp.py:data=npz`, `docs/results`): MVP is 3 to 14 points above what starts from
+pre-trained weights, and level with a copy of the nearest entry on one network. The paper finds more overlap between
+similar tasks, the more so the deeper the layer (the study of overlap is part of every run:
+`overlap_by_similarity.png`), and MVP ahead of pruning from scratch at the same few iterations. Its numbers are not
+repeated here, as bank, budgets and splits are our own. `:runlocal` was run here: digits, a ResNet-8, four bank tasks.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ _PRETRAININGS = ("supervised", "simsiam")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     allowed = ("model", "pretraining", "checkpoint", "targets", "classes", "ratio", "runlocal")
     given = presets.arguments(arg, allowed)
     how, ratio = given.get("pretraining", "supervised"), given.get("ratio")

@@ -4,14 +4,14 @@
     python -m mvp_jax.main --config=configs/mvp_imagenet.py:model=deit_small,checkpoint=FILE --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp_imagenet.py:model=deit_small,runlocal --workdir=DIR
 
-`checkpoint` is a file or folder of torchvision's, timm's or Hugging Face's, an id on the hub (`microsoft/resnet-50`,
-`facebook/deit-small-patch16-224`), or what `configs/pretrain.py:data=imagenet,...` wrote. `classes` and `ratio` as in
-`configs/mvp_cifar100.py`; `data=tiny_imagenet` takes that (64 pixels; from a folder, `--config.data.path`, with a
-network pre-trained on it). ImageNet is prepared by tensorflow-datasets from the archives that one downloads after an
-agreement; only a task's own images are decoded.
+`checkpoint` is a file or folder of torchvision, timm or Hugging Face, an id on the hub (`microsoft/resnet-50`,
+`facebook/deit-small-patch16-224`), or what `configs/pretrain.py:data=imagenet,...` wrote. `classes` is the number of
+classes of a task, and `ratio` the fraction of the units to remove. `data=tiny_imagenet` uses Tiny ImageNet (64 pixels),
+read from a folder (`--config.data.path`), with a network pre-trained on it. ImageNet is prepared by tensorflow-datasets
+from the archives that one downloads after an agreement; only a task's own images are decoded.
 
-Lab note. Not run here, for want of the data and an accelerator; `:runlocal` was (digits, a ResNet-8 or a small ViT,
-four bank tasks). The number of tasks is the paper's, the classes of a task (10) and all budgets are ours.
+Lab note. The job was not run here, for want of the data and an accelerator; `:runlocal` was (digits, a ResNet-8 or a
+small ViT, four bank tasks). The number of tasks is the paper's; the classes of a task (10) and all budgets are ours.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("data", "model", "checkpoint", "classes", "ratio", "runlocal"))
     data, model = given.get("data", "imagenet"), given.get("model", "resnet50")
     if "runlocal" in given:

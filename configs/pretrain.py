@@ -1,4 +1,4 @@
-"""Pre-training of the dense network that is pruned afterwards: with labels, or by SimSiam without.
+"""Pre-training of the dense network that other jobs prune: with labels, or without by SimSiam.
 
     python -m mvp_jax.main --config=configs/pretrain.py --workdir=DIR
     python -m mvp_jax.main --config=configs/pretrain.py:data=cifar100,model=resnet18 --workdir=DIR
@@ -6,19 +6,21 @@
     python -m mvp_jax.main --config=configs/pretrain.py:data=imagenet,model=deit_small,recipe=vit --workdir=DIR
     python -m mvp_jax.main --config=configs/pretrain.py:method=simsiam,runlocal --workdir=DIR
 
-The other jobs take the result by `--config.model.checkpoint=DIR/model`, with the same `model.name` and `model.options`;
-with the same data, seed and `data.fractions` they keep targets to images that it was not trained on. The argument:
-`data=digits|npz|folder|NAME` (of `mvp_jax.data.catalog`; `--config.data.path` says where it is),
-`model=resnet|vit|NAME`, `method=supervised|simsiam`, `recipe=resnet|vit|simsiam` (see
-`mvp_jax/experiments/papers.py`), `runlocal`.
-The default is a ResNet-8 on six of the ten digits, as `configs/mvp.py` wants it. Pictures that do not fit into memory
-are read as training goes; all accelerators share each batch.
+The other jobs read the result by `--config.model.checkpoint=DIR/model`, with the same `model.name` and `model.options`.
+With the same data, seed and `data.fractions`, their targets have only images that the network was not trained on.
 
-`recipe=vit` is DeiT's: AdamW, 5 epochs of warm-up, cosine, RandAugment, mixup or cutmix, label smoothing; without
-random erasing, repeated augmentation, stochastic depth and distillation. No masked autoencoding.
+The argument is a comma-separated list of `data=digits|npz|folder|NAME` (a name of `mvp_jax.data.datasets.catalog`;
+`--config.data.path` says where the data are), `model=resnet|vit|NAME`, `method=supervised|simsiam`,
+`recipe=resnet|vit|simsiam` (published settings, in `mvp_jax/experiments/papers.py`) and `runlocal`. The default is a
+ResNet-8 on six of the ten digits, as `configs/mvp.py` prunes it. Images that do not fit into memory are read during
+training. All accelerators share each batch.
 
-Lab note. Run here: `:runlocal` for both methods and recipes. Not run here: any data but the digits. Expected of
-CIFAR-10, ResNet-18, SimSiam at these settings (arXiv:2011.10566, section D): 91.8 % by a linear classifier.
+`recipe=vit` is DeiT's: AdamW, 5 epochs of warm-up, a cosine learning rate, RandAugment, mixup or cutmix, and label
+smoothing, without random erasing, repeated augmentation, stochastic depth and distillation. There is no masked
+autoencoding.
+
+Lab note. `:runlocal` was run here for both methods and recipes; no data but the digits were. SimSiam's authors report
+91.8 % by a linear classifier for CIFAR-10 and ResNet-18 at these settings (arXiv:2011.10566, section D).
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +29,7 @@ from mvp_jax.experiments import papers, presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("data", "model", "method", "recipe", "runlocal"))
     data, model, local = given.get("data", "digits"), given.get("model", "resnet"), "runlocal" in given
     if local:

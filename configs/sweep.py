@@ -1,15 +1,16 @@
-"""A job at many settings, in one process, and one table of them.
+"""Runs a job at many settings, in one process, and makes one table of all runs.
 
     python -m mvp_jax.main --config=configs/sweep.py --workdir=DIR
     python -m mvp_jax.main --config=configs/sweep.py:base=mvp,model=vit --workdir=DIR
     python -m mvp_jax.main --config=configs/sweep.py --config.sweep.over="(('isp.members',(3,5,9)),('seed',(0,1)))" ...
 
-The argument names the file in this folder whose job is swept (`base=isp`), and is that file's own otherwise. All its
-settings can be given as ever; `sweep.over` pairs paths with values, whose combinations are the points. The settings of
-a point are chosen on the validation split; the table shows test accuracy for the chosen alone. Points that differ only
-in what comes after the pre-training, or the bank, share it.
+In the argument, `base=NAME` names the file in this folder whose job is swept (default `isp`); the rest is the argument
+of that file, and all of its settings can be given as in a single run. `config.sweep.over` pairs paths of settings with
+values; all combinations of the values are run. The best settings are chosen on the validation split, and the table
+shows test accuracy for these only. Runs that differ only in settings used after the pre-training, or after the bank is
+made, share it.
 
-Lab note. Run here: `:runlocal`.
+Lab note. `:runlocal` was run here.
 """
 
 import pathlib
@@ -22,6 +23,7 @@ _RATES = {"mvp": "tune.learning_rate"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     words = [word for word in (arg or "").split(",") if word]
     base = next((word.removeprefix("base=") for word in words if word.startswith("base=")), "isp")
     rest = ",".join(word for word in words if not word.startswith("base="))

@@ -1,8 +1,9 @@
-"""What the configs of the papers' experiments share: real data sets, published recipes, sizes as published.
+"""What the configs of the papers' experiments share: real data sets, published recipes, and published sizes.
 
-Meta-Vote Pruning: arXiv:2301.11560; Instant Soup Pruning: arXiv:2306.10460. Recipes: He et al. (arXiv:1512.03385) and
-what became common for CIFAR since; Touvron et al. (arXiv:2012.12877), table 9, without random erasing, repeated
-augmentation and stochastic depth; Chen & He (arXiv:2011.10566), sections 4 and D.
+The papers are Meta-Vote Pruning (arXiv:2301.11560) and Instant Soup Pruning (arXiv:2306.10460). The recipes are those
+of He et al. (arXiv:1512.03385), with what has become common for CIFAR since; of Touvron et al. (arXiv:2012.12877,
+table 9), without random erasing, repeated augmentation and stochastic depth; and of Chen & He (arXiv:2011.10566,
+sections 4 and D).
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -18,25 +19,32 @@ CLIP_TEMPLATES = {
     "cifar10": "cifar",
     "cifar100": "cifar",
 }
-"""Which of `presets.TEMPLATES` go with the paper's data sets for CLIP."""
+"""The key of `presets.TEMPLATES` for each of the paper's data sets for CLIP."""
 
 SHOTS = {"mnist": 500, "svhn": 500, "gtsrb": 150, "cars": None, "cifar10": 500, "cifar100": 100}
-"""Training images of each class for CLIP, whose pixels (224 a side) lie on the device; `None`: all."""
+"""The number of training images of each class for CLIP, so few that all fit on a device at 224 pixels a side; `None`:
+all."""
 
 LARGE = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-"""Networks for ImageNet, whose stem is made small for images of 32 or 64 pixels."""
+"""Networks made for ImageNet: for images of 32 or 64 pixels they get a small stem."""
 
 GLUE_TASKS = ("mnli", "qnli", "qqp", "sst2", "rte", "mrpc")
-"""Tasks of GLUE."""
+"""The tasks of GLUE that the paper prunes for."""
 
 
 def meta_vote_cifar100(model: str = "resnet18", targets: str = "cifar100", classes: int = 10) -> ConfigDict:
-    """The paper's setting on CIFAR-100: a bank of 1,000 tasks, pruned from one network (`model.checkpoint`).
+    """Returns the config of Meta-Vote Pruning on CIFAR-100 as in the paper: a bank of 1,000 tasks, from one network.
+
+    The network is read from the checkpoint `model.checkpoint`, which the caller sets.
 
     Args:
-        model: a preset for small images.
-        targets: `cifar100`, or another data set, whose images are brought to 32 pixels and which only targets see.
-        classes: of each task.
+        model: the name of a model for small images.
+        targets: the data set that targets are drawn from: `cifar100`, or another one, whose images are resized to 32
+            pixels and which only targets see.
+        classes: the number of classes of each task.
+
+    Raises:
+        ValueError: for an unknown data set.
     """
     config = presets.meta_vote("cifar100", model)
     many(config, model)
@@ -57,7 +65,12 @@ def meta_vote_cifar100(model: str = "resnet18", targets: str = "cifar100", class
 
 
 def many(config: ConfigDict, model: str) -> None:
-    """Meta-Vote Pruning at the size of the paper: with one budget for all networks."""
+    """Gives a config of Meta-Vote Pruning the paper's sizes, with the same training budget for all networks.
+
+    Args:
+        config: a config made by `presets.meta_vote`; it is changed in place.
+        model: the name of the model, which decides the learning rate.
+    """
     vit = model.startswith(presets.TRANSFORMERS)
     config.mapping = "auto"
     config.prune.ratio = 0.75
@@ -71,14 +84,17 @@ def many(config: ConfigDict, model: str) -> None:
 
 
 def pretraining(data: str, model: str, method: str = "supervised", recipe: str = "") -> ConfigDict:
-    """A dense network to be pruned later: a config of `pretraining.Plan`.
+    """Returns the config of a job that pre-trains a dense network, to be pruned later.
 
     Args:
-        data: see `job`.
-        model: see `job`.
-        method: `supervised` or `simsiam`.
-        recipe: `resnet`, `vit` or `simsiam`: published rates and lengths, for data of `data.catalog`; by default
-            that of method and model.
+        data: `digits`, `npz` or `folder` (with `data.path`), or a name of `data.datasets.catalog`.
+        model: a name of a model, or `resnet` or `vit` for the small one of a family.
+        method: `supervised` (with labels) or `simsiam` (without).
+        recipe: `resnet`, `vit` or `simsiam`: which published learning rate, length, batch and augmentation are used for
+            data of the catalogue; empty: the recipe that goes with the method and the model.
+
+    Raises:
+        ValueError: for an unknown recipe.
     """
     config = presets.job("pretrain", data, model)
     attention = model.startswith(presets.TRANSFORMERS)
@@ -122,12 +138,17 @@ def pretraining(data: str, model: str, method: str = "supervised", recipe: str =
 
 
 def whole(config: ConfigDict, data: str, shots: int | None = None) -> None:
-    """One target of all classes of a data set, for a network that is pre-trained already; every tenth sparsity.
+    """Gives a config one target of all classes of a data set, and the sparsities 0.1, 0.2, ..., 0.9.
+
+    It is for networks that are pre-trained already: nearly all of the training split is the target's.
 
     Args:
-        config: of `trials`.
-        data: a name of `data.catalog`, or `glue/TASK`.
-        shots: training images of each class; all that the scarcest has, by default.
+        config: a config made by `presets.trials`; it is changed in place.
+        data: a name of `data.datasets.catalog`, or `glue/TASK`.
+        shots: the number of training examples of each class; `None`: as many as the scarcest class has.
+
+    Raises:
+        ValueError: for an unknown data set.
     """
     if data.startswith("glue/"):
         config.data.name, config.data.length = data, 128
@@ -150,7 +171,12 @@ def whole(config: ConfigDict, data: str, shots: int | None = None) -> None:
 
 
 def checkpoint(config: ConfigDict, folder: str) -> None:
-    """Starts from what a folder holds, with the training of the published code (arXiv:2306.10460)."""
+    """Gives a config a checkpoint to start from, and the training of the published code (arXiv:2306.10460).
+
+    Args:
+        config: a config made by `presets.trials`; it is changed in place.
+        folder: the checkpoint's folder, or the id of one on the Hugging Face hub.
+    """
     config.model.checkpoint = folder
     config.train.learning_rate, config.train.weight_decay, config.train.clip = 1e-5, 0.1, 1.0
     config.train.batch, config.train.warmup = 128, 500

@@ -1,4 +1,4 @@
-"""From a resolved config to a checked plan: what can be wrong with a config is found here, before any work."""
+"""Makes a checked plan of a resolved config: anything that is wrong with a config is found here, before any work."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _OF_TEXT = {*bert.PRESETS, *(n for n in clip.PRESETS if "text" in n)}
 
 
 def _start(config: ConfigDict) -> dict[str, Any]:
-    """The part of a plan that every job has, and the checks of what every config has."""
+    """Returns the fields of `JobPlan`, by name, after the checks of what the configs of all jobs have in common."""
     chosen = pools.load(config)
     if not config.model.checkpoint and not isinstance(chosen.pools.source.x, np.ndarray):
         raise ValueError(
@@ -57,7 +57,7 @@ def _start(config: ConfigDict) -> dict[str, Any]:
 
 
 def _pretraining(config: ConfigDict, chosen: Setting, model: Model) -> PretrainPlan:
-    """How a job pre-trains its model where it has no checkpoint: with labels, under a rate that falls as a cosine."""
+    """Returns how a job without a checkpoint pre-trains: with labels, at a learning rate that falls as a cosine."""
     given = {name: value for name, value in config.pretrain.to_dict().items() if name != "classes"}
     given["augment"] = pretrain_job.augmentation(config.pretrain.augment, config.data)
     settings = pretraining.Settings(method="supervised", **given)
@@ -67,7 +67,10 @@ def _pretraining(config: ConfigDict, chosen: Setting, model: Model) -> PretrainP
 
 
 def sparsity_plan(config: ConfigDict) -> SparsityPlan:
-    """Returns the plan of a comparison at given sparsities.
+    """Returns the plan of the job `trials`: a comparison of methods at given sparsities.
+
+    Args:
+        config: a resolved config, such as `configs/compare.py` makes; its data set is read.
 
     Raises:
         ValueError: for anything that is wrong with the config.
@@ -118,7 +121,15 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
 
 
 def pattern(config: ConfigDict, model: Model) -> patterns.Pattern:
-    """What the config prunes together."""
+    """Returns the pattern of pruning: whether single weights, channels or whole units are removed.
+
+    Args:
+        config: a resolved config; its fields `pattern` are read.
+        model: the model, whose groups have the units.
+
+    Raises:
+        ValueError: for an unknown `pattern.name`.
+    """
     given = config.pattern
     if given.name == "weights":
         return patterns.Weights(given.allocation)
@@ -130,7 +141,10 @@ def pattern(config: ConfigDict, model: Model) -> patterns.Pattern:
 
 
 def few_shot_plan(config: ConfigDict) -> FewShotPlan:
-    """Returns the plan of pruning for few-shot tasks from a bank.
+    """Returns the plan of the job `mvp`: pruning for few-shot tasks from a bank.
+
+    Args:
+        config: a resolved config, such as `configs/mvp.py` makes; its data set is read.
 
     Raises:
         ValueError: for anything that is wrong with the config.
@@ -182,7 +196,7 @@ def few_shot_plan(config: ConfigDict) -> FewShotPlan:
 
 
 def _few_shot_defaults(config: ConfigDict, steps: tuple[int, ...]) -> few_shot.FewShotDefaults:
-    """What all few-shot methods take their settings from; the search is the bank's."""
+    """Returns what the few-shot methods make their settings of; the search is that by which the bank is made."""
     augment = pretrain_job.augmentation(config.tune.augment, config.data)
     tuning = few_shot.Tuning(**{**config.tune.to_dict(), "augment": augment, "steps": steps[-1], "looks": steps})
     search = ifp.Settings(
@@ -209,7 +223,10 @@ def _few_shot_defaults(config: ConfigDict, steps: tuple[int, ...]) -> few_shot.F
 
 
 def pretrain_plan(config: ConfigDict) -> PretrainPlan:
-    """Returns the plan of a pre-training.
+    """Returns the plan of the job `pretrain`: a pre-training.
+
+    Args:
+        config: a resolved config, such as `configs/pretrain.py` makes; its data set is read.
 
     Raises:
         ValueError: for anything that is wrong with the config.
@@ -224,11 +241,14 @@ PLANS: dict[str, Callable[[ConfigDict], Any]] = {
     "trials": sparsity_plan,
     "pretrain": pretrain_plan,
 }
-"""What checks the configs of each job."""
+"""The function that makes the checked plan of a config, by the config's `job`."""
 
 
 def plan(config: ConfigDict) -> Any:
     """Returns the plan of a config's job.
+
+    Args:
+        config: a resolved config of any job but a sweep.
 
     Raises:
         ValueError: for an unknown job, or anything that is wrong with the config.
@@ -239,7 +259,10 @@ def plan(config: ConfigDict) -> Any:
 
 
 def devices(config: ConfigDict) -> Mesh | None:
-    """The devices of this process that share its members out; `None` for a single one.
+    """Returns the mesh of this process's devices over which members are shared out; `None`: one device.
+
+    Args:
+        config: a resolved config; `config.devices` is the number of devices, 0: all accelerators, or one CPU.
 
     Raises:
         ValueError: for more devices than there are.
@@ -252,7 +275,16 @@ def devices(config: ConfigDict) -> Mesh | None:
 
 
 def build_model(config: ConfigDict, image_shape: Sequence[int], classes: int) -> Model:
-    """The dense model that the config names."""
+    """Returns the dense model that the config names.
+
+    Args:
+        config: a resolved config; its fields `model` and `mapping` are read.
+        image_shape: the shape of one example: `(height, width, channels)` of images, `(length,)` of texts.
+        classes: the number of classes of the model's head.
+
+    Raises:
+        ValueError: for an unknown model, or one that does not read examples of this shape.
+    """
     name, text_data = config.model.name, len(image_shape) == 1
     if name == pools.CHECKPOINT:
         options = config.model.options.to_dict()

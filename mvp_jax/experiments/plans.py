@@ -1,4 +1,4 @@
-"""Checked configs of the jobs that prune, as the library's own types: what their stages need."""
+"""Plans: the checked configs of the jobs that prune, in the library's own types instead of ConfigDict."""
 
 import contextlib
 import dataclasses
@@ -25,15 +25,15 @@ from mvp_jax.train import metrics, population
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """Where every job that prunes begins: data, and the pre-trained model or how to make it.
+    """What the plans of all jobs that prune have: the data, and the pre-trained model or how it is made.
 
     Attributes:
-        setting: pools, classes and tasks.
+        setting: the pools of examples, the classes and the tasks.
         model: the dense network.
-        checkpoint: where its weights are read from; empty: it is pre-trained here.
+        checkpoint: the file or folder that its weights are read from; empty: it is pre-trained here.
         pretraining: how it is pre-trained.
-        seed: of everything that is drawn.
-        tensorboard: whether curves are written for TensorBoard too.
+        seed: the seed of everything that is drawn.
+        tensorboard: whether curves are also written for TensorBoard.
     """
 
     setting: Setting
@@ -55,25 +55,28 @@ class JobPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShotPlan(JobPlan):
-    """A checked config of pruning for few-shot tasks from a bank.
+    """The plan of the job `mvp`: pruning for few-shot tasks from a bank.
+
+    A member is a bank task, or a target with a seed.
 
     Attributes:
-        groups: whose units are pruned.
-        keep: `(group, number of units kept)`.
-        ratio: share of the units that is removed.
-        steps: fine-tuning steps after which models are judged.
-        lines: the methods, by name.
-        deliver: the method whose slim models are written.
-        defaults: from which each method takes its settings.
+        groups: the groups whose units are pruned.
+        keep: `(group, number of units kept)` for each of them.
+        ratio: the fraction of the units that is removed.
+        steps: the numbers of fine-tuning steps after which models are judged, rising from 0.
+        lines: the registry's lines of the methods that run, by name.
+        deliver: the name of the method whose slim models are written.
+        defaults: what each method makes its settings of.
         search: how the bank's models are pruned.
-        universal: how the one model for all tasks is learned.
-        k: neighbours that are shown in the report.
-        seeds: of each target.
-        mapping: how members are run; see `population.over`.
-        chunk: members a call and device.
-        mesh: devices to share members out over; `None` for one.
-        similarity: by which neighbours are ranked.
-        sizes: of tasks.
+        universal: how the one pruned model for all tasks is learned.
+        k: the number of neighbours that are listed in `neighbours.json`.
+        seeds: the number of repetitions of each target.
+        mapping: how members are run: `vmap`: at once; `map`: in turn in one program; `loop`: in turn by one call each;
+            `auto`: whichever suits the device.
+        chunk: the number of members that one device runs in one call.
+        mesh: the devices that members are shared out over; `None`: one device.
+        similarity: the name of the similarity that ranks neighbours, one of `bank_build.SIMILARITIES`.
+        sizes: the numbers of classes and examples of tasks.
     """
 
     groups: tuple[Group, ...]
@@ -95,23 +98,25 @@ class FewShotPlan(JobPlan):
 
     @property
     def task_model(self) -> Model:
-        """The dense model under a head of a task's classes."""
+        """The dense model, with a task's number of classes."""
         return self.model.with_classes(self.sizes.classes_per_task)
 
     @property
     def slim(self) -> Model:
-        """The task's model with the units that are kept."""
+        """The slim model: the dense one, with a task's number of classes and only the units that are kept."""
         return self.task_model.resize(dict(self.keep))
 
     @property
     def at_once(self) -> int:
-        """Members handed to the devices in one call: what is finished after it is kept."""
+        """The number of members that all devices run in one call, after which their results are written."""
         return (1 if self.mapping == "loop" else self.chunk) * (1 if self.mesh is None else self.mesh.size)
 
     def problem(self, variables: Variables, data: Batch) -> few_shot.FewShotProblem:
-        """Returns the problem of pruning the pre-trained model for a task's training examples.
+        """Returns the problem of pruning the pre-trained model for a task.
 
-        The pre-trained head knows other classes; every method fits its own.
+        Args:
+            variables: the variables of the pre-trained model; its head is for other classes and is replaced.
+            data: the task's training examples, `{"x": [N, ...], "y": int32[N]}`.
         """
         given = few_shot.problem(self.task_model, variables, data, ratio=self.ratio, groups=self.groups)
         return dataclasses.replace(given, keep=self.keep)
@@ -119,24 +124,28 @@ class FewShotPlan(JobPlan):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparsityPlan(JobPlan):
-    """A checked config of a comparison at given sparsities.
+    """The plan of the job `trials`: a comparison of methods at given sparsities.
 
     Attributes:
-        methods: by name.
-        sparsities: shares of the weights to remove.
-        base: Instant Soup Pruning, from which all budgets follow.
-        pattern: what is pruned together.
-        seeds: of each target.
-        sizes: of the targets.
-        round_steps: see `sparse.SparsityDefaults`.
-        examples: see `sparse.SparsityDefaults`.
-        reference: the method whose masks all others are compared with.
-        ours: the method that the table compares all others with.
-        keep_rounds: whether the rounds of a method under way are kept too.
-        masks_alone: whether masks are judged alone as well.
-        zero_shot: a kernel `[F, all classes]` made of texts, whose columns are the heads, frozen. `None`: logistic
-            heads, which go on learning.
-        metrics: of classes, that are reported beside accuracy; see `metrics.score`.
+        methods: the names of the methods that run.
+        sparsities: the fractions of the weights to remove, rising, each in (0, 1).
+        base: the settings of Instant Soup Pruning, from which the training budgets of all methods follow.
+        pattern: what is removed together: single weights, channels or units.
+        seeds: the number of repetitions of each target.
+        sizes: the numbers of classes and examples of targets.
+        round_steps: the number of training steps of iterative magnitude pruning and of sparse soups before and after
+            each cut.
+        examples: the number of training examples that data-driven scores are computed on.
+        reference: the name of the method whose masks those of all others are compared with.
+        ours: the name of the method whose accuracy that of all others is compared with in the table.
+        keep_rounds: whether a method's state is saved after each round, so that a killed method goes on within its run.
+        masks_alone: whether masks are also judged alone: on the pre-trained weights, fine-tuned.
+        zero_shot: the kernel `[F, all classes]` of a frozen zero-shot head, made of texts; a target's head has the
+            columns of its classes. `None`: heads are fitted to each target and go on learning.
+        metrics: the names of metrics that are reported beside accuracy, such as `f1`.
+
+    Raises:
+        ValueError: for an unknown metric, or one that does not fit the number of classes.
     """
 
     methods: tuple[str, ...]
@@ -159,6 +168,6 @@ class SparsityPlan(JobPlan):
 
     @property
     def task_model(self) -> Model:
-        """The dense model under a head of a task's classes, frozen if it was made of texts."""
+        """The dense model, with a task's number of classes; its head is frozen if it was made of texts."""
         model = self.model.with_classes(self.sizes.classes_per_task)
         return model if self.zero_shot is None else freeze(model, model.head)

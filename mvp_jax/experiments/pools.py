@@ -1,4 +1,4 @@
-"""The data set that a config names, as the model reads it, cut into pools and tasks."""
+"""Reads the data set that a config names, in the form that the model reads, and cuts it into pools and tasks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,17 +13,18 @@ from mvp_jax.experiments import setup
 from mvp_jax.pretrained import preprocess, tensor_files
 
 CHECKPOINT = "checkpoint"
-"""The value of `model.name` with which the folder `model.checkpoint` says itself what model it holds."""
+"""The value of `model.name` for which the model is built as the folder `model.checkpoint` describes it."""
 
 GLUE = "glue/"
 """The prefix of `data.name` for tasks of GLUE, as in `glue/rte`."""
 
 TASK_KINDS = ("subsets", "superclasses", "whole")
-"""The values of `data.tasks`: classes drawn at random (within one of joined data sets), within a superclass, or all."""
+"""The values of `data.tasks`: the classes of a task are drawn at random (within one data set, if several are joined),
+drawn within a superclass, or are all that there are."""
 
 
 def load(config: ConfigDict) -> setup.Setting:
-    """Reads the data set that a config names, cuts it into pools and draws the tasks.
+    """Reads the data set that a config names, cuts it into pools, and draws the tasks.
 
     Args:
         config: a job's resolved config; its fields `data`, `tasks`, `bank`, `targets`, `pretrain`, `model` and `seed`
@@ -33,8 +34,8 @@ def load(config: ConfigDict) -> setup.Setting:
         The pools, the shape of an example, the names of the classes, and the tasks for the bank and the targets.
 
     Raises:
-        ValueError: for an unknown data set or way to make tasks, files that cannot be read, fractions that do not fit
-            the splits, or more tasks than there are.
+        ValueError: for an unknown data set or way of making tasks, files that cannot be read, fractions that do not fit
+            the splits, or more tasks than can be drawn.
     """
     data = config.data
     how = data.get("tasks") or TASK_KINDS[0]
@@ -119,18 +120,18 @@ def _whole(config: ConfigDict, source: sources.Source) -> tuple[tasks.Task, ...]
 
 
 def _source(config: ConfigDict) -> sources.Source:
-    """The data set as the model reads it."""
+    """Returns the data set in the form that the model reads: tokenised texts, or normalised images."""
     data, given = config.data, tensor_files.local(config.model.checkpoint) if config.model.name == CHECKPOINT else None
     if data.name == "docstrings":
         if not given:
             return text.docstrings(seed=config.seed)
-        # So many words that none is unknown before the checkpoint's own tokeniser sees them.
+        # The vocabulary is so large that no word is unknown before the checkpoint's own tokeniser sees it.
         return preprocess.tokenize(
             text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length
         )
     if data.name.startswith(GLUE):
         reader = tokens.tokenizer(given) if given else None
-        words = config.model.options.get("vocab", 2048)  # of a tokeniser that is made of the training texts
+        words = config.model.options.get("vocab", 2048)  # for a tokeniser that is made of the training texts
         return glue.source(data.name.removeprefix(GLUE), data.path, reader, length=data.length, vocabulary=words)
     names, size = data.name.split("+"), data.get("size")
     paths = data.path.split("+") if len(names) > 1 and "+" in data.path else [data.path] * len(names)
@@ -141,14 +142,14 @@ def _source(config: ConfigDict) -> sources.Source:
     if given:
         return preprocess.process_images(source, images.processor(given))
     if data.name == "digits" and data.mean is None:
-        return source  # as ever, in [0, 1]
+        return source  # the digits stay in [0, 1]
     known = catalog.CATALOG.get(data.name)
     mean, std = (known.mean, known.std) if known and data.mean is None else (data.mean, data.std)
     return sources.normalise(source, mean, std)
 
 
 def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
-    """Reads one data set of images; nothing is normalised yet."""
+    """Returns one data set of images, without duplicates and not yet normalised."""
     size = config.data.get("size")
     if name == "digits":
         return sources.digits(upsample=config.data.upsample)

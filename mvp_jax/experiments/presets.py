@@ -1,6 +1,6 @@
-"""What the configs share: where a job runs, its data, model and pre-training.
+"""What the configs share: the default settings of each job, and how a config file's argument is read.
 
-A config file is read by its path, wherever that is, so the pieces that several of them need live in the package.
+A config file is read by its path, wherever that is, so the pieces that several of them need are in the package.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ from ml_collections import ConfigDict, config_dict
 from mvp_jax.data.datasets import catalog
 
 TEXTS = ("docstrings",)
-"""Embedded data of token ids; GLUE's, `glue/TASK`, are token ids too."""
+"""The texts that come with the installed packages; they and the tasks of GLUE, `glue/TASK`, are read as token ids."""
 
 TRANSFORMERS = ("vit", "deit", "bert", "roberta", "distilbert", "clip", "checkpoint")
-"""What the names of models begin with that AdamW and attention's units are meant for."""
+"""The beginnings of the names of transformers, which are trained by AdamW and whose units are heads and neurons."""
 
 
 _LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
@@ -35,8 +35,8 @@ TEMPLATES = {
         *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
     ),
 }
-"""Sentences around a class's name for CLIP's zero-shot head, by data set, as its authors published them (Radford et al.
-2021, arXiv:2103.00020, and the list of prompts with the code)."""
+"""Sentences for CLIP's zero-shot head, by data set, with `{}` for a class's name, as its authors published them:
+Radford et al. 2021, arXiv:2103.00020, and the list of prompts with the code."""
 
 ISP_LINES = (
     "unpruned",
@@ -53,14 +53,18 @@ ISP_LINES = (
     "isp_published",
     "instant_soup",
 )
-"""Of the methods for a sparsity: the vote and its rules, its controls, soups, and what they have to beat."""
+"""The methods that a study of Instant Soup Pruning runs: the vote and its rules, controls, soups, and baselines."""
 
 
 def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
-    """The argument of a config file, `a=b,c=d,runlocal`, by name.
+    """Returns the parts of a config file's argument by name.
+
+    Args:
+        arg: the argument, such as `data=npz,model=vit,runlocal`; `None`: there is none.
+        allowed: the names that may be given; all take a value but `runlocal`.
 
     Raises:
-        ValueError: for a name that is not allowed, or a value that is missing or too much.
+        ValueError: for a name that is not allowed, a missing value, or a value of `runlocal`.
 
     >>> arguments("data=npz,runlocal")
     {'data': 'npz', 'runlocal': 'yes'}
@@ -76,10 +80,10 @@ def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlo
 
 
 def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
-    """A value of an argument, if it is one of those allowed.
+    """Returns the `value` of the argument called `what`, if it is one of those allowed.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it is not.
     """
     allowed = list(allowed)
     if value not in allowed:
@@ -88,10 +92,10 @@ def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
 
 
 def number(what: str, value: str, kind: type) -> Any:
-    """An argument that is a number, `int` or `float`.
+    """Returns the text `value` of the argument called `what` as a number of a kind, `int` or `float`.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the text is not such a number.
     """
     try:
         return kind(value)
@@ -100,7 +104,7 @@ def number(what: str, value: str, kind: type) -> Any:
 
 
 def local(data: str, model: str) -> tuple[str, str]:
-    """What `runlocal` puts in the place of real data and large networks: embedded data, the family's smallest network.
+    """Returns the data set and the model that `runlocal` uses for others: embedded data, the family's smallest network.
 
     >>> local("imagenet", "deit_small")
     ('digits', 'vit')
@@ -111,13 +115,14 @@ def local(data: str, model: str) -> tuple[str, str]:
 
 
 def job(kind: str, data: str, model: str) -> ConfigDict:
-    """Everything up to the pre-trained model, for small embedded data.
+    """Returns a config with the settings that all jobs have, up to the pre-trained model, for small embedded data.
 
     Args:
-        kind: of the job, `mvp` or `trials`.
-        data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.catalog`, `glue/TASK`.
-        model: a preset, or `resnet`, `vit`, `bert`, `clip` for the small one of a family; `checkpoint`: what
-            the folder `model.checkpoint` holds.
+        kind: the name of the job: `mvp`, `trials` or `pretrain`.
+        data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.datasets.catalog`, or
+            `glue/TASK`.
+        model: the name of a model, or `resnet`, `vit`, `bert` or `clip` for the small one of a family; `checkpoint`:
+            the model that the folder `model.checkpoint` holds.
     """
     attention = model.startswith(TRANSFORMERS)
     config = ConfigDict()
@@ -175,7 +180,7 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
 
 
 def is_text(data: str) -> bool:
-    """Whether the data are token ids.
+    """Returns whether a data set's examples are token ids.
 
     >>> is_text("glue/mrpc"), is_text("digits")
     (True, False)
@@ -184,9 +189,16 @@ def is_text(data: str) -> bool:
 
 
 def pictures(config: ConfigDict, name: str) -> None:
-    """Images by a name of `data.catalog`: normalised as published, a tenth of the training split for targets.
+    """Sets a config to a data set of images: normalised as published, with a tenth of the training split for targets.
 
-    Of a test split, half validates and the other half reports.
+    Half of the official test split validates, and the other half is for the reported accuracy.
+
+    Args:
+        config: a config made by `job`; it is changed in place.
+        name: a name of `data.datasets.catalog`.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     known = catalog.find(name)
     config.data.name = name
@@ -199,7 +211,10 @@ def pictures(config: ConfigDict, name: str) -> None:
 
 
 def cifar(config: ConfigDict, of_cifar100: bool) -> None:
-    """An archive of CIFAR images (`data.path`), and a network trained on CIFAR-10 or -100 (`model.checkpoint`)."""
+    """Sets a config, in place, to an archive of CIFAR images (`data.path`) and a network trained on CIFAR.
+
+    The network is read from `model.checkpoint`; it was trained on CIFAR-100 if `of_cifar100`, else on CIFAR-10.
+    """
     config.mapping = "loop"
     config.data.mean = (0.507, 0.487, 0.441) if of_cifar100 else (0.485, 0.456, 0.406)
     config.data.std = (0.267, 0.256, 0.276) if of_cifar100 else (0.229, 0.224, 0.225)
@@ -209,7 +224,10 @@ def cifar(config: ConfigDict, of_cifar100: bool) -> None:
 
 
 def meta_vote(data: str, model: str) -> ConfigDict:
-    """Meta-Vote Pruning beside its baselines: a config of `plans.FewShotPlan`, for small embedded data."""
+    """Returns the config of the job `mvp`: Meta-Vote Pruning beside its baselines, sized for small embedded data.
+
+    `data` and `model` name the data set and the model, as in `job`. The config's checked form is `plans.FewShotPlan`.
+    """
     # Long, as it is the one list of a job's settings, each with what it means.
     vit = model.startswith(TRANSFORMERS)
     config = job("mvp", data, model)
@@ -279,7 +297,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
 
 
 def votes_briefly(config: ConfigDict) -> None:
-    """The same job in a moment, to see that it runs."""
+    """Shrinks a config made by `meta_vote`, in place, so that the job runs in a moment, for a test that it works."""
     config.pretrain.steps = 20
     config.bank.tasks = 4
     config.bank.rounds, config.bank.steps_per_round, config.bank.final_steps = 2, 2, 2
@@ -293,7 +311,10 @@ def votes_briefly(config: ConfigDict) -> None:
 
 
 def trials(data: str, model: str) -> ConfigDict:
-    """Methods at given sparsities: the rest of a config of `plans.SparsityPlan`, for small embedded data."""
+    """Returns the config of the job `trials`: methods compared at given sparsities, sized for small embedded data.
+
+    `data` and `model` name the data set and the model, as in `job`. The config's checked form is `plans.SparsityPlan`.
+    """
     # Long, as it is the one list of a job's settings, each with what it means.
     attention, text = model.startswith(TRANSFORMERS), is_text(data)
     config = job("trials", data, model)
@@ -365,7 +386,7 @@ def trials(data: str, model: str) -> ConfigDict:
 
 
 def briefly(config: ConfigDict) -> None:
-    """The same job in a moment, to see that it runs."""
+    """Shrinks a config made by `trials`, in place, so that the job runs in a moment, for a test that it works."""
     config.pretrain.steps = 20
     config.targets.count = config.targets.seeds = 1
     config.tasks.shots, config.tasks.valid, config.tasks.test = 8, 8, 8

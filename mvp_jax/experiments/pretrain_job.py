@@ -1,12 +1,11 @@
-"""The job `pretrain`: a dense network trained with labels or without, to be pruned afterwards.
+"""The job `pretrain`: trains a dense network with labels or without, to be pruned afterwards. It writes
 
-    DIR/model/         what `--config.model.checkpoint` reads      DIR/states/           the state to go on from
-    DIR/results.csv    accuracy on validation and test images      DIR/metrics.jsonl     loss, accuracy, rate
+    DIR/model/         the network that other jobs read            DIR/states/           the state to go on from
+    DIR/results.csv    accuracy on validation and test images      DIR/metrics.jsonl     loss, accuracy, learning rate
     DIR/pretraining.png
 
-Jobs that prune pre-train their model by `learn` too, in `DIR/pretrain/`.
-
-Data that are in memory lie on the device; others are read by `data.streams` while the step before runs.
+Jobs that prune pre-train their model by `learn` too, in `DIR/pretrain/`. Data that fit into memory are put on the
+device as a whole; of others each batch is read by `data.loading.streams` while the step before it runs.
 """
 
 import contextlib
@@ -39,17 +38,21 @@ from mvp_jax.train import evaluation, learning_rates, pretraining, probe, simsia
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainPlan:
-    """A checked config of the job.
+    """The plan of the job `pretrain`: its checked config.
 
     Attributes:
-        setting: its pools and classes; training images are those of `pools.source`.
+        setting: the pools and classes; training images are those of `setting.pools.source`.
         model: the dense network.
         settings: how it is trained.
-        seed: of weights, batches and augmentation.
-        streamed: whether batches are read from the host as training goes.
-        host: done to each picture while it is read, see `streams.stream`; for pictures of many sizes.
-        mesh: devices that share each batch; `None` for one.
-        tensorboard: whether curves are written for TensorBoard too.
+        seed: the seed of weights, batches and augmentation.
+        streamed: whether batches are read from the host during training; if not, all images are on the device.
+        host: `(image, rng) -> image`, applied to each image on the host when it is read, for images of many sizes;
+            `None`: nothing is.
+        mesh: the devices that share each batch; `None`: one device.
+        tensorboard: whether curves are also written for TensorBoard.
+
+    Raises:
+        ValueError: if a batch cannot be divided evenly among the devices.
     """
 
     setting: Setting
@@ -66,15 +69,21 @@ class PretrainPlan:
             raise ValueError(f"a batch of {self.settings.batch} cannot be shared out over {self.mesh.size} devices")
 
     def pool(self, name: Literal["source", "valid", "test"]) -> sources.Arrays:
-        """The images of the pre-training classes in a pool."""
+        """Returns the images of the pre-training classes in the pool of a given name, with their labels."""
         return tasks.subset(getattr(self.setting.pools, name), self.setting.pretrain_classes)
 
 
 def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None = None) -> PretrainPlan:
-    """Turns `config.pretrain` into a plan.
+    """Returns the plan of a pre-training, after checks of its settings.
+
+    Args:
+        config: a resolved config; its fields `pretrain`, `data`, `seed` and `tensorboard` are read.
+        chosen: the data, as `pools.load` returns them.
+        model: the dense network.
+        mesh: the devices that share each batch; `None`: one device.
 
     Raises:
-        ValueError: for settings that do not fit, before any work.
+        ValueError: for settings that are out of range or do not fit together, or a batch of more images than there are.
     """
     given, data = config.pretrain.to_dict(), config.data
     del given["classes"]
@@ -83,7 +92,7 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         given["views"] = named.views(name, *_normalised(name, data))
     else:
         if isinstance(x, lazy.Lazy) and name.startswith("resized_flip"):
-            # From the whole picture, while it is read; what is left is done on the device.
+            # Boxes are cut from the whole picture when it is read; the rest is done on the device.
             host, name = cropping.resized_crop(chosen.image_shape[0]), name.removeprefix("resized_flip").strip("_")
         given["augment"] = augmentation(name or "none", data)
     if config.tensorboard:
@@ -106,12 +115,20 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
 
 
 def augmentation(name: str, data: ConfigDict) -> train.Augment | None:
-    """An augmentation by name, for images as `config.data` normalises them; see `data.named`."""
+    """Returns an augmentation, `(key, images) -> images`, by its name; `None` for the name `none`.
+
+    Args:
+        name: the name, as `data.augment.named.augmentation` takes it, such as `crop_flip`.
+        data: the config's group `data`, which says how images are normalised.
+
+    Raises:
+        ValueError: for an unknown name, or if the augmentation has to know the normalisation and it is not given.
+    """
     return named.augmentation(name, *_normalised(name, data))
 
 
 def _normalised(name: str, data: ConfigDict) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """What was taken from the images and what they were divided by, if the augmentation has to know."""
+    """Returns the mean and deviation that images are normalised by; `None` if the augmentation need not know them."""
     known = catalog.CATALOG.get(data.name)
     mean, std = (known.mean, known.std) if known and data.mean is None else (data.mean, data.std)
     if not named.needs_range(name) or (data.name == "digits" and mean is None):
@@ -127,18 +144,39 @@ def _normalised(name: str, data: ConfigDict) -> tuple[tuple[float, ...] | None, 
 def predict(
     model: Model, variables: Variables, pair: sources.Arrays, batch: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `[N, Y]` and features `[N, F]` of images on the host, a batch of them on the device at a time."""
+    """Returns logits `[N, Y]` and features `[N, F]` of images on the host, in evaluation mode.
+
+    Args:
+        model: the model.
+        variables: its variables.
+        pair: `N` images and their labels on the host.
+        batch: the number of images that are on the device at a time.
+    """
     logits, features = evaluation.infer(model, variables, pair.x, batch=batch, read=sources.to_float)
     return np.asarray(logits), np.asarray(features)
 
 
 def accuracy(model: Model, variables: Variables, pair: sources.Arrays) -> float:
-    """The share of images on the host whose label has the highest logit."""
+    """Returns the accuracy on images on the host, in [0, 1]: the fraction whose label has the highest logit.
+
+    Args:
+        model: the model.
+        variables: its variables.
+        pair: images and their labels on the host.
+    """
     return float(np.mean(predict(model, variables, pair)[0].argmax(-1) == pair.y))
 
 
 def classifier(plan: PretrainPlan, variables: Variables) -> Variables:
-    """The network's variables, with a head: its own, or without labels one fitted to features of training images."""
+    """Returns the trained network's variables as a classifier.
+
+    A network trained with labels has a head of its own. One trained without gets a head fitted by logistic regression
+    to the features of `plan.settings.examples` labelled training images.
+
+    Args:
+        plan: the job's plan.
+        variables: the trained variables.
+    """
     if plan.settings.method == "supervised":
         return variables
     pool, body = plan.pool("source"), simsiam.body(variables)
@@ -150,10 +188,14 @@ def classifier(plan: PretrainPlan, variables: Variables) -> Variables:
 
 
 def run(plan: PretrainPlan, folder: Path) -> list[dict[str, Any]]:
-    """Trains the network, or goes on where a killed run stopped; returns the rows of `results.csv`.
+    """Trains the network, or goes on where a killed run stopped, and returns the rows of `results.csv`.
+
+    Args:
+        plan: the job's plan.
+        folder: the folder of the run.
 
     Raises:
-        ValueError: if training diverges, or what is in the folder is of other settings.
+        ValueError: if training diverges, or the folder holds states of another model.
     """
     if not files.exists(folder / "results.csv"):
         processes.only_first("pre-training", lambda: learn(plan, folder))
@@ -162,10 +204,16 @@ def run(plan: PretrainPlan, folder: Path) -> list[dict[str, Any]]:
 
 
 def learn(plan: PretrainPlan, folder: Path) -> None:
-    """Trains to the end, or goes on where a killed run stopped, and writes `folder/model`; by one process alone.
+    """Trains to the end, or goes on where a killed run stopped, and writes `folder/model`.
+
+    Only one of several processes calls it.
+
+    Args:
+        plan: the job's plan.
+        folder: the folder of the run; states and metrics are written there too.
 
     Raises:
-        ValueError: if training diverges.
+        ValueError: if training diverges, or the folder holds states of another model.
     """
     settings = plan.settings
     if settings.keep == "last" and files.complete(folder / "model", "model.json"):
@@ -198,7 +246,7 @@ def learn(plan: PretrainPlan, folder: Path) -> None:
                 judged = _judge(plan, recipe.model, state, valid, folder)
                 seen = {"accuracy": metrics["accuracy"]} if settings.judged else {}
                 now = learning_rates.at(done - 1, settings.learning_rate, steps=settings.steps, warmup=settings.warmup)
-                # The line comes first: what is in front of the state after a kill is written again.
+                # The line comes first: lines of later steps than the saved state are written again after a kill.
                 written.write(step=done, loss=metrics["loss"], rate=now, **seen, **judged)
                 written.flush()
                 saved.save(done, (state, stream.state() if stream else {}))
@@ -213,7 +261,7 @@ def _stream(plan: PretrainPlan, pool: sources.Arrays) -> streams.Stream:
 
 @contextlib.contextmanager
 def _data(plan: PretrainPlan, pool: sources.Arrays, stream: streams.Stream | None) -> Iterator[Batch | Iterator[Batch]]:
-    """All images on the device, or their batches as they are read."""
+    """Gives all images on the device, or an iterator over their batches as they are read."""
     if stream is None:
         whole = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
         yield jax.device_put(batch_of(pool), whole)
@@ -227,7 +275,7 @@ def _data(plan: PretrainPlan, pool: sources.Arrays, stream: streams.Stream | Non
 def _judge(
     plan: PretrainPlan, trained: Model, state: train.TrainState, valid: sources.Arrays, folder: Path
 ) -> dict[str, float]:
-    """Accuracy on validation images and, without labels, the spread of projections; keeps the model if it is to."""
+    """Returns accuracy on validation images and, without labels, the spread of projections; saves the model if due."""
     variables = classifier(plan, state.variables)
     judged = {"valid": accuracy(plan.model, variables, valid)}
     if plan.settings.method == "simsiam":
@@ -246,7 +294,7 @@ def _so_far(kept: Path) -> float:
 
 
 def _finish(plan: PretrainPlan, folder: Path) -> None:
-    """Reads the test images, once, and writes the rows and the picture."""
+    """Judges the model on the test images, once, and writes `results.csv` and `pretraining.png`."""
     model, variables = pretrained.reload(folder / "model")
     extra, settings = pretrained.describe(folder / "model")["extra"], plan.settings
     spent = cost.of(model, variables)
@@ -276,12 +324,16 @@ def _finish(plan: PretrainPlan, folder: Path) -> None:
 
 
 def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str = "Pre-training") -> None:
-    """Loss and accuracy against steps, as `metrics.jsonl` has them.
+    """Draws loss and accuracy against steps and writes the picture.
 
     Args:
-        lines: with `step`, `loss`, `valid` and, if known, `accuracy` (of the training batches) and `spread`.
-        path: the picture.
-        title: above.
+        lines: the lines of `metrics.jsonl`, each with `step`, `loss`, `valid` (accuracy on validation images, in
+            [0, 1]) and, if known, `accuracy` (on the training batches) and `spread` (of the projections).
+        path: the file of the picture.
+        title: the text above it.
+
+    Raises:
+        ValueError: if there are no lines.
     """
     if not lines:
         raise ValueError("no lines of metrics to draw; give those of metrics.jsonl")

@@ -1,6 +1,6 @@
-"""From a resolved config to files: data, pre-trained model, bank, targets, comparison, report, slim models.
+"""Runs the job of a config: data, pre-trained model, bank, targets, comparison of methods, report, slim models.
 
-Each stage writes what it made and finds it again, so that a run that was killed goes on where it stopped.
+Each part writes what it made and reads it if it is there, so that a killed run goes on where it stopped.
 """
 
 import os
@@ -30,15 +30,17 @@ from mvp_jax.storage import files
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The main job; returns the rows of the results table.
+    """Runs the job of a config, or goes on with it, and returns the rows of the results table.
 
     Args:
-        config: resolved, as from `configs/mvp.py`; with `multihost`, the same in all processes.
-        workdir: a folder or the address of a bucket's , where everything goes; a run that was killed
-            there is continued. Several processes see the same one.
+        config: a resolved config, such as `get_config` of `configs/mvp.py` returns; with `multihost`, the same in all
+            processes.
+        workdir: the folder where everything is written, or the address of one in a bucket, such as `gs://bucket/run`; a
+            run that was killed there is continued. Several processes have to be given the same one.
 
     Raises:
-        ValueError: for anything wrong with config, data, checkpoint, bank or folder, before work starts.
+        ValueError: if anything is wrong with the config, the data, the checkpoint, the bank or the folder, before work
+            starts; or if pre-training diverges.
     """
     join(config)
     with processes.guarded():
@@ -49,7 +51,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
 
 
 def _job(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One job; `made` says in which other folder a stage's work is, or is to be."""
+    """Runs one job that is not a sweep.
+
+    Args:
+        config: the job's config.
+        work: the folder of the run.
+        made: `{"pretrain": folder, "bank": folder}`: the folders of other runs whose pre-training and bank are used, or
+            made there; what is not named is in `work`.
+    """
     plan = planning.plan(config)
     processes.only_first("claim", lambda: run_folder.claim(work, config))
     processes.together("claimed", lambda: run_folder.claimed(work, config))
@@ -74,7 +83,7 @@ def _meta_vote(plan: FewShotPlan, work: Path, made: Mapping[str, Path]) -> list[
     if processes.first():
         few_shot_report.study_overlap(plan, variables, bank, work)
     rows = few_shot_job.compare(plan, variables, bank, work)
-    # The others wait, as JAX stops all processes soon after one has ended.
+    # The other processes wait, as JAX stops all processes soon after one has ended.
     processes.only_first("report", lambda: few_shot_report.report(plan, variables, rows, work))
     return rows
 
@@ -88,14 +97,18 @@ JOBS: dict[str, Callable[[Any, Path, Mapping[str, Path]], list[dict[str, Any]]]]
     "trials": _trials,
     "pretrain": _pretrain,
 }
-"""What runs a checked plan, by the config's `job`; `planning.PLANS` has the same names."""
+"""The function that runs a checked plan, by the config's `job`; `planning.PLANS` has the same names."""
 
 
 def join(config: ConfigDict) -> None:
-    """Makes this process one of several if the config says so; comes before anything that uses a device.
+    """Makes this process one of several if `config.multihost` is set; call it before anything that uses a device.
+
+    Args:
+        config: a resolved config; `config.distributed` says how the processes find each other.
 
     Raises:
-        ValueError: as `processes.initialize` does, or if the config names processes without `multihost`.
+        ValueError: if `distributed` is set without `multihost` or only in part, if no cluster is detected, or if
+            devices are in use already.
     """
     given = config.distributed
     if config.multihost:

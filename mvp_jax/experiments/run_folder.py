@@ -1,4 +1,4 @@
-"""The folder of a run: claimed for one config, so that a killed run goes on and a run of another config is refused."""
+"""The folder of a run: it is claimed for one config, so that a killed run goes on and another config is refused."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,14 @@ from mvp_jax.storage import files, records
 
 
 def claim(work: Path, config: ConfigDict) -> None:
-    """Makes the folder this run's: writable, and of the same config if it is continued.
+    """Makes a folder this run's: writes the config to `config.json`, or checks that the one there is the same.
+
+    Args:
+        work: the folder of the run.
+        config: the resolved config.
 
     Raises:
-        ValueError: if it cannot be written, or holds a run of another config.
+        ValueError: if the folder cannot be written, or holds a run of another config.
     """
     text = described(config)
     files.writable(work)
@@ -28,7 +32,15 @@ def claim(work: Path, config: ConfigDict) -> None:
 
 
 def claimed(work: Path, config: ConfigDict) -> None:
-    """Raises `ValueError` unless process 0's claim is seen here, and is of the same config."""
+    """Checks that this process sees the claim of process 0, and has the same config.
+
+    Args:
+        work: the folder of the run.
+        config: this process's resolved config.
+
+    Raises:
+        ValueError: if `config.json` is missing in the folder, or is of another config.
+    """
     path = work / "config.json"
     if not files.exists(path) or path.read_text() != described(config):
         raise ValueError(
@@ -38,7 +50,10 @@ def claimed(work: Path, config: ConfigDict) -> None:
 
 
 def described(config: ConfigDict) -> str:
-    """What is computed, as JSON; not where, so that a run may be continued by other processes."""
+    """Returns a config as JSON, without what says on which processes and devices it runs.
+
+    As these are left out, a run may be continued on other ones.
+    """
     found = config.copy_and_resolve_references()
     with found.unlocked():
         del found.multihost, found.distributed, found.devices

@@ -1,4 +1,4 @@
-"""What the data give every job: pools of examples, tasks, and the numbers of images."""
+"""What a job gets from its data: pools of examples, tasks, and the numbers of examples."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,7 +10,14 @@ from mvp_jax.data import sources, tasks
 
 
 class Pools(NamedTuple):
-    """Examples by use; no picture is in two of them."""
+    """Examples by their use; no example is in two pools.
+
+    Attributes:
+        source: training examples for pre-training and for the bank's tasks.
+        target: training examples of the targets.
+        valid: validation examples.
+        test: test examples.
+    """
 
     source: sources.Arrays
     target: sources.Arrays
@@ -19,15 +26,15 @@ class Pools(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What the data give: the pools, who sees which classes, the tasks.
+    """The data of a job: the pools, the classes and the tasks.
 
     Attributes:
-        pools: examples by use.
-        image_shape: the shape of one example.
-        class_names: of all classes.
-        pretrain_classes: the classes that the dense model is pre-trained on.
-        bank_tasks: source tasks, whose pruned models make the bank.
-        targets: tasks to prune for.
+        pools: the examples by their use.
+        image_shape: the shape of one example: `(height, width, channels)` of images, `(length,)` of texts.
+        class_names: the names of all classes, by number.
+        pretrain_classes: the numbers of the classes that the dense model is pre-trained on.
+        bank_tasks: the source tasks, whose pruned models make the bank.
+        targets: the tasks that methods prune for.
     """
 
     pools: Pools
@@ -40,14 +47,14 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How many classes a task has, and how many images each of its classes gives (`None`: all there are).
+    """The number of classes of a task, and the numbers of examples of each class; `None`: as many as there are.
 
     Attributes:
-        classes_per_task: of every task.
-        source_images: training images a class of a bank task.
-        shots: training images a class of a target.
-        valid: validation images a class of a target.
-        test: test images a class of a target.
+        classes_per_task: the number of classes of every task.
+        source_images: the number of training examples of each class of a bank task.
+        shots: the number of training examples of each class of a target.
+        valid: the number of validation examples of each class of a target.
+        test: the number of test examples of each class of a target.
     """
 
     classes_per_task: int
@@ -58,5 +65,9 @@ class Sizes:
 
 
 def batch_of(pair: sources.Arrays) -> Batch:
-    """Returns images and labels as `{"x": float or int [N, ...], "y": int32[N]}` on the device."""
+    """Returns examples and labels as a batch on the device, `{"x": [N, ...], "y": int32[N]}`.
+
+    Args:
+        pair: `N` examples and their labels on the host; images become floating-point numbers, token ids stay integers.
+    """
     return {"x": jnp.asarray(sources.to_float(pair.x)), "y": jnp.asarray(pair.y, jnp.int32)}

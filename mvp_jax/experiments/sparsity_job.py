@@ -1,8 +1,8 @@
-"""The job `trials`: methods × sparsities × targets × seeds, as rows with their cost.
+"""The job `trials`: runs methods × sparsities × targets × seeds, and makes rows with their accuracy and cost.
 
-Each (method, sparsity, target, seed) is written when it is done, with its mask, so that a killed job goes on where it
-stopped. A mask is judged twice: end to end, and alone: put on the pre-trained weights, which are then fine-tuned as
-long as every method's are.
+Each case (method, sparsity, target, seed) is written when it is done, with its mask, so that a killed job goes on where
+it stopped. A method is judged twice: by the model it returns, and by its mask alone, which is put on the pre-trained
+weights; these are then fine-tuned for as many steps as every method's model.
 """
 
 import contextlib
@@ -30,13 +30,21 @@ from mvp_jax.storage import checkpoint, records, resume
 from mvp_jax.train import evaluation, metrics, probe
 
 Case: TypeAlias = tuple[str, float, str, int]
-"""`(method, sparsity, target, seed)`."""
+"""One run of the job: `(method, sparsity, target, seed)`."""
 
 
 def problems(
     plan: SparsityPlan, variables: Variables
 ) -> dict[tuple[str, int], tuple[sparse.SparsityProblem, tasks.TaskData]]:
-    """Each target and seed: its pre-trained model under a fitted head, and its data."""
+    """Returns the problem and the data of every target and seed, `{(target, seed): (problem, data)}`.
+
+    A problem has the pre-trained model under a head that is fitted to the target's training examples, or is the frozen
+    zero-shot head. Its sparsity is the plan's first.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+    """
     setting, sizes, model = plan.setting, plan.sizes, plan.task_model
     body = replace_head(variables, model)
     found = {}
@@ -71,7 +79,15 @@ def problems(
 
 
 def run(plan: SparsityPlan, variables: Variables, work: Path) -> list[dict[str, Any]]:
-    """All rows; those that are there are read back."""
+    """Runs every case and returns the rows of the results table; cases that are on disk are read, not run again.
+
+    Cases are shared out over processes. Writes a file of rows and a mask for each case.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        work: the folder of the run.
+    """
     cases = [
         (method, sparsity, target.name, seed)
         for target in plan.setting.targets
@@ -92,7 +108,12 @@ def run(plan: SparsityPlan, variables: Variables, work: Path) -> list[dict[str, 
 
 
 def row_file(work: Path, case: Case) -> Path:
-    """Returns where the rows of a case are, or are to be."""
+    """Returns the file in which the rows of a case are written.
+
+    Args:
+        work: the folder of the run.
+        case: the case.
+    """
     method, sparsity, target, seed = case
     return work / "rows" / f"{method}-{sparsity:g}-{target}-{seed}.json"
 
@@ -104,7 +125,7 @@ def _one(
     flops: cost.Cost,
     work: Path,
 ) -> dict[str, Any]:
-    """Runs one method once and writes its mask; its rows, and the share that it keeps of each leaf."""
+    """Runs one case and writes its mask; returns its `rows`, and the density of each prunable leaf as `kept`."""
     method, sparsity, target, seed = case
     template, data = made[target, seed]
     problem = dataclasses.replace(template, sparsity=sparsity)
@@ -112,7 +133,7 @@ def _one(
     settings = line.settings(
         sparse.SparsityDefaults(problem=problem, base=plan.base, round_steps=plan.round_steps, examples=plan.examples)
     )
-    # Streams depend on target and seed alone: methods see the same batches where they train alike.
+    # The key depends on target and seed only: methods that train alike see the same batches.
     key = jax.random.fold_in(jax.random.key(plan.seed + 2), 1000 * _index(plan.setting, target) + seed)
     folder = work / "running" / row_file(work, case).stem
     start = time.perf_counter()
@@ -161,24 +182,29 @@ def _judged(plan: SparsityPlan, variables: Variables, data: tasks.TaskData) -> l
 
 
 def _alone(problem: sparse.SparsityProblem, training: sparse.SparsityTraining, mask: Masks, key: Any) -> Variables:
-    """The pre-trained weights under a mask, fine-tuned as every method's are."""
+    """Returns the pre-trained variables under a mask, fine-tuned as every method's model is."""
     fresh = sparse.begin(problem, training, key)
     fresh = sparse.with_masks(fresh, fresh.kept, _as_large(fresh.state.masks, mask))
     return sparse.end(problem, training, sparse.finish(problem, training, fresh, key)).variables
 
 
 def _as_large(like: Masks, mask: Masks) -> Masks:
-    """Masks in the shapes that a run has, so that nothing compiles anew."""
+    """Returns a mask broadcast to the shapes that a run's masks have, so that nothing compiles anew."""
     return jax.tree.map(lambda m, x: jnp.broadcast_to(x, jnp.shape(m)), like, mask)
 
 
 def mask_file(work: Path, case: Case) -> Path:
-    """Returns where the mask of a case is, or is to be."""
+    """Returns the file in which the mask of a case is written, an archive of packed bits.
+
+    Args:
+        work: the folder of the run.
+        case: the case.
+    """
     return work / "masks" / f"{row_file(work, case).stem}.npz"
 
 
 def _prunable(problem: sparse.SparsityProblem, mask: Masks) -> dict[str, np.ndarray]:
-    """Masks of the prunable leaves in the parameters' shapes, by path."""
+    """Returns the masks of the prunable leaves in the parameters' shapes, by path."""
     params, flags = trees.flatten(problem.variables.params), trees.flatten(problem.prunable)
     return {
         path: np.broadcast_to(np.asarray(m), params[path].shape)

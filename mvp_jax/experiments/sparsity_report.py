@@ -1,4 +1,4 @@
-"""What a comparison at given sparsities writes besides its rows: likeness and density of masks, tables, pictures."""
+"""What the job `trials` writes besides its rows: tables, pictures, and how like and how dense masks are."""
 
 import io
 import itertools
@@ -19,14 +19,21 @@ from mvp_jax.storage import event_files, records
 
 
 def _read_mask(path: Path) -> Masks:
-    """A flat mask for each path, with `False` up to a whole byte: what is on file does not know the shapes."""
+    """Returns a flat mask for each path, filled with `False` up to a whole byte: the file does not hold the shapes."""
     with np.load(io.BytesIO(path.read_bytes())) as file:
         packed = {name: file[name] for name in file.files}
     return masks.unpack(packed, {name: jax.ShapeDtypeStruct((8 * len(b),), bool) for name, b in packed.items()})
 
 
 def alike(a: Masks, b: Masks) -> list[dict[str, Any]]:
-    """Returns cosine and intersection over union of two flat masks, leaf by leaf and in total (`leaf` is `total`).
+    """Returns the cosine and the intersection over union of two masks, for each leaf and for all together.
+
+    Args:
+        a: a flat boolean array for each path of a leaf; True = kept.
+        b: the other mask, in the same form.
+
+    Returns:
+        Rows `{"leaf", "cosine", "iou"}`, with values in [0, 1]; the last, whose `leaf` is `total`, is of all leaves.
 
     >>> alike({"w": np.array([True, True])}, {"w": np.array([True, False])})[-1]["iou"]
     0.5
@@ -37,7 +44,16 @@ def alike(a: Masks, b: Masks) -> list[dict[str, Any]]:
 
 
 def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
-    """How like the reference's masks those of each method are: means over targets and seeds."""
+    """Returns how like the reference method's masks those of every other method are, as means over targets and seeds.
+
+    Args:
+        plan: the job's plan; `plan.reference` is the reference method.
+        work: the folder of the run, with the masks.
+
+    Returns:
+        A row for each method, sparsity (`ratio`) and leaf, with `cosine` and `iou` in [0, 1], and the number `n` of
+        masks compared; no rows if the reference was not run.
+    """
     found: dict[tuple[str, float, str], list[tuple[float, float]]] = {}
     for target, seed, sparsity in itertools.product(plan.setting.targets, range(plan.seeds), plan.sparsities):
         reference = mask_file(work, (plan.reference, sparsity, target.name, seed))
@@ -64,7 +80,16 @@ def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
 
 
 def densities(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
-    """The share that each kind of leaf keeps: means over targets, seeds and layers."""
+    """Returns the density of each kind of leaf: the fraction of its weights that are kept.
+
+    Args:
+        plan: the job's plan.
+        work: the folder of the run, with the rows.
+
+    Returns:
+        A row for each method, sparsity (`ratio`) and kind of leaf, with the mean (`kept`) and the lowest (`least`)
+        density over targets, seeds and layers, in [0, 1].
+    """
     found: dict[tuple[str, float, str], list[float]] = {}
     for target, seed, sparsity, method in itertools.product(
         plan.setting.targets, range(plan.seeds), plan.sparsities, plan.methods
@@ -81,7 +106,7 @@ def densities(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
 
 
 def kind_of(path: str) -> str:
-    """A leaf's path without the numbers of layers.
+    """Returns the path of a leaf without the numbers of layers, so that leaves of the same kind have the same name.
 
     >>> kind_of("layers/3/attention/query/kernel")
     'attention/query'
@@ -91,7 +116,15 @@ def kind_of(path: str) -> str:
 
 
 def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
-    """`results.csv`, `results.md`, `similarity.csv`, `density.csv`, `accuracy.png`, `cost.png`."""
+    """Writes the tables and pictures of a finished job, and shows the table of accuracies.
+
+    The files are `results.csv`, `results.md`, `similarity.json`, `density.json`, `accuracy.png` and `cost.png`.
+
+    Args:
+        plan: the job's plan.
+        rows: all rows of the results table.
+        work: the folder of the run.
+    """
     records.write_csv(rows, work / "results.csv")
     if plan.tensorboard:
         event_files.write_rows(rows, work / "board" / "results", "ratio")

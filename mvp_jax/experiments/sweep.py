@@ -1,10 +1,10 @@
-"""Many runs that differ in a few settings: one after the other in one process, then one table of them all.
+"""Runs a job at many settings, one after the other in one process, and makes one table of all runs.
 
     python -m mvp_jax.main --config=configs/sweep.py --workdir=DIR
     python -m mvp_jax.experiments.sweep RUN RUN ... --out=DIR
 
-    DIR/points/NAME/                   the run of one point, as by itself
-    DIR/summary.csv, .md, .png         settings and accuracies, a row for a point and method
+    DIR/points/NAME/                   the run of one point (one combination of settings), as if it ran by itself
+    DIR/summary.csv, .md, .png         settings and accuracies, a row for each point and method
 
 Runs of one process share compiled programs, so what is traced in this library (learning rates, sparsities, numbers of
 steps, seeds) compiles once for all points. The second command makes the table of any finished runs.
@@ -59,19 +59,19 @@ _LATER = {
     ),
     "bank": ("bank.similarity", "methods", "reptile", "steps", "targets", "vote", "weak"),
 }
-"""Settings that come into play only after the pre-training, or the bank: runs that differ in nothing else share it."""
+"""Settings that are used only after the pre-training, or the bank, is made: runs that differ in no others share it."""
 
 _FINISHED = "finished.json"
 
 
 def over(config: ConfigDict, values: Mapping[str, Sequence[Any]], *, apart: Sequence[str] = ()) -> ConfigDict:
-    """A job's config as a sweep: all combinations of these values.
+    """Makes the config of a job that of a sweep over all combinations of some values, in place, and returns it.
 
     Args:
-        config: of any job; changed in place, and returned.
+        config: the config of any job.
         values: by path, as `{"train.learning_rate": (1e-3, 3e-3), "seed": (0, 1)}`. Points that differ in `seed` alone
             are repetitions.
-        apart: paths over whose values nothing is chosen: each has its own best point.
+        apart: paths whose values do not compete: the best point is chosen for each of their values.
 
     >>> points(over(ConfigDict({"job": "mvp", "vote": {"k": 1}, "seed": 0}), {"vote.k": (1, 5)}))
     {'vote.k=1': {'vote.k': 1}, 'vote.k=5': {'vote.k': 5}}
@@ -85,10 +85,11 @@ def over(config: ConfigDict, values: Mapping[str, Sequence[Any]], *, apart: Sequ
 
 
 def points(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The values of every point, by its name.
+    """Returns the values of every point of a sweep's config, `{point: {path: value}}`.
 
     Raises:
-        ValueError: if `sweep.over` is no tuple of `(path, (value, ...))`, repeats itself, or `apart` names others.
+        ValueError: if `sweep.over` is no tuple of `(path, (value, ...))` or repeats a path or a value, or `sweep.apart`
+            names a path that is not in it.
     """
     given = config.sweep.over
     shaped = all(isinstance(p, tuple | list) and len(p) == 2 and isinstance(p[0], str) for p in given)
@@ -105,7 +106,7 @@ def points(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def _name(values: Mapping[str, Any]) -> str:
-    """A point's folder: the same whatever other points there are.
+    """Returns the name of a point's folder; it does not depend on other points.
 
     >>> _name({"seed": 0, "sparsities": (0.5, 0.9), "model.name": "a/b"})
     'seed=0,sparsities=0.5-0.9,model.name=a_b'
@@ -119,10 +120,10 @@ def _name(values: Mapping[str, Any]) -> str:
 
 
 def configs(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The config of every point, by its name.
+    """Returns the config of every point of a sweep's config, by the point's name.
 
     Raises:
-        ValueError: as `points` does, and for a path or a value that the config does not have.
+        ValueError: for a wrong form of `sweep.over` or `sweep.apart`, an unknown path, or a value of another type.
     """
     base = ConfigDict(config.copy_and_resolve_references())
     with base.unlocked():
@@ -138,19 +139,17 @@ def run(
     check: Callable[[ConfigDict], Any],
     job: Callable[[ConfigDict, pathlib.Path, Mapping[str, pathlib.Path]], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-    """Runs every point, those that are finished aside, and writes the summary.
+    """Runs every point that is not finished, writes the summary, and returns its rows.
 
     Args:
-        config: of the sweep.
-        work: its folder. A sweep may be continued there with more points.
+        config: the config of the sweep.
+        work: the sweep's folder; a sweep may be continued there with more points.
         check: raises `ValueError` for a config that cannot run; called for all points before the first one runs.
-        job: runs a config in a folder, and takes stages that another run has made from that one's folder.
-
-    Returns:
-        The rows of the summary.
+        job: `(config, folder, made) -> rows`: runs a config in a folder; `made` gives the folders of the runs whose
+            pre-training and bank it shares, `{"pretrain": folder, "bank": folder}`.
 
     Raises:
-        ValueError: for a bad point, by its name.
+        ValueError: for a point whose config cannot run; the message names the point.
     """
     found = configs(config)
     for name, own in found.items():
@@ -174,7 +173,14 @@ def run(
 
 
 def sharing(found: Mapping[str, ConfigDict]) -> dict[str, dict[str, str]]:
-    """For every point, the first one whose pre-training, and whose bank, is the same: `{point: {stage: point}}`."""
+    """Returns for every point the first one with the same pre-training, and with the same bank.
+
+    Args:
+        found: the config of every point, by the point's name.
+
+    Returns:
+        `{point: {"pretrain": point, "bank": point}}`; a point that shares with no earlier one names itself.
+    """
     flat = {name: _flat(json.loads(own.to_json_best_effort())) for name, own in found.items()}
 
     def alike(a: str, b: str, later: Sequence[str]) -> bool:
@@ -190,18 +196,19 @@ def sharing(found: Mapping[str, ConfigDict]) -> dict[str, dict[str, str]]:
 def summarise(
     folders: Sequence[str | os.PathLike[str]], paths: Sequence[str] | None = None, *, apart: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Finished runs side by side: a row for each setting, ratio and method.
+    """Returns a summary of finished runs: a row for each setting, ratio (or sparsity) and method.
 
     Args:
-        folders: each with `config.json` and `results.csv`.
-        paths: the settings to show; by default those in which the runs differ. Runs that differ in `seed` alone are
+        folders: the runs' folders, each with `config.json` and `results.csv`.
+        paths: the settings to show; `None`: those in which the runs differ. Runs that differ in `seed` alone are
             repetitions.
-        apart: those over whose values nothing is chosen.
+        apart: the settings whose values do not compete: the best row is chosen for each of their values.
 
     Returns:
-        Rows: the settings, `method`, `ratio`, `steps` (of fine-tuning, the last looked at), `valid` (mean accuracy over
-        targets and seeds on the validation split), `sd` (of the seeds' means; `None` for one), `seeds`, `chosen` (best
-        on validation among all settings of this method and ratio), and for the chosen alone `test` and `test_sd`.
+        Rows with the settings, `method`, `ratio`, `steps` (the last number of fine-tuning steps), `valid` (accuracy on
+        the validation split, in [0, 1], mean over targets and seeds), `sd` (of the seeds' means; `None` for one seed),
+        `seeds` (their number), `chosen` (whether the row is the best on validation among all settings of its method and
+        ratio), and, for chosen rows only, `test` and `test_sd` on the test split.
 
     Raises:
         ValueError: if a folder holds no finished run, or the runs share no settings to compare.
@@ -246,7 +253,7 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Leaves by path.
+    """Returns the leaves of a nested dict by path.
 
     >>> _flat({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
@@ -276,7 +283,7 @@ def _line(
 
 
 def write(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> None:
-    """`summary.csv`, `summary.md` and `summary.png` of what `summarise` found."""
+    """Writes the rows that `summarise` returns into a folder: `summary.csv`, `summary.md` and `summary.png`."""
     folder, names = files.path(folder), list(rows[0])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -292,7 +299,7 @@ def _cell(value: Any) -> Any:
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as a Markdown table, in percent; a chosen row is bold."""
+    """Returns the rows that `summarise` returns as a Markdown table, in percent, chosen rows in bold."""
 
     def text(name: str, value: Any) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -318,12 +325,15 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, most: int = 5) -> None:
-    """Validation accuracy against the first setting, a line for each method, at its best over the other settings."""
+    """Draws validation accuracy against the first setting, at the best of the others; a line for each of few methods.
+
+    These are the `most` methods of highest accuracy, at the highest ratio. Writes the picture to `path`.
+    """
     setting = next((n for n in rows[0] if n not in ("method", "ratio")), "steps")
     ratio = max(row["ratio"] for row in rows)
     here = [row for row in rows if row["ratio"] == ratio]
     hardest = {json.dumps(r[setting]) for r in here} == {json.dumps(r[setting]) for r in rows}
-    here = here if hardest else list(rows)  # where the setting is the ratio itself, all of it is shown
+    here = here if hardest else list(rows)  # if the setting is the ratio itself, all ratios are shown
     places = sorted(
         {json.dumps(row[setting]) for row in here}, key=lambda v: (isinstance(json.loads(v), str), _order(v))
     )
@@ -364,7 +374,7 @@ def _order(text: str) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The table of finished runs, as a command."""
+    """Makes the summary of finished runs, as a command: shows it, and writes it if `--out` names a folder."""
     parser = argparse.ArgumentParser(
         prog="python -m mvp_jax.experiments.sweep", description="One table of finished runs."
     )

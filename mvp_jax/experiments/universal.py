@@ -1,4 +1,4 @@
-"""One pruned model learned from all tasks of the bank, for `reptile_iht`."""
+"""Learns one pruned model from all tasks of the bank, for the method `reptile_iht`, and keeps it on disk."""
 
 import dataclasses
 from pathlib import Path
@@ -20,14 +20,23 @@ from mvp_jax.storage import records, resume
 
 
 def learn(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> few_shot.Start:
-    """Returns the one model that Reptile with iterative hard thresholding learns from the bank's tasks.
+    """Returns the one pruned model that Reptile with iterative hard thresholding learns from the bank's tasks.
 
-    Learned once, by process 0, and kept in `work/universal`.
+    Process 0 learns it once and writes it to `work/universal`; later calls read it from there.
+
+    Args:
+        plan: the job's plan; `plan.universal` says how the model is learned.
+        variables: the variables of the pre-trained model.
+        bank: the bank, whose tasks it is learned from.
+        work: the folder of the run.
+
+    Returns:
+        Variables in the dense shapes, and the units to keep.
     """
 
     def make(folder: Path) -> None:
         settings = plan.universal
-        # No more tasks than can be drawn need to be on the device.
+        # Only as many tasks as can be drawn need to be on the device.
         names = [e.task for e in bank.entries][: settings.outer_steps * settings.tasks]
         sources = batch_of(tasks.stack([bank.images(name) for name in names]).train)
         problem = dataclasses.replace(plan.problem(variables, jax.tree.map(lambda a: a[0], sources)), sources=sources)
