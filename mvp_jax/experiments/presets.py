@@ -128,13 +128,13 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config = ConfigDict()
     config.job = kind
     config.seed = 0
-    config.mapping = "vmap"  # members at once; "map": in turn, one program; "loop": one call each; "auto": what suits
-    config.chunk = 6  # members (bank tasks, targets x seeds) a call and device; few fit a CPU's caches
-    config.devices = 0  # of this process, to share members out over; 0: all accelerators, or one CPU
-    config.tensorboard = False  # curves as TensorBoard's event files too, beside the JSON lines
+    config.mapping = "vmap"  # members run at once; "map": in turn, "loop": one call each, "auto": what suits
+    config.chunk = 6  # members (bank tasks, targets x seeds) in a call on a device; few fit a CPU's caches
+    config.devices = 0  # number of devices of this process that run members; 0: all accelerators, or one CPU
+    config.tensorboard = False  # whether curves are also written as TensorBoard's event files
 
-    config.multihost = False  # one run of several processes: docs/scaling.md
-    config.distributed = ConfigDict()  # empty: detected (Cloud TPU, Slurm, MPI)
+    config.multihost = False  # whether several processes make one run: docs/scaling.md
+    config.distributed = ConfigDict()  # empty: processes are detected (Cloud TPU, Slurm, MPI)
     config.distributed.coordinator = ""  # host:port of process 0
     config.distributed.processes = config_dict.placeholder(int)
     config.distributed.process = config_dict.placeholder(int)
@@ -142,12 +142,12 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = data
     config.data.path = ""
-    config.data.upsample = 1  # of the digits
-    config.data.size = config_dict.placeholder(int)  # pixels a side, of images; none: as the data set comes
-    config.data.stream = False  # pre-training reads batches from disk as it goes; always if they are not in memory
-    config.data.tasks = "subsets"  # of classes drawn at random; or "superclasses", or "whole": all classes at once
-    config.data.targets = ""  # of several data sets, "a+b", those that only targets are drawn from: "b"
-    config.data.length = 32  # of texts, in tokens of a checkpoint's own tokeniser
+    config.data.upsample = 1  # factor by which the digits are enlarged
+    config.data.size = config_dict.placeholder(int)  # pixels a side that images get; none: as they are
+    config.data.stream = False  # pre-training reads batches from disk; it always does if data do not fit
+    config.data.tasks = "subsets"  # tasks have random classes; or "superclasses", or "whole": all classes at once
+    config.data.targets = ""  # those of several data sets, "a+b", that only targets are drawn from: "b"
+    config.data.length = 32  # length of texts, in tokens of a checkpoint's own tokeniser
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
     config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
@@ -162,8 +162,8 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     }.get(model, model)
     config.model.options = ConfigDict() if attention else ConfigDict({"width": 16})
     config.model.conv = "auto"
-    config.model.classes = 0  # of the pre-trained head; 0: the pre-training classes
-    config.model.checkpoint = ""  # safetensors with PyTorch's names, or a folder; empty: pre-train here
+    config.model.classes = 0  # classes of the pre-trained head; 0: the pre-training classes
+    config.model.checkpoint = ""  # safetensors with PyTorch's names, or a folder; empty: the model is pre-trained here
 
     config.pretrain = ConfigDict()
     config.pretrain.classes = 6
@@ -234,9 +234,9 @@ def meta_vote(data: str, model: str) -> ConfigDict:
 
     config.tasks = ConfigDict()
     config.tasks.classes_per_task = 3
-    config.tasks.source_images = config_dict.placeholder(int)  # a class; none: all there are
+    config.tasks.source_images = config_dict.placeholder(int)  # number for each class; none: all there are
     config.tasks.shots = 5
-    # As many to validate as to test: one compiled evaluation serves both.
+    # As many to validate as to test, so that one compiled evaluation serves both.
     config.tasks.valid = 36
     config.tasks.test = 36
 
@@ -279,7 +279,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.weak.subset = 0.5
     config.weak.learning_rate = (0.5, 2.0)
 
-    config.reptile = ConfigDict()  # the one pruned model for all tasks; rate and batch are the bank's
+    config.reptile = ConfigDict()  # one pruned model for all tasks; its learning rate and batch are the bank's
     config.reptile.outer_steps = 20
     config.reptile.tasks = 5
     config.reptile.inner_steps = 10
@@ -290,8 +290,8 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets.count = 6
     config.targets.seeds = 3
     config.targets.unseen_at_least = 2
-    config.steps = (0, 10, 25, 50)  # fine-tuning steps after which to look
-    config.methods = ()  # empty: all
+    config.steps = (0, 10, 25, 50)  # numbers of fine-tuning steps after which models are judged
+    config.methods = ()  # names of methods; empty: all
     config.deliver = ""  # the method whose slim models are written; empty: mvp, or the first of the methods
     return config
 
@@ -338,19 +338,19 @@ def trials(data: str, model: str) -> ConfigDict:
 
     config.pattern = ConfigDict()
     config.pattern.name = "weights"  # or "units", "channels"
-    config.pattern.allocation = "global"  # of weights: "uniform", "erk"
-    config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)  # of units
+    config.pattern.allocation = "global"  # over all layers together; or "uniform", or for weights "erk"
+    config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)  # kinds of units
 
     config.sparsities = (0.8, 0.9)
-    config.methods = ()  # empty: all
-    config.reference = "imp"  # whose masks the others' are compared with
-    config.ours = "isp"
-    config.keep_rounds = False  # of a method under way, so that a killed one goes on within it
-    config.masks_alone = True  # also judge masks on the pre-trained weights
-    config.templates = ()  # of a CLIP checkpoint: its frozen head is made of sentences with {} for a class's name
+    config.methods = ()  # names of methods; empty: all
+    config.reference = "imp"  # the method whose masks the others' are compared with
+    config.ours = "isp"  # the method whose accuracy the others' is compared with
+    config.keep_rounds = False  # whether rounds are saved, so that a killed method goes on within its run
+    config.masks_alone = True  # whether masks are also judged on the pre-trained weights
+    config.templates = ()  # for a CLIP checkpoint: its frozen head is made of sentences with {} for the class
 
     config.train = ConfigDict()
-    config.train.steps = 150  # of every method under its final mask
+    config.train.steps = 150  # steps of every method under its final mask
     config.train.learning_rate = 1e-3 if attention else 0.02
     config.train.optimizer = "adamw" if attention else "sgd"
     config.train.weight_decay = 1e-4
@@ -360,14 +360,14 @@ def trials(data: str, model: str) -> ConfigDict:
     config.train.clip = config_dict.placeholder(float)
     config.train.augment = "none" if text else "shift"
     config.train.norm_examples = 512
-    config.round_steps = 100  # of iterative magnitude pruning and sparse soups, before and after each cut
-    config.examples = 256  # that data-driven scores look at
+    config.round_steps = 100  # steps of iterative magnitude pruning and sparse soups before and after each cut
+    config.examples = 256  # training examples that data-driven scores are computed on
 
     config.isp = ConfigDict()
     config.isp.members = 5
     config.isp.round_sparsity = 0.2
     config.isp.vote = "mean"
-    config.isp.epochs = 1.0  # the data are small; 0.2 and 0.1 where an epoch is long
+    config.isp.epochs = 1.0  # the data are small; the paper's data, of long epochs, take 0.2 and 0.1 (weak)
     config.isp.weak_epochs = 0.5
     config.isp.growth = "constant"
     config.isp.inherit = True

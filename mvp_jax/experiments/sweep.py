@@ -325,9 +325,9 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, most: int = 5) -> None:
-    """Draws validation accuracy against the first setting, at the best of the others; a line for each of few methods.
+    """Draws validation accuracy against the first setting, at the best of the others, and writes the picture.
 
-    These are the `most` methods of highest accuracy, at the highest ratio. Writes the picture to `path`.
+    There is a line for each of the `most` methods of highest accuracy, at the highest ratio in the rows.
     """
     setting = next((n for n in rows[0] if n not in ("method", "ratio")), "steps")
     ratio = max(row["ratio"] for row in rows)
