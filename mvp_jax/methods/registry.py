@@ -67,7 +67,7 @@ def line(name: str, kind: ProblemKind | None = None) -> Line:
     ...     line("mpv")
     ... except ValueError as error:
     ...     print(error)
-    unknown method 'mpv'; did you mean 'mvp', 'imp' or 'isp'? There are ...
+    unknown method 'mpv'; did you mean 'mvp' or 'imp'? There are ...
     """
     tables = TABLES.values() if kind is None else [TABLES[kind]]
     for table in tables:
