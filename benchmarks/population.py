@@ -7,8 +7,8 @@ Seconds until all members have taken a step: `population.fit` under each mapping
 instead (a jitted step with donated state, members one after the other), and beside PyTorch, eager and compiled, one
 after the other on as many threads. All have the same weights, examples, batches and optimiser (SGD with momentum,
 float32), and their losses must agree before anything is timed. Indexing the batch is timed, compiling is not.
-Contenders take turns, every other round backwards; a ratio comes from two times of one round, the median is given (least
-to most). The machine must be idle, or `OMP_WAIT_POLICY=PASSIVE` be set, see `any_model.py`. One line of JSON follows.
+Contenders take turns, every other round backwards; a ratio comes from two times of one round, with its median (least to
+most). The machine must be idle, or `OMP_WAIT_POLICY=PASSIVE` be set, see `any_model.py`. One line of JSON follows.
 """
 
 import argparse

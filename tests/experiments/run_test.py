@@ -349,11 +349,9 @@ def test_one_model_is_learned_for_all_targets_and_kept(job, tmp_path):
     assert {n: np.flatnonzero(u).tolist() for n, u in learned.units.items()} == {
         n: group["kept"] for n, group in kept.items()
     }
-    body = replace_head(variables, plan.task_model)
-    masks = units.expand(learned.units, plan.groups, body.params)
-    moved = jax.tree.map(
-        lambda a, b, m: float(jnp.abs(jnp.where(m, a - b, 0)).max()), learned.variables.params, body.params, masks
-    )
+    body = replace_head(variables, plan.task_model).params
+    apart = jax.tree.map(lambda a, b: jnp.abs(a - b), learned.variables.params, body)
+    moved = jax.tree.map(lambda a, m: float(jnp.max(a * m)), apart, units.expand(learned.units, plan.groups, body))
     assert max(jax.tree.leaves(moved)) > 1e-4  # it learned
     assert state_of(tmp_path / "universal") == found  # and was not learned anew
 

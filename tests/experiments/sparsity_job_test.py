@@ -128,7 +128,7 @@ def test_texts_run_too_and_rounds_are_kept(tmp_path):
 def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
     c = config(**{"tasks.classes_per_task": 2, "targets.unseen_at_least": 1, "sparsities": (0.5,)})
     c.methods, c.ours, c.targets.seeds, c.masks_alone = ("magnitude",), "magnitude", 1, False
-    c.train.steps, c.train.learning_rate = 60, 1e-2
+    c.train.steps, c.train.learning_rate = 60, 3e-3
     plan = dataclasses.replace(planning.sparsity_plan(c), metrics=("accuracy", "f1", "matthews"))
     seen, infer = [], sparsity_job.evaluation.infer
     monkeypatch.setattr(
