@@ -66,7 +66,7 @@ class Settings:
         if self.rounds < 0 or not 0 <= self.start_ratio < 1:
             raise ValueError(f"rounds must be >= 0 and start_ratio in [0, 1), got {self.rounds} and {self.start_ratio}")
         if not 0 <= self.doubt <= 1:
-            raise ValueError(f"doubt is a fraction in [0, 1], got {self.doubt}")
+            raise ValueError(f"doubt is a share in [0, 1], got {self.doubt}")
         if self.outside not in ("pretrained", "mean"):
             raise ValueError(f"outside must be one of ('pretrained', 'mean'), got {self.outside!r}")
 
