@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     given = presets.arguments(arg)
     data = given.get("data", "digits")
     model = given.get("model", "bert" if data in presets.TEXTS else "vit")
-    config = presets.trials(data, model)
+    config = presets.sparsity(data, model)
     if data == "npz":
         _cifar(config, model)
     if "runlocal" in given:

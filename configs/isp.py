@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     given = presets.arguments(arg)
     data = given.get("data", "digits")
     model = given.get("model", "bert" if data in presets.TEXTS else "vit")
-    config = presets.trials(data, model)
+    config = presets.sparsity(data, model)
     config.methods = presets.ISP_LINES
     if "runlocal" in given:
         presets.briefly(config)

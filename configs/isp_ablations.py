@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model = given.get("model", "bert" if presets.is_text(data) else "vit")
     if "runlocal" in given:
         data, model = presets.local(data, model)
-    config = presets.trials(data, model)
+    config = presets.sparsity(data, model)
     config.methods = ("isp", "isp_one", "isp_soup", "gradual")
     if "runlocal" in given:
         presets.briefly(config)

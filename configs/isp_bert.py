@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("data", "checkpoint", "runlocal"))
     folder, data, local = given.get("checkpoint", ""), given.get("data", "docstrings"), "runlocal" in given
-    config = presets.trials("docstrings", "checkpoint" if folder else "bert")
+    config = presets.sparsity("docstrings", "checkpoint" if folder else "bert")
     config.methods = presets.ISP_LINES
     if data != "docstrings" and not local:
         papers.whole(config, f"glue/{presets.one_of('data', data, ('docstrings', *papers.GLUE_TASKS))}")

@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     own = data in ("digits", "npz", "folder")
     if not own:
         presets.one_of("data", data, ("digits", "npz", "folder", *papers.CLIP_TEMPLATES))
-    config = presets.trials(data if own and not local else "digits", "checkpoint" if folder else "clip")
+    config = presets.sparsity(data if own and not local else "digits", "checkpoint" if folder else "clip")
     config.methods = presets.ISP_LINES
     if not own and not local:
         papers.whole(config, data, papers.SHOTS[data])

@@ -1,7 +1,7 @@
 """Who votes for a new task: the bank's entries that are most similar to it, in the dense model's shapes."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -67,6 +67,8 @@ def neighbours(
             entries that were added with `prototypes` (see `bank.prototypes`); or a function
             `(entries, data) -> float[T]`, higher = nearer.
 
+    Runs on the host, outside `jax.jit` and `jax.vmap`, as it reads the entries' files.
+
     Returns:
         The neighbours, nearest first; equally similar entries in the order of `entries`. `variables` have the dense
         shapes and the new task's head (zeros), on the device.
@@ -112,6 +114,8 @@ def neighbours(
         scores = jnp.asarray(similarity(entries, data))
         if scores.shape != (len(entries),):
             raise ValueError(f"similarity gave {scores.shape} for {len(entries)} entries; it must give one number each")
+        if not bool(jnp.all(jnp.isfinite(scores))):
+            raise ValueError(f"similarity gave {scores.tolist()}; all numbers must be finite")
     else:
         raise ValueError(f"unknown similarity {similarity!r}; choose leep, prototype or a function (entries, data)")
     index = np.asarray(similarities.nearest(scores, min(k, len(entries))))
@@ -225,10 +229,16 @@ def prototypes_to_all(target: Array, sources: Array) -> Array:
 
 
 def _check(entries: Sequence[BankEntry], model: Model, variables: Variables, data: Batch, k: int) -> None:
+    if isinstance(entries, directory.Bank):
+        raise ValueError("entries is a bank; pass bank.entries(it)")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, data))):
+        raise ValueError("bank.neighbours reads files and runs on the host; call it outside jit, vmap and grad")
+    if not isinstance(data, Mapping) or not {"x", "y"} <= data.keys():
+        raise ValueError("data is not {'x': inputs [N, ...], 'y': labels int[N]}; make it so")
     if not entries:
         raise ValueError("the bank has no entries, so nobody can vote; add pruned models with bank.add first")
-    if k < 1:
-        raise ValueError(f"k is {k}; at least one entry must vote")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is {k!r}; give a whole number: at least one entry must vote")
     labels.check(data["y"], model.num_classes)
     mark = directory.fingerprint(variables)
     foreign = [e.task for e in entries if e.fingerprint != mark]

@@ -279,7 +279,7 @@ def by_block(
         keep: how many blocks stay: int32[] for every leaf, or a tree of them; traced.
         block: the block's lengths along the last axes; 1 along the others. Each divides its axis.
         within: as in `by_leaf`; a block is eligible if all its entries are.
-        tie_break: as in `by_leaf`, summed per block likewise.
+        tie_break: as in `by_leaf`, summed over each block.
         method: as in `by_leaf`.
 
     Returns:

@@ -217,7 +217,7 @@ def rows_of(method: str, ratio: float, members: list[tuple[str, int]], outcome: 
             "params": of.params,
             "flops": of.flops,
         }
-        for (at, split), accuracy in outcome.accuracy.items()
+        for (at, split), accuracy in sorted(outcome.accuracy.items())
         for i, (target, seed) in enumerate(members)
     ]
 

@@ -143,7 +143,7 @@ def whole(config: ConfigDict, data: str, shots: int | None = None) -> None:
     It is for networks that are pre-trained already: nearly all of the training split is the target's.
 
     Args:
-        config: a config made by `presets.trials`; it is changed in place.
+        config: a config made by `presets.sparsity`; it is changed in place.
         data: a name of `data.datasets.catalog`, or `glue/TASK`.
         shots: the number of training examples of each class; `None`: as many as the scarcest class has.
 
@@ -174,7 +174,7 @@ def checkpoint(config: ConfigDict, folder: str) -> None:
     """Gives a config a checkpoint to start from, and the training of the published code (arXiv:2306.10460).
 
     Args:
-        config: a config made by `presets.trials`; it is changed in place.
+        config: a config made by `presets.sparsity`; it is changed in place.
         folder: the checkpoint's folder, or the id of one on the Hugging Face hub.
     """
     config.model.checkpoint = folder

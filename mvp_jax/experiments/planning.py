@@ -67,7 +67,7 @@ def _pretraining(config: ConfigDict, chosen: Setting, model: Model) -> PretrainP
 
 
 def sparsity_plan(config: ConfigDict) -> SparsityPlan:
-    """Returns the plan of the job `trials`: a comparison of methods at given sparsities.
+    """Returns the plan of the job `sparsity`: a comparison of methods at given sparsities.
 
     Args:
         config: a resolved config, such as `configs/compare.py` makes; its data set is read.
@@ -165,7 +165,7 @@ def few_shot_plan(config: ConfigDict) -> FewShotPlan:
         raise ValueError(f"unknown bank.similarity {config.bank.similarity!r}; choose one of {bank_build.SIMILARITIES}")
     defaults = _few_shot_defaults(config, steps)
     lines = registry.chosen("few_shot", config.methods, model)
-    deliver = config.deliver or ("mvp" if "mvp" in lines else next(iter(lines)))
+    deliver = config.deliver or next(iter([n for n in ("mvp", *lines) if n in lines and n != "dense"]), "dense")
     if deliver not in lines:
         raise ValueError(f"deliver is {deliver!r}, which is not among the methods of this run: {list(lines)}")
     if "reptile_iht" in lines and config.bank.tasks < defaults.universal.tasks:
@@ -238,7 +238,7 @@ def pretrain_plan(config: ConfigDict) -> PretrainPlan:
 
 PLANS: dict[str, Callable[[ConfigDict], Any]] = {
     "mvp": few_shot_plan,
-    "trials": sparsity_plan,
+    "sparsity": sparsity_plan,
     "pretrain": pretrain_plan,
 }
 """The function that makes the checked plan of a config, by the config's `job`."""

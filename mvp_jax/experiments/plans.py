@@ -124,7 +124,7 @@ class FewShotPlan(JobPlan):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparsityPlan(JobPlan):
-    """The plan of the job `trials`: a comparison of methods at given sparsities.
+    """The plan of the job `sparsity`: a comparison of methods at given sparsities.
 
     Attributes:
         methods: the names of the methods that run.

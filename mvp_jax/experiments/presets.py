@@ -118,7 +118,7 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     """Returns a config with the settings that all jobs have, up to the pre-trained model, for small embedded data.
 
     Args:
-        kind: the name of the job: `mvp`, `trials` or `pretrain`.
+        kind: the name of the job: `mvp`, `sparsity` or `pretrain`.
         data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.datasets.catalog`, or
             `glue/TASK`.
         model: the name of a model, or `resnet`, `vit`, `bert` or `clip` for the small one of a family; `checkpoint`:
@@ -310,14 +310,14 @@ def votes_briefly(config: ConfigDict) -> None:
         config.model.options.width = 4
 
 
-def trials(data: str, model: str) -> ConfigDict:
-    """Returns the config of the job `trials`: methods compared at given sparsities, sized for small embedded data.
+def sparsity(data: str, model: str) -> ConfigDict:
+    """Returns the config of the job `sparsity`: methods compared at given sparsities, sized for small embedded data.
 
     `data` and `model` name the data set and the model, as in `job`. The config's checked form is `plans.SparsityPlan`.
     """
     # Long, as it is the one list of a job's settings, each with what it means.
     attention, text = model.startswith(TRANSFORMERS), is_text(data)
-    config = job("trials", data, model)
+    config = job("sparsity", data, model)
     config.data.fractions = (0.35, 0.35, 0.15, 0.15)
     config.data.unseen_classes = 10 if text else 4
     config.pretrain.classes = 16 if text else 6
@@ -386,7 +386,7 @@ def trials(data: str, model: str) -> ConfigDict:
 
 
 def briefly(config: ConfigDict) -> None:
-    """Shrinks a config made by `trials`, in place, so that the job runs in a moment, for a test that it works."""
+    """Shrinks a config made by `sparsity`, in place, so that the job runs in a moment, for a test that it works."""
     config.pretrain.steps = 20
     config.targets.count = config.targets.seeds = 1
     config.tasks.shots, config.tasks.valid, config.tasks.test = 8, 8, 8

@@ -65,7 +65,7 @@ def _job(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[
     return JOBS[config.job](plan, work, made)
 
 
-def _trials(plan: SparsityPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
+def _sparsity(plan: SparsityPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
     if processes.first():
         tasks.save(plan.setting.targets, work / "targets.json")
     variables = dense_model.dense_model(plan, made.get("pretrain", work))
@@ -94,7 +94,7 @@ def _pretrain(plan: PretrainPlan, work: Path, made: Mapping[str, Path]) -> list[
 
 JOBS: dict[str, Callable[[Any, Path, Mapping[str, Path]], list[dict[str, Any]]]] = {
     "mvp": _meta_vote,
-    "trials": _trials,
+    "sparsity": _sparsity,
     "pretrain": _pretrain,
 }
 """The function that runs a checked plan, by the config's `job`; `planning.PLANS` has the same names."""

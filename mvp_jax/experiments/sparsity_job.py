@@ -1,4 +1,4 @@
-"""The job `trials`: runs methods × sparsities × targets × seeds, and makes rows with their accuracy and cost.
+"""The job `sparsity`: runs methods × sparsities × targets × seeds, and makes rows with their accuracy and cost.
 
 Each case (method, sparsity, target, seed) is written when it is done, with its mask, so that a killed job goes on where
 it stopped. A method is judged twice: by the model it returns, and by its mask alone, which is put on the pre-trained

@@ -1,4 +1,4 @@
-"""What the job `trials` writes besides its rows: tables, pictures, and how like and how dense masks are."""
+"""What the job `sparsity` writes besides its rows: tables, pictures, and how like and how dense masks are."""
 
 import io
 import itertools

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mvp_jax import train
 from mvp_jax.core import trees
-from mvp_jax.core.types import Array, Masks, PyTree, Units, Variables
+from mvp_jax.core.types import Array, Batch, Masks, PyTree, Units, Variables
 
 CROSS_ENTROPY: train.Loss = train.cross_entropy
 """The loss of a problem that names none: softmax cross-entropy with integer labels."""
@@ -153,6 +153,26 @@ def all_but(names: tuple[str, ...]) -> Callable[[PyTree], PyTree]:
         return not any(path == name or path.startswith(f"{name}/") for name in names)
 
     return lambda params: jax.tree.map(decays, trees.paths(params))
+
+
+def check_examples(data: Batch, loss: train.Loss, num_classes: int, name: str = "train") -> None:
+    """Raises `ValueError` unless there are examples with a label each and, for the default loss, labels are classes.
+
+    Args:
+        data: `{"x": [N, ...], "y": [N, ...]}`.
+        loss: of the problem; labels are looked at only if it is `CROSS_ENTROPY`.
+        num_classes: the number of classes.
+        name: what the message calls the examples.
+    """
+    if jnp.shape(data["x"])[:1] != jnp.shape(data["y"])[:1]:
+        raise ValueError(
+            f"{name} has inputs of shape {jnp.shape(data['x'])} and labels of shape {jnp.shape(data['y'])}; "
+            "give one label, or one row of labels, for each input"
+        )
+    if loss is CROSS_ENTROPY:
+        check_labels(data["y"], num_classes)
+    elif 0 in jnp.shape(data["y"]):
+        raise ValueError(f"{name} has no examples; give at least one")
 
 
 def check_labels(labels: Array, num_classes: int) -> None:

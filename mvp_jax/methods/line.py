@@ -39,20 +39,18 @@ class Line(NamedTuple):
     unsuited: str = ""
 
 
-def fixed(method: Callable[..., Pruned], **fields: Any) -> Callable[..., Pruned]:
-    """Returns a method that runs another one with some fields of its settings fixed.
+def fixed(method: Callable[..., Pruned], settings_type: type, /, **fields: Any) -> Callable[..., Pruned]:
+    """Returns a method under a narrower name: the same method, with some fields of its settings fixed.
 
     Args:
-        method: the method that runs, `(problem, settings, key, ...) -> Pruned`.
-        **fields: fields of its settings; these values take the place of those in the caller's settings.
-
-    Returns:
-        A function with the arguments of `method`.
+        method: `(problem, settings, key, ...) -> Pruned`.
+        settings_type: the class of the method's settings. Others are handed on as they are, for the method to refuse.
+        **fields: fields of the settings and their values, which overrule those of the caller's settings.
     """
 
     @functools.wraps(method)
     def run(problem: Any, settings: Any, key: Any, **more: Any) -> Pruned:
-        if dataclasses.is_dataclass(settings) and all(hasattr(settings, name) for name in fields):
+        if isinstance(settings, settings_type):
             settings = dataclasses.replace(settings, **fields)  # type: ignore[type-var]
         return method(problem, settings, key, **more)
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
-from mvp_jax.methods import few_shot, sparse
 from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.few_shot import lines as few_shot_lines
 from mvp_jax.methods.line import Line
@@ -19,9 +18,6 @@ ProblemKind = Literal["few_shot", "sparse"]
 
 TABLES: dict[ProblemKind, dict[str, Line]] = {"few_shot": few_shot_lines.LINES, "sparse": sparse_lines.LINES}
 """The methods of each kind of problem, `{kind: {name: line}}`, in the order in which tables show them."""
-
-PROBLEMS: dict[ProblemKind, type] = {"few_shot": few_shot.FewShotProblem, "sparse": sparse.SparsityProblem}
-"""The type of the problem that methods of a kind prune."""
 
 
 class Methods(Mapping[str, Callable[..., Pruned]]):
@@ -79,7 +75,7 @@ def line(name: str, kind: ProblemKind | None = None) -> Line:
         if name in table:
             return table[name]
     known = [known for table in tables for known in table]
-    near = difflib.get_close_matches(name, known, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), known, cutoff=0.5)
     guess = f"did you mean {_listed(near)}? " if near else ""
     others = [k for k in TABLES if kind is not None and k != kind and name in TABLES[k]]
     if others:

@@ -140,8 +140,8 @@ def advance(
             time, or one that compares by value. Any pytree of arrays can be a state.
         states: leaves lead with `K`. Their memory is used for the result, so they cannot be used again.
         batches: leaves lead with `K`, then the batch; with a mesh, place them by `place_batches`.
-        mapping: how the members of one device are run, see `over`.
-        chunk: members at a time on each device, see `over`.
+        mapping: how the members of one device are run: `vmap`, `map`, `loop` or `auto`.
+        chunk: how many members are run at a time on each device.
         mesh: as for `create`.
 
     Returns:
@@ -198,8 +198,8 @@ def fit(
         index: `int32[K, n]`, the examples of the shared data that each member may see.
         total: number of steps over which rates decay, counted from step 0 of the states; `None`: the steps of each
             member's settings, or if they have none `steps`.
-        mapping: how the members of one device are run, see `over`.
-        chunk: members at a time on each device, see `over`.
+        mapping: how the members of one device are run: `vmap`, `map`, `loop` or `auto`.
+        chunk: how many members are run at a time on each device.
         mesh: as for `create`; `K` may be what it was before `create` filled it up.
 
     Returns:

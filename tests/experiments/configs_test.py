@@ -83,7 +83,7 @@ def flat(config, before=""):
 
 def base(job):
     """All fields of a job's config."""
-    made = {"mvp": presets.meta_vote, "trials": presets.trials, "pretrain": papers.pretraining}[job]
+    made = {"mvp": presets.meta_vote, "sparsity": presets.sparsity, "pretrain": papers.pretraining}[job]
     return {path for path in flat(made("digits", "resnet")) if not path.startswith("model.options")}
 
 
@@ -187,7 +187,7 @@ def test_the_full_config_fits_its_data(name, arg, faked):
             config.data.fractions = (0.5, 0.5)
             config.tasks.source_images, config.tasks.shots = 5, 5
             config.tasks.valid = config.tasks.test = 5
-        if config.job == "trials" and config.data.tasks == "whole":
+        if config.job == "sparsity" and config.data.tasks == "whole":
             config.data.fractions = (0.5, 0.5)
             config.tasks.shots = 5
         if config.job == "pretrain":

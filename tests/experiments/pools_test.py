@@ -12,7 +12,7 @@ from tests.pictures_on_disk import classes, pixels
 
 def config(**data):
     """Of a small job with a bank, of which only the data matter."""
-    found = presets.trials("digits", "resnet")
+    found = presets.sparsity("digits", "resnet")
     found.bank = {"tasks": 4}
     found.tasks.classes_per_task = 2
     found.targets.count, found.targets.unseen_at_least = 3, 1

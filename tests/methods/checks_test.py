@@ -11,7 +11,7 @@ from tests.methods.sparse.contract_test import problem
 
 METHODS = {
     "unpruned": (oneshot.unpruned, oneshot.Settings),
-    "once": (oneshot.once, oneshot.Settings),
+    "oneshot": (oneshot.oneshot, oneshot.Settings),
     "gradual": (gradual.gradual, gradual.Settings),
     "movement": (movement.movement, movement.Settings),
     "dynamic": (dynamic.dynamic, dynamic.Settings),

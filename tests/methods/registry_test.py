@@ -70,7 +70,7 @@ def test_a_narrower_name_overrules_the_settings():
     other = oneshot.oneshot(given, settings, key)
     kept = [{n: u.tolist() for n, u in pruned.units.items()} for pruned in (got, want, other)]
     assert kept[0] == kept[1] != kept[2]
-    assert fixed(ifp.ifp, budget=10).__name__ == "ifp"
+    assert fixed(ifp.ifp, ifp.Settings, budget=10).__name__ == "ifp"
 
 
 def test_the_slots_of_the_controls_are_what_their_names_say():

@@ -1,6 +1,6 @@
 """Methods that prune the units of a pre-trained model for a few-shot task: Meta-Vote Pruning, baselines, controls."""
 
-from mvp_jax.methods.contract import Look, Pruned, Spent, Training, all_but, check_labels
+from mvp_jax.methods.contract import Look, Pruned, Spent, Training, all_but, check_examples
 from mvp_jax.methods.few_shot.api import (
     FewShotMethod,
     FewShotProblem,
@@ -35,7 +35,7 @@ __all__ = [
     "all_but",
     "all_kept",
     "check_groups",
-    "check_labels",
+    "check_examples",
     "finish",
     "fit_head",
     "method",

@@ -21,7 +21,7 @@ from mvp_jax.core import prune, units
 from mvp_jax.core.types import Array, Batch, Key, Params, Units, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.methods import checks
-from mvp_jax.methods.contract import CROSS_ENTROPY, Look, Pruned, Spent, Training, check_labels
+from mvp_jax.methods.contract import CROSS_ENTROPY, Look, Pruned, Spent, Training, check_examples
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.train import Loss, evaluation, probe
 
@@ -164,11 +164,15 @@ def problem(
     Raises:
         ValueError: for a ratio outside [0, 1), no examples, or, with the default loss, labels outside the classes.
     """
-    if loss is CROSS_ENTROPY:
-        check_labels(data["y"], model.num_classes)
-    elif data["y"].size == 0:
-        raise ValueError("the task has no examples; give it at least one")
+    check_examples(data, loss, model.num_classes)
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio is {ratio}; give the fraction of each group's units to remove, in [0, 1)")
     groups = model.groups if groups is None else groups
+    if not groups:
+        raise ValueError(
+            "there are no groups of units to prune; give groups=graph.groups(...) and a model that can be resized, or "
+            "prune weights by a method for a sparsity"
+        )
     keep = prune.keep_counts({g.name: g.size for g in groups}, ratio, min_units=min_units)
     return FewShotProblem(
         variables=replace_head(variables, model) if head_of(model, variables.params) else variables,

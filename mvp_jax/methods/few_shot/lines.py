@@ -66,12 +66,12 @@ def _oneshot(given: FewShotDefaults) -> oneshot.Settings:
     return oneshot.Settings(examples=given.examples, tuning=given.tuning)
 
 
-def _voting(slots: mvp.MetaVote, summary: str, settings: Any = _vote) -> Line:
-    return Line(mvp.by(slots), settings, summary, kind="few_shot", needs=frozenset({"neighbours"}))
+def _voting(name: str, slots: mvp.MetaVote, summary: str, settings: Any = _vote) -> Line:
+    return Line(mvp.by(slots, name), settings, summary, kind="few_shot", needs=frozenset({"neighbours"}))
 
 
 def _scored(score: oneshot.UnitCriterion, summary: str, **more: Any) -> Line:
-    return Line(fixed(oneshot.oneshot, score=score), _oneshot, summary, kind="few_shot", **more)
+    return Line(fixed(oneshot.oneshot, oneshot.Settings, score=score), _oneshot, summary, kind="few_shot", **more)
 
 
 def _has_batch_norm(model: Model) -> bool:
@@ -80,32 +80,48 @@ def _has_batch_norm(model: Model) -> bool:
 
 LINES: dict[str, Line] = {
     "dense": Line(oneshot.dense, _oneshot, "no unit pruned: the reference", kind="few_shot"),
-    "mvp": _voting(mvp.VOTE, "Meta-Vote Pruning: the nearest tasks elect the units, weights start from their mean"),
+    "mvp": _voting(
+        "mvp", mvp.VOTE, "Meta-Vote Pruning: the nearest tasks elect the units, weights start from their mean"
+    ),
     "mvp_anchored": _voting(
+        "mvp_anchored",
         mvp.MetaVote(elect=mvp.anchored, weights=mvp.anchor),
         "starts from the nearest entry; the others vote on what it doubts or lacks",
         _anchored,
     ),
-    "mvp_weighted": _voting(mvp.MetaVote(weigh=mvp.by_similarity), "votes and means weigh by similarity"),
+    "mvp_weighted": _voting(
+        "mvp_weighted", mvp.MetaVote(weigh=mvp.by_similarity), "votes and means weigh by similarity"
+    ),
     "ifp": Line(ifp.ifp, _ifp, "iterative filter pruning at the same number of steps", kind="few_shot"),
     "ifp_10x": Line(
-        fixed(ifp.ifp, budget=10), _ifp_10x, "iterative filter pruning at ten times the steps", kind="few_shot"
+        fixed(ifp.ifp, ifp.Settings, budget=10),
+        _ifp_10x,
+        "iterative filter pruning at ten times the steps",
+        kind="few_shot",
     ),
-    "copy_nearest": _voting(mvp.COPY, "control: a copy of the nearest entry, mask and weights"),
-    "copy_random": _voting(dataclasses.replace(mvp.COPY, voters=mvp.random), "control: a copy of a random entry"),
+    "copy_nearest": _voting("copy_nearest", mvp.COPY, "control: a copy of the nearest entry, mask and weights"),
+    "copy_random": _voting(
+        "copy_random", dataclasses.replace(mvp.COPY, voters=mvp.random), "control: a copy of a random entry"
+    ),
     "copy_farthest": _voting(
-        dataclasses.replace(mvp.COPY, voters=mvp.farthest), "control: a copy of the farthest entry"
+        "copy_farthest", dataclasses.replace(mvp.COPY, voters=mvp.farthest), "control: a copy of the farthest entry"
     ),
-    "vote_farthest": _voting(mvp.MetaVote(voters=mvp.farthest), "control: the farthest tasks vote"),
-    "vote_universal": _voting(mvp.MetaVote(voters=mvp.everyone), "control: the whole bank votes"),
+    "vote_farthest": _voting("vote_farthest", mvp.MetaVote(voters=mvp.farthest), "control: the farthest tasks vote"),
+    "vote_universal": _voting("vote_universal", mvp.MetaVote(voters=mvp.everyone), "control: the whole bank votes"),
     "vote_pretrained_weights": _voting(
-        mvp.MetaVote(weights=mvp.pretrained), "control: elected units with their pre-trained weights"
+        "vote_pretrained_weights",
+        mvp.MetaVote(weights=mvp.pretrained),
+        "control: elected units with their pre-trained weights",
     ),
     "own_mask_mean_weights": _voting(
-        mvp.MetaVote(elect=mvp.own), "control: the task's own one-shot units with the neighbours' mean weights"
+        "own_mask_mean_weights",
+        mvp.MetaVote(elect=mvp.own),
+        "control: the task's own one-shot units with the neighbours' mean weights",
     ),
     "mean_weights_no_vote": _voting(
-        mvp.MetaVote(elect=mvp.of_the_mean), "control: the units of largest norm in the neighbours' mean weights"
+        "mean_weights_no_vote",
+        mvp.MetaVote(elect=mvp.of_the_mean),
+        "control: the units of largest norm in the neighbours' mean weights",
     ),
     "metasoup": Line(
         metasoup.metasoup,

@@ -340,7 +340,7 @@ def ranking(problem: api.FewShotProblem, settings: object) -> Spent:
     return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3)
 
 
-def by(slots: MetaVote) -> api.FewShotMethod:
+def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
     """Returns the method of a meta-vote: the vote, then a fitted head, fine-tuning, and re-estimated batch statistics.
 
     With `settings.rounds` the vote removes only the ratio `settings.start_ratio` of the units, and rounds of iterative
@@ -348,11 +348,21 @@ def by(slots: MetaVote) -> api.FewShotMethod:
 
     Args:
         slots: the functions that decide who votes, what is kept and where weights start.
+        name: the method's name.
     """
-    at_once = api.method(slots, Settings, spends=ranking)
+
+    def cost_before(problem: api.FewShotProblem, settings: Settings) -> Spent:
+        ranked = ranking(problem, settings)
+        if slots.elect is not own:
+            return ranked
+        scored = oneshot.cost_of_score(problem, settings.score, 512)
+        return Spent(0, ranked.examples + scored.examples)
+
+    at_once = api.method(slots, Settings, spends=cost_before)
 
     def run(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
-        checks.check("mvp", problem, api.FewShotProblem, settings, Settings)
+        """Prunes a few-shot problem by a meta-vote and returns a `Pruned`; `Settings` says how."""
+        checks.check(name, problem, api.FewShotProblem, settings, Settings)
         if settings.rounds == 0:
             return at_once(problem, settings, key)
         first = prune.keep_counts({g.name: g.size for g in problem.groups}, settings.start_ratio)
@@ -361,11 +371,11 @@ def by(slots: MetaVote) -> api.FewShotMethod:
         key_start, key_search = jax.random.split(key)
         search = ifp.with_budget(ifp.Settings(rounds=settings.rounds, tuning=settings.tuning), settings.tuning.steps)
         found = ifp.search(problem, search, key_search, start=slots(wider, settings, key_start), first=first)
-        before, after = ranking(problem, settings), ifp.steps_and_examples(problem, search)
+        before, after = cost_before(problem, settings), ifp.steps_and_examples(problem, search)
         spent = Spent(before.steps + after.steps, before.examples + after.examples)
         return api.pruned(problem, found.slim, found.units, spent=spent, alive=found.alive)
 
-    run.__doc__ = MetaVote.__doc__
+    run.__name__ = run.__qualname__ = name
     return run
 
 

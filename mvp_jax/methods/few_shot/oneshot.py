@@ -11,7 +11,7 @@ from mvp_jax import saliency
 from mvp_jax.core import prune, units
 from mvp_jax.core.types import Key, UnitScores, Variables
 from mvp_jax.methods import checks, contract
-from mvp_jax.methods.contract import Pruned
+from mvp_jax.methods.contract import Pruned, Spent
 from mvp_jax.methods.few_shot import api
 from mvp_jax.train import probe
 
@@ -93,7 +93,18 @@ def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Star
     return api.Start(problem.variables, prune.by_leaf(s, problem.sizes))
 
 
-oneshot = api.method(start, Settings)
+def scoring(problem: api.FewShotProblem, settings: Settings) -> Spent:
+    """Returns what scoring takes: a pass over the examples for scores by gradients, a third for activations."""
+    return cost_of_score(problem, settings.score, settings.examples)
+
+
+def cost_of_score(problem: api.FewShotProblem, score: UnitCriterion, examples: int) -> Spent:
+    """Returns what a score takes on at most so many training examples; nothing for scores without data."""
+    passes = {"taylor": 3, "fisher": 3, "activation": 1}.get(score, 0)  # thirds of a training example
+    return Spent(0, passes * min(examples, problem.examples) // 3)
+
+
+oneshot = api.method(start, Settings, spends=scoring)
 
 
 def keep_all(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:

@@ -59,11 +59,6 @@ class Settings:
                 f"{self.outer_steps}, {self.tasks}, {self.inner_steps}, {self.threshold_every}, {self.outer_rate}"
             )
 
-    @property
-    def examples(self) -> int:
-        """The number of training examples that learning the initialisation takes, once for all targets that use it."""
-        return self.outer_steps * self.tasks * self.inner_steps * self.tuning.batch
-
 
 @functools.partial(jax.jit, static_argnames=("groups",))
 def threshold(params: Params, keep: PyTree, *, groups: tuple[Group, ...]) -> tuple[Params, dict[str, Array]]:
@@ -188,7 +183,9 @@ def cost_of_learning(problem: api.FewShotProblem, settings: Settings) -> Spent:
     """Returns the cost of learning the initialisation; zero if the problem has one that was learned before."""
     if problem.universal is not None:
         return Spent(0, 0)
-    return Spent(settings.outer_steps * settings.tasks * settings.inner_steps, settings.examples)
+    steps = settings.outer_steps * settings.tasks * settings.inner_steps
+    examples = 0 if problem.sources is None else problem.sources["y"].shape[1]
+    return Spent(steps, steps * min(settings.tuning.batch, examples))
 
 
 reptile_iht = api.method(start, Settings, spends=cost_of_learning)

@@ -69,7 +69,7 @@ class SparsityDefaults:
         return self.base.training
 
 
-def _once(given: SparsityDefaults) -> oneshot.Settings:
+def _oneshot(given: SparsityDefaults) -> oneshot.Settings:
     return oneshot.Settings(examples=given.examples, training=given.training)
 
 
@@ -160,11 +160,11 @@ def _line(run: Callable[..., Any], settings: Callable[[SparsityDefaults], Any], 
 
 
 def _vote(summary: str, settings: Callable[[SparsityDefaults], Any] = _isp, **fields: Any) -> Line:
-    return _line(fixed(isp.isp, **fields) if fields else isp.isp, settings, summary)
+    return _line(fixed(isp.isp, isp.Settings, **fields) if fields else isp.isp, settings, summary)
 
 
 def _score(score: oneshot.WeightCriterion, summary: str, **more: Any) -> Line:
-    return _line(fixed(oneshot.once, score=score), _once, summary, **more)
+    return _line(fixed(oneshot.oneshot, oneshot.Settings, score=score), _oneshot, summary, **more)
 
 
 def _can_be_linear(model: Model) -> bool:
@@ -173,7 +173,7 @@ def _can_be_linear(model: Model) -> bool:
 
 
 LINES: dict[str, Line] = {
-    "unpruned": _line(oneshot.unpruned, _once, "no weight pruned: the reference"),
+    "unpruned": _line(oneshot.unpruned, _oneshot, "no weight pruned: the reference"),
     "magnitude": _score("magnitude", "the largest weights stay, at once"),
     "random": _score("random", "weights drawn at random stay"),
     "taylor": _score("taylor", "weights of largest squared first-order effect on the loss stay"),
@@ -188,15 +188,35 @@ LINES: dict[str, Line] = {
     "gradual": _line(gradual.gradual, _gradual, "gradual magnitude pruning at the total cost of ISP"),
     "movement": _line(movement.movement, _movement, "movement pruning at the total cost of ISP"),
     "movement_soft": _line(
-        fixed(movement.movement, kind="soft"), _movement, "soft movement pruning at the total cost of ISP"
+        fixed(movement.movement, movement.Settings, kind="soft"),
+        _movement,
+        "soft movement pruning at the total cost of ISP",
     ),
-    "set": _line(fixed(dynamic.dynamic, grow="random"), _dynamic, "SET: weights go by magnitude, grow at random"),
-    "rigl": _line(fixed(dynamic.dynamic, grow="gradient"), _dynamic, "RigL: weights go by magnitude, grow by gradient"),
-    "imp_finetune": _line(fixed(imp.imp, rewind="none"), _imp, "iterative magnitude pruning without rewinding"),
-    "imp": _line(fixed(imp.imp, rewind="weights"), _imp, "iterative magnitude pruning with rewound weights"),
-    "imp_rate": _line(fixed(imp.imp, rewind="rate"), _imp, "iterative magnitude pruning with a rewound rate"),
+    "set": _line(
+        fixed(dynamic.dynamic, dynamic.Settings, grow="random"),
+        _dynamic,
+        "SET: weights go by magnitude, grow at random",
+    ),
+    "rigl": _line(
+        fixed(dynamic.dynamic, dynamic.Settings, grow="gradient"),
+        _dynamic,
+        "RigL: weights go by magnitude, grow by gradient",
+    ),
+    "imp_finetune": _line(
+        fixed(imp.imp, imp.Settings, rewind="none"), _imp, "iterative magnitude pruning without rewinding"
+    ),
+    "imp": _line(
+        fixed(imp.imp, imp.Settings, rewind="weights"), _imp, "iterative magnitude pruning with rewound weights"
+    ),
+    "imp_rate": _line(
+        fixed(imp.imp, imp.Settings, rewind="rate"), _imp, "iterative magnitude pruning with a rewound rate"
+    ),
     "sms": _line(soup.sparse_soups, _sms, "sparse model soups"),
-    "sms_greedy": _line(fixed(soup.sparse_soups, recipe="greedy"), _sms, "sparse model soups, members chosen greedily"),
+    "sms_greedy": _line(
+        fixed(soup.sparse_soups, soup.SparseSoupSettings, recipe="greedy"),
+        _sms,
+        "sparse model soups, members chosen greedily",
+    ),
     "instant_soup": _line(soup.instant_soup, _instant, "instant model soup: members' mean weights in one pass"),
     "isp": _vote("Instant Soup Pruning: many weak masks vote"),
     "isp_union": _vote("a weight goes only if every member drops it", vote="union"),

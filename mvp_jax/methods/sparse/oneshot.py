@@ -166,7 +166,7 @@ def _kept(new: PyTree, prunable: PyTree) -> PyTree:
     return jax.tree.map(lambda m, yes: m if yes else jnp.zeros((), bool), new, prunable)
 
 
-def once(
+def oneshot(
     problem: SparsityProblem, settings: Settings, key: Key, *, saved: checkpoint.Checkpoints | None = None
 ) -> Pruned:
     """Scores the pre-trained weights, prunes once, and fine-tunes.
@@ -183,7 +183,7 @@ def once(
     Raises:
         ValueError: for another kind of problem or settings, or a score of single weights with another pattern.
     """
-    checks.check("once", problem, SparsityProblem, settings, Settings)
+    checks.check("oneshot", problem, SparsityProblem, settings, Settings)
     score, training = settings.score, settings.training
     if score not in _OF_ENTRIES and not isinstance(problem.pattern, Weights):
         raise ValueError(
@@ -227,4 +227,4 @@ def unpruned(
     """
     checks.check("unpruned", problem, SparsityProblem, settings, Settings)
     problem = dataclasses.replace(problem, sparsity=0.0)
-    return once(problem, dataclasses.replace(settings, score="magnitude"), key, saved=saved)
+    return oneshot(problem, dataclasses.replace(settings, score="magnitude"), key, saved=saved)

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 
-from mvp_jax import train
 from mvp_jax.core import patterns, trees
 from mvp_jax.core.patterns import Pattern
 from mvp_jax.core.trees import PathRules
@@ -19,9 +17,6 @@ from mvp_jax.methods.contract import Pruned
 from mvp_jax.models.api import Model
 from mvp_jax.storage import checkpoint
 from mvp_jax.train import Loss
-
-DEFAULT_LOSS: Loss = train.cross_entropy
-"""The cross-entropy of each example; with it labels are classes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +45,7 @@ class SparsityProblem:
     variables: Variables
     train: Batch
     sparsity: float
-    loss: Loss = DEFAULT_LOSS
+    loss: Loss = contract.CROSS_ENTROPY
     valid: Batch | None = None
     pattern: Pattern = dataclasses.field(default_factory=patterns.Weights)
     rules: PathRules | None = None
@@ -58,29 +53,19 @@ class SparsityProblem:
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity}; give the fraction to remove, in [0, 1)")
-        self._check_examples()
+        contract.check_examples(self.train, self.loss, self.model.num_classes)
+        if self.valid is not None:
+            contract.check_examples(self.valid, self.loss, self.model.num_classes, "valid")
         self.pattern.check(self.sparsity)
         if not any(jax.tree.leaves(self.prunable)):
             raise ValueError(
                 "nothing is prunable: the model names no rules; give rules=[...] over the parameters' paths"
             )
 
-    def _check_examples(self) -> None:
-        for name, data in (("train", self.train), ("valid", self.valid)):
-            if data is not None and jnp.shape(data["x"])[:1] != jnp.shape(data["y"])[:1]:
-                raise ValueError(
-                    f"{name} has inputs of shape {jnp.shape(data['x'])} and labels of shape {jnp.shape(data['y'])}; "
-                    "give one label, or one row of labels, for each input"
-                )
-        if self.classifies:
-            contract.check_labels(self.train["y"], self.model.num_classes)
-        elif 0 in jnp.shape(self.train["y"]):
-            raise ValueError("train has no examples; give at least one")
-
     @property
     def classifies(self) -> bool:
         """Whether the loss is the default one, so that labels are classes and models can be compared by accuracy."""
-        return self.loss is DEFAULT_LOSS
+        return self.loss is contract.CROSS_ENTROPY
 
     @functools.cached_property
     def prunable(self) -> PyTree:

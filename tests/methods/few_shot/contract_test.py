@@ -194,7 +194,11 @@ def test_looks_are_the_model_on_the_way():
 def test_costs_count_what_passes_through():
     """Of 24 examples, a batch of 8; 4 neighbours that are ranked take a third of an example each."""
     ranked = 4 * 24 // 3
-    assert pruned("oneshot_fisher").spent == (3, 24)
+    assert pruned("random_units").spent == pruned("oneshot_magnitude").spent == (3, 24)
+    # Gradients of 16 examples; a forward pass over them is a third of that.
+    assert pruned("oneshot_fisher").spent == pruned("oneshot_taylor").spent == (3, 16 + 24)
+    assert pruned("oneshot_activation").spent == (3, 16 // 3 + 24)
+    assert pruned("own_mask_mean_weights").spent == (3, ranked + 24 + 24)
     assert pruned("mvp").spent == pruned("copy_random").spent == (3, ranked + 24)
     # Two weak members of two steps.
     assert pruned("metasoup").spent == (3 + 4, ranked + 4 * 8 + 24)

@@ -49,7 +49,7 @@ CASES = {
     "instant_soup": ("instant_soup", soup.InstantSoupSettings(members=2, rounds=2, training=TRAINING)),
 }
 FUNCTIONS = {
-    "once": oneshot.once,
+    "once": oneshot.oneshot,
     "gradual": gradual.gradual,
     "movement": movement.movement,
     "dynamic": dynamic.dynamic,

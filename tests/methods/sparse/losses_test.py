@@ -179,7 +179,7 @@ def test_scores_are_those_of_the_problems_loss(score):
     w = drawn({"w": (6, 2)}, seed=3)
     problem = dataclasses.replace(given, model=linear(), variables=w)
     settings = oneshot.Settings(score=score, examples=999, training=dataclasses.replace(TRAINING, steps=0))
-    got = oneshot.once(problem, settings, jax.random.key(0))
+    got = oneshot.oneshot(problem, settings, jax.random.key(0))
     x, y = (np.asarray(problem.train[n], np.float64) for n in ("x", "y"))
     w = np.asarray(problem.variables.params["w"], np.float64)
     each = x[:, :, None] * (x @ w - y)[:, None, :]  # of the mean over two outputs of the squares

@@ -41,14 +41,16 @@ def by_hand(score):
 @pytest.mark.parametrize("score", ["magnitude", "snip", "taylor", "fisher", "grasp"])
 def test_one_shot_masks_are_numpys(score):
     settings = oneshot.Settings(score=score, examples=99, batch=5, training=TRAINING)
-    got = oneshot.once(problem(), settings, jax.random.key(0))
+    got = oneshot.oneshot(problem(), settings, jax.random.key(0))
     wanted = best(by_hand(score), 26, ALL)
     assert np.array_equal(kernels(got.masks), wanted)
     assert score == "magnitude" or not np.array_equal(wanted, best(by_hand("magnitude"), 26, ALL))
 
 
 def test_wanda_compares_the_inputs_of_each_output():
-    got = oneshot.once(problem(0.6), oneshot.Settings(score="wanda", examples=99, training=TRAINING), jax.random.key(0))
+    got = oneshot.oneshot(
+        problem(0.6), oneshot.Settings(score="wanda", examples=99, training=TRAINING), jax.random.key(0)
+    )
     params = in_float64(mlp.variables().params)
     x0 = data()[0] + params["offset"]
     h1 = np.tanh(x0 @ params["one"]["kernel"] + params["one"]["bias"])
