@@ -109,7 +109,8 @@ def nearest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
 
 def farthest(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
     """Returns the `k` least similar neighbours, the most similar of them first."""
-    return neighbours.take(similarity.nearest(-neighbours.similarity, k)[::-1])
+    count = neighbours.similarity.shape[-1]
+    return neighbours.take(similarity.nearest(neighbours.similarity, count)[count - k :])
 
 
 def random(neighbours: api.Neighbours, k: int, key: Key) -> api.Neighbours:
