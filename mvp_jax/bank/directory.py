@@ -276,12 +276,20 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
 
 
 def ballots(bank_entries: Sequence[BankEntry]) -> dict[str, np.ndarray]:
-    """The kept units of `T` entries, stacked for a vote: `{group: bool[T, C]}`; errors as for `stacked`."""
+    """Returns the units that `T` entries keep, stacked for a vote, `{group: bool[T, C]}`.
+
+    Raises:
+        ValueError: if there are no entries, one cannot be read, or their groups differ.
+    """
     return stacked(bank_entries, "units")
 
 
 def weights(bank_entries: Sequence[BankEntry]) -> Any:
-    """The variables of `T` entries, stacked: every leaf leads with `T`; errors as for `stacked`."""
+    """Returns the variables of `T` entries, stacked: every leaf leads with `T`.
+
+    Raises:
+        ValueError: if there are no entries, one cannot be read, or their shapes differ.
+    """
     return stacked(bank_entries, "variables")
 
 

@@ -91,7 +91,7 @@ def counts(
     min_units: int = 1,
     multiple: int | Mapping[str, int] = 1,
 ) -> dict[str, int]:
-    """How many units each group keeps if units with the lowest scores go. Computed on the host.
+    """Returns how many units each group keeps if the units with the lowest scores are removed. Computed on the host.
 
     Args:
         groups: the groups whose units are ranked.
@@ -172,7 +172,7 @@ def fit(
     repeats: int = 20,
     rules: graph.PrimitiveRules = (),
 ) -> Fit:
-    """The most units that can be kept such that the cost stays within a share of the dense function's cost.
+    """Returns the most units that can be kept with a cost within a fraction of the dense function's.
 
     The ratio of `counts` is searched for by bisection.
 

@@ -80,7 +80,7 @@ def _flops(
 
 
 def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
-    """The cost of a model: parameters, operations for an example, bytes.
+    """Returns the cost of a model: its parameters, its operations for one example, and its bytes.
 
     Args:
         model: anything with `apply` and `input_shape`, and perhaps `input_dtype` (float32 otherwise).

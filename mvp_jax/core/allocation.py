@@ -98,13 +98,13 @@ def uniform(params: PyTree, sparsity: float, *, within: PyTree | None = None) ->
 
 
 def erdos_renyi_kernel(params: PyTree, sparsity: float, *, within: PyTree | None = None) -> PyTree:
-    r"""More density for small kernels: counts for `by_leaf` that add up to `keep_count` of the whole.
+    r"""Returns counts for `by_leaf` under which small kernels stay denser; they add up to `keep_count` of the whole.
 
     The density of a leaf with axes d_1 ... d_r is $\min(1, \epsilon \sum_i d_i / \prod_i d_i)$, with one ε for all.
 
     Args:
         params: arrays or their shapes.
-        sparsity: the share to remove over all leaves together, in [0, 1).
+        sparsity: the fraction to remove over all leaves together, in [0, 1).
         within: what is eligible: booleans, or masks that broadcast; a leaf without any gets 0.
 
     Returns:

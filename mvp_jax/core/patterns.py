@@ -288,7 +288,7 @@ class NofM:
             raise ValueError(f"sparsity {sparsity} leaves {kept:g} of every {self.m}; choose one of {fitting}")
 
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
-        """How many of each run stay, an integer."""
+        """Returns how many entries of every run of `m` stay at a sparsity, an integer."""
         for (path, p), chosen in zip(trees.flatten(params).items(), jax.tree.leaves(_flags(prunable)), strict=True):
             shape = jnp.shape(p)
             if chosen and (not -len(shape) <= self.axis < len(shape) or shape[self.axis] % self.m):

@@ -41,7 +41,7 @@ def _run(shape: Callable[[Any, Number, Number, Number], Number], step, steps, fi
 
 
 def geometric(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:
-    r"""Removes the same share of what remains each time.
+    r"""Returns the sparsity after a step if every step removes the same fraction of what remains.
 
     $s_t = 1 - (1 - s_0) \left(\frac{1 - s_T}{1 - s_0}\right)^{t/T}$.
 
@@ -72,7 +72,9 @@ def geometric(step: Number, steps: Number, final_sparsity: Number, initial_spars
 
 
 def cubic(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:
-    r"""Fast at first, when much is redundant, and slow at the end: $s_t = s_T + (s_0 - s_T)(1 - t/T)^3$.
+    r"""Returns the sparsity after a step that rises fast at first and slowly at the end.
+
+    $s_t = s_T + (s_0 - s_T)(1 - t/T)^3$.
 
     Arguments and result are those of `geometric`.
 
@@ -91,7 +93,9 @@ def cubic(step: Number, steps: Number, final_sparsity: Number, initial_sparsity:
 
 
 def linear(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:
-    r"""The same share of the whole each time: $s_t = s_0 + (s_T - s_0)\,t/T$.
+    r"""Returns the sparsity after a step if every step removes the same fraction of the whole.
+
+    $s_t = s_0 + (s_T - s_0)\,t/T$.
 
     Arguments and result are those of `geometric`.
 
@@ -108,7 +112,7 @@ def linear(step: Number, steps: Number, final_sparsity: Number, initial_sparsity
 
 
 def constant(step: Number, steps: Number, final_sparsity: Number, initial_sparsity: Number = 0.0) -> Number:
-    """All at once: the final sparsity after any step, the initial one only at 0.
+    """Returns the final sparsity after any step, and the initial one at step 0: everything is removed at once.
 
     Arguments and result are those of `geometric`.
 

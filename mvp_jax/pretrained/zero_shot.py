@@ -14,7 +14,7 @@ from mvp_jax.pretrained.keys import clip
 
 
 def head(folder: str | os.PathLike[str], names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """The zero-shot head of a CLIP image tower, made of the names of classes by its text tower.
+    """Returns the zero-shot head of a CLIP image tower: the text tower's embeddings of the names of classes.
 
     Args:
         folder: the folder of a pair of towers with its tokeniser, or its id on the Hugging Face hub.
