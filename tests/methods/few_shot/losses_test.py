@@ -37,6 +37,11 @@ def tokens(logits, ids):
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids)
 
 
+def some(names, quick):
+    """The names as parameters; those that are not among the quick ones run with the slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def prune(name, given, defaults=DEFAULTS):
     return METHODS[name](given, registry.line(name).settings(defaults), jax.random.key(0))
 
@@ -71,7 +76,10 @@ def regression_problem():
     return dataclasses.replace(given, neighbours=voters, sources=others)
 
 
-@pytest.mark.parametrize("name", registry.suited("few_shot", mlp.mlp()))
+@pytest.mark.parametrize(
+    "name",
+    some(registry.suited("few_shot", mlp.mlp()), ("dense", "mvp", "ifp", "metasoup", "reptile_iht", "oneshot_taylor")),
+)
 def test_a_regression_is_pruned_by_every_method(name):
     given = regression_problem()
     got = prune(name, given)
@@ -110,7 +118,8 @@ def language_problem():
 
 
 @pytest.mark.parametrize(
-    "name", ["mvp", "copy_nearest", "ifp", "oneshot_fisher", "oneshot_taylor", "metasoup", "dense"]
+    "name",
+    some(("mvp", "copy_nearest", "ifp", "oneshot_fisher", "oneshot_taylor", "metasoup", "dense"), ("mvp", "ifp")),
 )
 def test_a_language_model_is_pruned_by_every_kind_of_method(name):
     given = language_problem()
