@@ -192,6 +192,12 @@ def run_line(
     return Outcome(pruned, model, accuracy)
 
 
+@functools.cache
+def _cost_of(model: Model) -> cost.Cost:
+    """The cost of a model, traced once: every method and chunk but the unpruned reference ends in the same one."""
+    return cost.of(model, jax.eval_shape(model.init, jax.random.key(0)))
+
+
 def rows_of(method: str, ratio: float, members: list[tuple[str, int]], outcome: Outcome) -> list[dict[str, Any]]:
     """Returns the rows of the results table for one method: a row for each number of steps, split and member.
 
@@ -202,7 +208,7 @@ def rows_of(method: str, ratio: float, members: list[tuple[str, int]], outcome: 
         outcome: what the method returned for the chunk.
     """
     looks = outcome.pruned.looks
-    of = cost.of(outcome.model, jax.tree.map(lambda leaf: leaf[0], next(iter(looks.values())).variables))
+    of = _cost_of(outcome.model)
     examples = {at: np.asarray(look.spent.examples) for at, look in looks.items()}
     return [
         {
