@@ -365,6 +365,3 @@ def masks_of(opt_state: optax.OptState) -> Masks:
             "no masks in this optimiser state; make the optimiser with transforms.keep_mask or prune_on_schedule"
         )
     return found[0] if len(found) == 1 else masks_lib.intersect(*found)
-
-
-__all__ = ["Importance", "KeepMaskState", "PruneOnScheduleState", "keep_mask", "masks_of", "prune_on_schedule"]
