@@ -218,6 +218,18 @@ def align(tree: PyTree, like: PyTree, name: str = "the tree", like_name: str = "
     return jax.tree.unflatten(structure, [leaves[s] for s in sources])
 
 
+def broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Whether an array of the shape `small` broadcasts to the shape `large`, and not beyond it.
+
+    >>> broadcasts((1, 3), (2, 3)), broadcasts((2, 3), (1, 3))
+    (True, False)
+    """
+    try:
+        return jnp.broadcast_shapes(tuple(small), tuple(large)) == tuple(large)
+    except ValueError:
+        return False
+
+
 def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     """A copy of the tree with other leaves at the given paths.
 
