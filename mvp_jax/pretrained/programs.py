@@ -77,7 +77,7 @@ def program(
     """
     need("flatbuffers", "'mvp-jax[export]'")
     call = _prepared(model, variables, x, any_batch)
-    wanted = _plain(call.apply(call.variables, call.x))
+    wanted = _computed(call)
     named = {path: _stored(path, leaf) for path, leaf in trees.flatten(call.variables).items()}
 
     def run(weights: Mapping[str, Array], x: PyTree) -> PyTree:
@@ -86,7 +86,7 @@ def program(
 
     inputs = _plain(call.x)
     weights = {path: array for path, (array, _) in named.items()}
-    made = _exported(run, weights, inputs, any_batch, platforms)
+    made = _exported(run, weights, inputs, call.batched, platforms)
     files = {PROGRAM: bytes(made.serialize()), WEIGHTS: safetensors.numpy.save(weights)}
     read = jax.export.deserialize(bytearray(files[PROGRAM]))
     apart = math.nan
@@ -94,7 +94,7 @@ def program(
         apart = difference(read.call(safetensors.numpy.load(files[WEIGHTS]), inputs), wanted)
     report = {
         "difference": apart,
-        "input": _described(inputs, any_batch),
+        "input": _described(inputs, call.batched),
         "by_bits": {path: name for path, (_, name) in named.items() if name},
         "platforms": list(platforms),
     }
@@ -169,7 +169,7 @@ def onnx(
     import onnxruntime
 
     call = _prepared(model, variables, x, any_batch)
-    wanted = _plain(call.apply(call.variables, call.x))
+    wanted = _computed(call)
     inputs = trees.flatten(_plain(call.x))
     outputs = trees.flatten(wanted)
 
@@ -181,7 +181,7 @@ def onnx(
     try:
         made = jax2onnx.to_onnx(
             run,
-            inputs=[_onnx_shape(a, any_batch) for a in inputs.values()],
+            inputs=[_onnx_shape(a, path in call.batched) for path, a in inputs.items()],
             model_name="model",
             input_names=list(inputs) if len(inputs) > 1 else None,
             output_names=list(outputs) if len(outputs) > 1 else None,
@@ -199,7 +199,7 @@ def onnx(
     target = pathlib.Path(path)
     report = {
         "difference": apart,
-        "input": _described(_plain(call.x), any_batch),
+        "input": _described(inputs, call.batched),
         "name": names[0] if len(names) == 1 else names,
     }
     loading.write_file(target, content)
@@ -214,22 +214,22 @@ def need(module: str, packages: str) -> None:
 
 
 class _Call(NamedTuple):
-    """A function to export, `apply(variables, x)`, and arguments to export it with."""
+    """A function to export, `apply(variables, x)`, arguments, and the paths in `x` whose batch size is left open."""
 
     apply: Callable[[PyTree, PyTree], PyTree]
     variables: PyTree
     x: PyTree
+    batched: frozenset[str]
 
 
 def _prepared(model: Any, variables: PyTree, x: PyTree | None, any_batch: bool) -> _Call:
     """The call of a model or a function, with arguments that are checked."""
+    if x is None and not any_batch:
+        raise ValueError("any_batch=False fixes the shapes of inputs to those of x: give `x`")
     if isinstance(model, Model):
-        inputs = examples(model) if x is None else jnp.asarray(x)
-        return _Call(
-            lambda variables, x: model.apply(variables, x)[0],
-            _arrays(Variables(*variables), "the variables"),
-            inputs.astype(model.input_dtype),
-        )
+        inputs = (examples(model) if x is None else jnp.asarray(x)).astype(model.input_dtype)
+        given = _arrays(Variables(*variables), "the variables")
+        return _Call(lambda v, x: model.apply(v, x)[0], given, inputs, frozenset([""] if any_batch else []))
     if isinstance(model, nnx.Module):
         raise ValueError(
             f"{type(model).__name__} is an nnx.Module; take definition, state = nnx.split(module), and give the "
@@ -243,13 +243,26 @@ def _prepared(model: Any, variables: PyTree, x: PyTree | None, any_batch: bool) 
     if x is None:
         raise ValueError("a function of one's own needs examples: give `x`, as the function takes it")
     inputs = _arrays(x, "x")
-    sizes = {path or "x": leaf.shape[0] for path, leaf in trees.flatten(inputs).items() if leaf.ndim}
+    sizes = {path: leaf.shape[0] for path, leaf in trees.flatten(inputs).items() if leaf.ndim}
     if any_batch and len(set(sizes.values())) > 1:
         raise ValueError(
             f"the first axes of x, which are the batch, differ in length: {sizes}; give as many examples of each, put "
             "what belongs to no example into the function or its variables, or fix all shapes by any_batch=False"
         )
-    return _Call(model, _arrays(variables, "the variables"), inputs)
+    return _Call(model, _arrays(variables, "the variables"), inputs, frozenset(sizes if any_batch else []))
+
+
+def _computed(call: _Call) -> PyTree:
+    """What the function computes from the examples, compiled: rounding depends on what a compiler fuses."""
+    try:
+        return jax.jit(lambda variables, x: _plain(call.apply(variables, x)))(call.variables, call.x)
+    except ValueError:
+        raise
+    except Exception as error:  # what a function raises under tracing has no common type
+        raise ValueError(
+            f"this function does not work under jax.jit, called with the variables and x: {_short(error)}; it must be "
+            "pure and return arrays"
+        ) from error
 
 
 def _arrays(tree: PyTree, what: str) -> PyTree:
@@ -312,32 +325,37 @@ def _restored(stored: Array, like: Array) -> Array:
     return jax.lax.bitcast_convert_type(stored.astype(f"uint{info(like.dtype).bits}"), like.dtype)
 
 
-def _exported(run: Any, weights: Any, inputs: PyTree, any_batch: bool, platforms: Sequence[str]) -> Any:
+def _exported(
+    run: Callable[..., PyTree],
+    weights: Mapping[str, np.ndarray],
+    inputs: PyTree,
+    batched: frozenset[str],
+    platforms: Sequence[str],
+) -> Any:
     """The exported function; where its batch size cannot be left open, that is said."""
+    fixed = {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights.items()}
 
-    def export(batch: Any) -> Any:
-        def shape(a: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((a.shape[0] if batch is None else batch, *a.shape[1:])[: a.ndim], a.dtype)
+    def export(batched: frozenset[str]) -> Any:
+        (n,) = jax.export.symbolic_shape("n")
 
-        fixed = {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights.items()}
-        return jax.export.export(jax.jit(run), platforms=tuple(platforms))(fixed, jax.tree.map(shape, inputs))
+        def shape(keys: Any, a: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((n, *a.shape[1:]) if trees.path_of(keys) in batched else a.shape, a.dtype)
+
+        shapes = jax.tree_util.tree_map_with_path(shape, inputs)
+        return jax.export.export(jax.jit(run), platforms=tuple(platforms))(fixed, shapes)
 
     try:
-        return export(jax.export.symbolic_shape("n")[0] if any_batch else None)
+        return export(batched)
     except Exception as error:  # what a function raises under tracing has no common type
-        if any_batch:
-            try:
-                export(None)
-            except Exception:
-                pass
-            else:
-                raise ValueError(
-                    f"the batch size of this function cannot be left open: {_short(error)}; write x.shape[0] or -1 "
-                    "instead of numbers in it, or give any_batch=False, for batches as large as x alone"
-                ) from error
+        try:
+            export(frozenset())
+        except Exception:
+            raise ValueError(
+                f"JAX cannot export this function for {list(platforms)}: {_short(error)}; `platforms` may name fewer"
+            ) from error
         raise ValueError(
-            f"this function cannot be exported for {list(platforms)}: {_short(error)}; it must work under jax.jit and "
-            "return arrays, and `platforms` may name fewer"
+            f"the batch size of this function cannot be left open: {_short(error)}; write x.shape[0] or -1 instead of "
+            "numbers in it, or give any_batch=False, for batches exactly as large as that of x"
         ) from error
 
 
@@ -345,13 +363,12 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
-def _described(inputs: PyTree, any_batch: bool) -> Any:
+def _described(inputs: PyTree, batched: frozenset[str]) -> Any:
     """The shapes of inputs for the report, `n` for the batch size that is left open."""
-    named = trees.flatten(inputs)
-    shapes = {p: ["n" if any_batch and i == 0 else n for i, n in enumerate(a.shape)] for p, a in named.items()}
+    shapes = {p: ["n", *a.shape[1:]] if p in batched else list(a.shape) for p, a in trees.flatten(inputs).items()}
     return shapes[""] if list(shapes) == [""] else shapes
 
 
-def _onnx_shape(a: Array, any_batch: bool) -> Any:
-    shape = ("B", *a.shape[1:])[: a.ndim] if any_batch else a.shape
+def _onnx_shape(a: Array, batched: bool) -> Any:
+    shape = ("B", *a.shape[1:]) if batched else a.shape
     return shape if a.dtype == jnp.float32 else jax.ShapeDtypeStruct(shape, a.dtype)
