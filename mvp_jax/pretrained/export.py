@@ -21,7 +21,8 @@ from mvp_jax.models import clip
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import formats, key_table, loading
 from mvp_jax.pretrained.comparison import Written, difference, examples
-from mvp_jax.pretrained.programs import REPORT, load_program, onnx, program
+from mvp_jax.pretrained.onnx_graphs import onnx
+from mvp_jax.pretrained.programs import REPORT, load_program, program
 
 __all__ = ["Written", "checkpoint", "clip_pair", "load_program", "onnx", "program"]
 
