@@ -8,7 +8,7 @@ reason. Splitting an axis further (a reshape, a slice) refines its expression in
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.export
@@ -35,7 +35,7 @@ class Dim:
     __slots__ = ("ref", "size", "why")
 
     def __init__(self, size: int, why: str = ""):
-        self.size: int = size if jax.export.is_symbolic_dim(size) else int(size)
+        self.size: int = cast(int, size) if jax.export.is_symbolic_dim(size) else int(size)
         self.why: str = why
         self.ref: Expr | None = None
 

@@ -176,6 +176,6 @@ def _exported(
                 f"JAX cannot export this function for {list(platforms)}: {calls.short(error)}; name fewer `platforms`"
             ) from error
         raise ValueError(
-            f"the batch size of this function cannot be left open: {calls.short(error)}; write x.shape[0] or -1 instead "
-            "of numbers in it, or give any_batch=False, for batches exactly as large as that of x"
+            f"the batch size of this function cannot be left open: {calls.short(error)}; write x.shape[0] or -1 in it "
+            "instead of numbers, or give any_batch=False, for batches exactly as large as that of x"
         ) from error
