@@ -134,7 +134,7 @@ def slim(
         traced, replay = traced_for(inputs)
         got = jax.tree.leaves(variables)
         want = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
-        if [jnp.shape(x) for x in got] != want:
+        if [np.shape(x) for x in got] != want:  # jax2onnx traces JAX's `shape`
             raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
         return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
 
@@ -146,7 +146,7 @@ def slim(
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
 
 
 def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:

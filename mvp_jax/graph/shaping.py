@@ -186,7 +186,7 @@ def _tile(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]
 
 
 def _emit_tile(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
-    reps = [size(out) // max(n, 1) for out, n in zip(seen.outs[0], values[0].shape, strict=True)]
+    reps = [size(out) // (n or 1) for out, n in zip(seen.outs[0], values[0].shape, strict=True)]
     return jnp.tile(values[0], reps)
 
 
