@@ -262,8 +262,8 @@ def _check_scalar(loss: Callable[..., Array], params: Params, *data: Any) -> Non
         if all(p.dtype == jnp.result_type(q) for p, q in zip(*map(jax.tree.leaves, (wide, params)), strict=True)):
             raise
         raise ValueError(
-            f"the loss fails with float32 parameters in place of {given}: {error}. Scores are computed in float32; let "
-            "the loss cast its parameters to the type that it needs, or give data of float32"
+            f"the loss fails with float32 parameters in place of {given}, and scores are computed in float32; let the "
+            f"loss cast its parameters to the type that it needs, or give it float32 data: {error}"
         ) from error
     shapes = [leaf.shape for leaf in jax.tree.leaves(result)]
     if shapes != [()]:
