@@ -88,9 +88,7 @@ def test_grasp(case):
     w, x, y = case.draw(12), case.draw(5, 12), case.draw(5)
     theta, a, b = exact(w), exact(x), exact(y)
     gradient = a.T @ (a @ theta - b) / len(b)
-    case.same(
-        saliency.grasp(squared_error, {"w": w}, x, y)["w"], theta * (a.T @ (a @ gradient)) / len(b), loss=100
-    )
+    case.same(saliency.grasp(squared_error, {"w": w}, x, y)["w"], theta * (a.T @ (a @ gradient)) / len(b), loss=100)
 
 
 def test_fisher(case):
