@@ -3,19 +3,29 @@
 Every leaf broadcasts to its parameter: a scalar `True` where nothing is ever pruned, `(1, 1, 1, C)` for whole filters.
 Counting functions weigh a leaf by the entries it stands for if they are given the parameters. All of it serves unit
 masks (`{group: bool[C]}`) as well.
+
+Trees are matched by their paths (`trees.align`), so masks may be in other containers than the parameters: an
+`nnx.State` of an optimiser's variables beside one of parameters, or a plain dict beside a Linen `FrozenDict`.
 """
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.core import trees
+from mvp_jax.core import mask_measures, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree
+
+count = mask_measures.count
+sparsity = mask_measures.sparsity
+summary = mask_measures.summary
+iou = mask_measures.iou
+overlap = mask_measures.overlap
+cosine = mask_measures.cosine
+leaf_cosines = mask_measures.leaf_cosines
 
 
 def check(masks: Masks, params: Params) -> None:
@@ -26,24 +36,37 @@ def check(masks: Masks, params: Params) -> None:
     ...
     ValueError: mask 'a' has shape (1, 2), which does not broadcast to its parameter's (3, 4)
     """
-    trees.check_same_structure(params, masks, "params", "masks")
+    fitting(masks, params)
+
+
+def fitting(masks: Masks, params: Params) -> Masks:
+    """The masks in the containers of the parameters, after the checks of `check`.
+
+    Args:
+        masks: booleans that broadcast to the parameters, in containers of any kind.
+        params: arrays or shapes.
+
+    Returns:
+        The masks with the tree structure of `params`.
+
+    Raises:
+        ValueError: as `check`.
+
+    >>> fitting([jnp.array(True)], (jnp.zeros(2),))
+    (Array(True, dtype=bool),)
+    """
+    masks = trees.align(masks, params, "masks", "params")
     for (path, m), p in zip(trees.flatten(masks).items(), jax.tree.leaves(params), strict=True):
         dtype = jnp.result_type(m)
         if not jnp.issubdtype(dtype, jnp.bool_):
             raise ValueError(
                 f"mask {path!r} is {dtype}, but masks are booleans, True = keep; compare scores to get one"
             )
-        if not _broadcasts(jnp.shape(m), jnp.shape(p)):
+        if not trees.broadcasts(jnp.shape(m), jnp.shape(p)):
             raise ValueError(
                 f"mask {path!r} has shape {jnp.shape(m)}, which does not broadcast to its parameter's {jnp.shape(p)}"
             )
-
-
-def _broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
-    try:
-        return jnp.broadcast_shapes(tuple(small), tuple(large)) == tuple(large)
-    except ValueError:
-        return False
+    return masks
 
 
 def ones(params: Params, prunable: PyTree | trees.PathRules | None = None) -> Masks:
@@ -55,15 +78,16 @@ def ones(params: Params, prunable: PyTree | trees.PathRules | None = None) -> Ma
             get a scalar `True`. By default all do.
 
     Returns:
-        Masks of `params`.
+        Masks of `params`, sharded as the parameters are where they have their shapes.
 
     >>> jax.tree.map(jnp.shape, ones({"bias": jnp.zeros(2), "kernel": jnp.zeros((3, 2))}, [".*kernel"]))
     {'bias': (), 'kernel': (3, 2)}
     """
     if prunable is None:
-        return jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
+        return jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
     chosen = trees.select(params, prunable) if _are_rules(prunable) else prunable
-    return jax.tree.map(lambda p, c: jnp.ones(jnp.shape(p) if c else (), bool), params, chosen)
+    chosen = trees.align(chosen, params, "prunable", "params")
+    return jax.tree.map(lambda p, c: jnp.ones_like(p, dtype=bool) if c else jnp.ones((), bool), params, chosen)
 
 
 def _are_rules(x: Any) -> bool:
@@ -85,14 +109,54 @@ def exempt(masks: Masks, prunable: PyTree) -> Masks:
     >>> exempt({"kernel": jnp.array([True, False]), "bias": jnp.array(False)}, {"kernel": True, "bias": False})
     {'bias': Array(True, dtype=bool), 'kernel': Array([ True, False], dtype=bool)}
     """
-    trees.check_same_structure(masks, prunable, "masks", "prunable")
 
     def one(m: Array, p: Any) -> Array:
         if isinstance(p, (bool, np.bool_)):
             return m if p else jnp.ones((), bool)
         return m | ~p
 
-    return jax.tree.map(one, masks, prunable)
+    return jax.tree.map(one, masks, trees.align(prunable, masks, "prunable", "masks"))
+
+
+def eligible(masks: Masks, prunable: PyTree) -> Masks:
+    """Gives what is never pruned a `False`: what a selector may choose from (`within`). The inverse of `exempt`.
+
+    Args:
+        masks: masks of all parameters, such as `exempt` returns, or as an optimiser's state holds them.
+        prunable: `trees.select(params, rules)`, or masks.
+
+    Returns:
+        Masks for `within`; a Python `False`, which costs a selector nothing, for a leaf whose `prunable` is one.
+
+    Raises:
+        ValueError: if the structures differ.
+
+    >>> eligible({"kernel": jnp.array([True, False]), "bias": jnp.array(True)}, {"kernel": True, "bias": False})
+    {'bias': False, 'kernel': Array([ True, False], dtype=bool)}
+    """
+
+    def one(m: Array, p: Any) -> Any:
+        if isinstance(p, (bool, np.bool_)):
+            return m if p else False
+        return m & p
+
+    return jax.tree.map(one, masks, trees.align(prunable, masks, "prunable", "masks"))
+
+
+def nonzero(params: Params, prunable: PyTree | trees.PathRules | None = None) -> Masks:
+    """The masks of parameters that were pruned elsewhere: what is not zero is kept.
+
+    Args:
+        params: arrays, with zeros where weights were pruned.
+        prunable: which leaves were pruned, as in `ones`; the others get a scalar `True`. By default all were.
+
+    Returns:
+        Masks of `params`.
+
+    >>> nonzero({"w": jnp.array([0.0, 2.0]), "b": jnp.zeros(2)}, ["w"])
+    {'b': Array(True, dtype=bool), 'w': Array([False,  True], dtype=bool)}
+    """
+    return jax.tree.map(lambda m, p: m & (p != 0) if m.ndim else m, ones(params, prunable), params)
 
 
 @jax.jit
@@ -118,8 +182,7 @@ def apply(params: Params, masks: Masks) -> Params:
     >>> apply({"a": jnp.array([jnp.inf, 2.0])}, {"a": jnp.array([False, True])})["a"].tolist()
     [0.0, 2.0]
     """
-    check(masks, params)
-    return _apply(params, masks)
+    return _apply(params, fitting(masks, params))
 
 
 @jax.jit
@@ -150,171 +213,8 @@ def union(*masks: Masks) -> Masks:
 def _combine(how: Any, *masks: Masks) -> Masks:
     if not masks:
         raise ValueError("no masks given; give at least one")
-    for i, other in enumerate(masks):
-        trees.check_same_structure(masks[0], other, "masks 0", f"masks {i}")
+    masks = tuple(trees.align(other, masks[0], f"masks {i}", "masks 0") for i, other in enumerate(masks))
     return jax.tree.map(lambda *leaves: functools.reduce(how, leaves), *masks)
-
-
-def _times(shape: Sequence[int], full: Sequence[int]) -> int:
-    """How many entries of the full shape every entry of a mask stands for."""
-    if not _broadcasts(shape, full):
-        raise ValueError(f"a mask of shape {tuple(shape)} does not broadcast to its parameter's shape {tuple(full)}")
-    return math.prod(full) // max(math.prod(shape), 1)
-
-
-def _shapes(masks: Masks, params: Params | None) -> PyTree:
-    """The shapes entries are counted in, static."""
-    if params is None:
-        params = masks
-    trees.check_same_structure(params, masks, "params", "masks")
-    return tuple(tuple(jnp.shape(p)) for p in jax.tree.leaves(params))
-
-
-@functools.partial(jax.jit, static_argnames="shapes")
-def _kept(masks: Masks, *, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-    leaves = zip(jax.tree.leaves(masks), shapes, strict=True)
-    return [jnp.sum(m, dtype=jnp.int32) * np.int32(_times(jnp.shape(m), s)) for m, s in leaves]
-
-
-def _total(counts: Sequence[Array]) -> Array:
-    return functools.reduce(jnp.add, counts, jnp.int32(0))
-
-
-def count(masks: Masks, params: Params | None = None) -> Array:
-    """How many entries are kept: int32[].
-
-    Args:
-        masks: any masks.
-        params: if given, entries of the parameters are counted, else entries of the masks.
-
-    >>> masks = {"a": jnp.array([[True], [False]])}
-    >>> int(count(masks)), int(count(masks, {"a": jnp.zeros((2, 5))}))
-    (1, 5)
-    """
-    return _total(_kept(masks, shapes=_shapes(masks, params)))
-
-
-def sparsity(masks: Masks, params: Params | None = None) -> Array:
-    """The share of entries that are removed: float32[] in [0, 1].
-
-    Args:
-        masks: any masks.
-        params: if given, entries of the parameters are counted, else entries of the masks.
-
-
-    >>> masks = {"a": jnp.array([True, False]), "b": jnp.array(True)}
-    >>> float(sparsity(masks, {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}))
-    0.375
-    """
-    shapes = _shapes(masks, params)
-    entries = sum(math.prod(s) for s in shapes)
-    pruned = np.int32(entries) - _total(_kept(masks, shapes=shapes))
-    return pruned.astype(jnp.float32) / np.float32(max(entries, 1))
-
-
-@functools.partial(jax.jit, static_argnames="shapes")
-def _pairs(a: Masks, b: Masks, *, shapes: Sequence[tuple[int, ...]]) -> list[tuple[Array, Array, Array, Array]]:
-    """Of each leaf: entries in both, in any, in a, in b."""
-
-    def one(x: Array, y: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
-        x, y = jnp.broadcast_arrays(x, y)
-        times = np.int32(_times(x.shape, jnp.broadcast_shapes(shape, x.shape)))
-        parts = (x & y, x | y, x, y)
-        both, any_, in_x, in_y = (jnp.sum(p, dtype=jnp.int32) * times for p in parts)
-        return both, any_, in_x, in_y
-
-    return [one(x, y, s) for x, y, s in zip(jax.tree.leaves(a), jax.tree.leaves(b), shapes, strict=True)]
-
-
-def _compare(a: Masks, b: Masks, params: Params | None) -> list[tuple[Array, Array, Array, Array]]:
-    trees.check_same_structure(a, b, "the first masks", "the second masks")
-    return _pairs(a, b, shapes=_shapes(a, params))
-
-
-def _ratio(part: Array, whole: Array) -> Array:
-    return jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1).astype(jnp.float32)
-
-
-def iou(a: Masks, b: Masks) -> PyTree:
-    """Intersection over union of the kept sets, leaf by leaf (group by group): `|A ∩ B| / |A ∪ B|`.
-
-    Args:
-        a: masks.
-        b: masks of the same structure; shapes broadcast.
-
-    Returns:
-        A tree of float32[] in [0, 1]; two empty sets are equal, 1.
-
-    >>> round(float(iou({"fc": jnp.array([True, True, False])}, {"fc": jnp.array([True, False, True])})["fc"]), 3)
-    0.333
-
-    Reference: Zhao et al. 2023, "Meta-Vote Pruning" (arXiv:2301.11560), section 3, overlap ratio.
-    """
-    pairs = _compare(a, b, None)
-    return jax.tree.unflatten(jax.tree.structure(a), [_ratio(both, either) for both, either, _, _ in pairs])
-
-
-def overlap(a: Masks, b: Masks, params: Params | None = None) -> Array:
-    """Intersection over union of the kept sets over all leaves together: float32[].
-
-    Args:
-        a: masks.
-        b: masks of the same structure; shapes broadcast.
-        params: if given, every leaf weighs as many entries as its parameter has.
-
-    >>> a = {"k": jnp.array([True, True]), "n": jnp.array(True)}
-    >>> b = {"k": jnp.array([True, False]), "n": jnp.array(True)}
-    >>> float(overlap(a, b, {"k": jnp.ones((5, 2)), "n": jnp.ones(10)}))
-    0.75
-    """
-    pairs = _compare(a, b, params)
-    return _ratio(_total([p[0] for p in pairs]), _total([p[1] for p in pairs]))
-
-
-def cosine(a: Masks, b: Masks, params: Params | None = None) -> Array:
-    """The cosine of the angle between two masks read as vectors of 0 and 1: `|A ∩ B| / sqrt(|A| |B|)`.
-
-    Args:
-        a: masks.
-        b: masks of the same structure; shapes broadcast.
-        params: if given, every leaf weighs as many entries as its parameter has.
-
-    Returns:
-        float32[] in [0, 1]: 0 if just one keeps nothing, 1 if neither keeps anything.
-
-    >>> float(cosine({"a": jnp.array([True, True, True, True])}, {"a": jnp.array([True, False, False, False])}))
-    0.5
-
-    Reference: Jaiswal et al. 2023, "Instant Soup" (arXiv:2306.10460), similarity of masks.
-    """
-    pairs = _compare(a, b, params)
-    both, left, right = (_total([p[i] for p in pairs]) for i in (0, 2, 3))
-    return _cosine(both, left, right)
-
-
-def leaf_cosines(a: Masks, b: Masks) -> PyTree:
-    """The cosine of the angle between two masks read as vectors of 0 and 1, leaf by leaf (group by group).
-
-    Args:
-        a: masks.
-        b: masks of the same structure; shapes broadcast.
-
-    Returns:
-        A tree of float32[] in [0, 1], each as `cosine` gives it for the leaf alone.
-
-    >>> float(leaf_cosines({"a": jnp.array([True] * 4)}, {"a": jnp.array([True, False, False, False])})["a"])
-    0.5
-
-    Reference: Jaiswal et al. 2023, "Instant Soup" (arXiv:2306.10460), similarity of masks.
-    """
-    pairs = _compare(a, b, None)
-    return jax.tree.unflatten(jax.tree.structure(a), [_cosine(both, x, y) for both, _, x, y in pairs])
-
-
-def _cosine(both: Array, left: Array, right: Array) -> Array:
-    both, left, right = (n.astype(jnp.float32) for n in (both, left, right))
-    none = (left == 0) & (right == 0)
-    return jnp.where(none, 1, both / jnp.maximum(jnp.sqrt(left * right), 1)).astype(jnp.float32)
 
 
 @jax.jit
@@ -343,7 +243,7 @@ def unpack(packed: PyTree, like: PyTree) -> Masks:
     >>> unpack({"a": jnp.array([160], jnp.uint8)}, {"a": jax.ShapeDtypeStruct((3,), bool)})["a"].tolist()
     [True, False, True]
     """
-    trees.check_same_structure(packed, like, "packed", "like")
+    like = trees.align(like, packed, "like", "packed")
 
     def one(path: str, bits: Array, shape: tuple[int, ...]) -> Array:
         size = math.prod(shape)

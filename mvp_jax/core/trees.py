@@ -147,6 +147,12 @@ def unstack(tree: PyTree) -> list[PyTree]:
 def check_same_structure(a: PyTree, b: PyTree, a_name: str = "the first", b_name: str = "the second") -> None:
     """Raises `ValueError`, naming the paths that differ, unless both trees have one structure.
 
+    Args:
+        a: any pytree.
+        b: the tree that must have the structure of `a`, in containers of the same types.
+        a_name: what the first tree is called in the error.
+        b_name: what the second tree is called in the error.
+
     >>> check_same_structure({"a": 1}, {"b": 1}, "params", "masks")
     Traceback (most recent call last):
     ...
@@ -157,14 +163,72 @@ def check_same_structure(a: PyTree, b: PyTree, a_name: str = "the first", b_name
         return
     left, right = set(flatten(a)), set(flatten(b))
     if left == right:
+        kinds = f"{type(a).__name__} and {type(b).__name__}"
         raise ValueError(
-            f"{a_name} and {b_name} differ in structure: the same paths in different containers "
-            f"({structures[0]} against {structures[1]})"
+            f"{a_name} and {b_name} differ in structure: they have the same paths in containers of other types "
+            f"({kinds} outside); trees.align(tree, like) gives one tree the containers of the other"
         )
-    raise ValueError(
+    raise ValueError(_apart(left, right, a_name, b_name))
+
+
+def _apart(left: set[str], right: set[str], a_name: str, b_name: str) -> str:
+    return (
         f"{a_name} and {b_name} differ in structure: only in {a_name}: {sorted(left - right)[:5]}; "
         f"only in {b_name}: {sorted(right - left)[:5]}"
     )
+
+
+def align(tree: PyTree, like: PyTree, name: str = "the tree", like_name: str = "the other") -> PyTree:
+    """The leaves of a tree in the structure of another one: leaves that have the same path belong together.
+
+    What kind of container holds them does not matter: an `nnx.State` of `Param`, one of `OptVariable`, a nested dict, a
+    Linen `FrozenDict`, or lists that a checkpoint restored for tuples. A scalar, such as `True`, stands for every leaf
+    of a subtree that `like` has in its place.
+
+    Args:
+        tree: any pytree.
+        like: the pytree whose structure the result has; its leaves are not looked at.
+        name: what the tree is called in the error.
+        like_name: what the other tree is called in the error.
+
+    Returns:
+        The leaves of `tree` in the containers of `like`.
+
+    Raises:
+        ValueError: naming the paths that only one of the two trees has.
+
+    >>> align([1, {"b": 2}], ({"a": 0, "c": 0}, {"b": 0}))
+    ({'a': 1, 'c': 1}, {'b': 2})
+    """
+    structure: Any = jax.tree.structure(like)
+    if jax.tree.structure(tree) == structure:
+        return tree
+    leaves, names = flatten(tree), list(flatten(like))
+    scalars = [path for path, leaf in leaves.items() if jnp.ndim(leaf) == 0]
+
+    def source(path: str) -> str:
+        if path in leaves:
+            return path
+        # An empty path is that of a tree which is a leaf itself.
+        return next((s for s in scalars if not s or path.startswith(f"{s}/")), path)
+
+    sources = [source(path) for path in names]
+    if set(sources) != set(leaves):
+        found = {p for p, s in zip(names, sources, strict=True) if s in leaves}
+        raise ValueError(_apart(set(names) - found, set(leaves) - set(sources), like_name, name))
+    return jax.tree.unflatten(structure, [leaves[s] for s in sources])
+
+
+def broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Whether an array of the shape `small` broadcasts to the shape `large`, and not beyond it.
+
+    >>> broadcasts((1, 3), (2, 3)), broadcasts((2, 3), (1, 3))
+    (True, False)
+    """
+    try:
+        return jnp.broadcast_shapes(tuple(small), tuple(large)) == tuple(large)
+    except ValueError:
+        return False
 
 
 def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:

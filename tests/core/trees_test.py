@@ -4,6 +4,8 @@ import dataclasses
 import flax.core
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -79,8 +81,36 @@ def test_structures():
     trees.check_same_structure({"a": 1}, {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="left and right differ in structure: only in left: \\['b'\\]"):
         trees.check_same_structure({"a": 1, "b": 2}, {"a": 1}, "left", "right")
-    with pytest.raises(ValueError, match="the same paths in different containers"):
+    with pytest.raises(ValueError, match="the same paths in containers of other types"):
         trees.check_same_structure([1, 2], (1, 2))
+
+
+def test_a_tree_is_aligned_to_another_by_paths():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    adam = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param).opt_state[0].mu
+    params = nnx.state(model, nnx.Param)
+    adam = jax.tree.map(lambda x: jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape), adam)
+    assert jax.tree.structure(adam) != jax.tree.structure(params)
+    found = trees.align(adam, params)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    np.testing.assert_array_equal(found["kernel"][...], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(trees.align(found, {"kernel": 0, "bias": 0})["bias"], np.arange(3.0))
+    # In a dataclass the order of the leaves is that of its fields, in a dict that of the alphabet.
+    named = collections.namedtuple("named", ("kernel", "bias"))
+    assert trees.align({"bias": 1, "kernel": 2}, named(0, 0)) == named(2, 1)
+    assert trees.align({"0": 1, "1": [2, 3]}, (0, (0, 0))) == (1, (2, 3))
+
+
+def test_a_scalar_stands_for_a_subtree():
+    like = {"base": {"w": 0, "b": {"c": 0}}, "base2": 0}
+    assert trees.align({"base": True, "base2": 5}, like) == {"base": {"w": True, "b": {"c": True}}, "base2": 5}
+    assert trees.align(True, like) == {"base": {"w": True, "b": {"c": True}}, "base2": True}
+    with pytest.raises(ValueError, match=r"only in like: \['base/w'\]; only in mine: \['base'\]"):
+        trees.align({"base": jnp.ones(2)}, {"base": {"w": 0}}, "mine", "like")
+    with pytest.raises(ValueError, match=r"only in the other: \['b'\]; only in the tree: \[\]"):
+        trees.align({"a": 1}, {"a": 1, "b": 2})
+    with pytest.raises(ValueError, match=r"only in the other: \[\]; only in the tree: \['b'\]"):
+        trees.align({"a": 1, "b": 2}, {"a": 1})
 
 
 def test_replace():

@@ -1,9 +1,4 @@
-"""Optax wrappers for a training loop of one's own: `keep_mask` keeps a mask, `prune_on_schedule` prunes as it trains.
-
-Both wrap the whole optimiser, so that nothing changes the updates after them, and give the loop updates that leave an
-exact 0 in every pruned place. Masks live in the optimiser's state, which holds arrays only: it stacks, saves and shards
-as any optimiser's does.
-"""
+"""Gradual pruning as an optax wrapper: `prune_on_schedule` prunes as an optimiser trains."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,22 +13,11 @@ from jax import lax
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core import patterns, schedules, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree
+from mvp_jax.train.transforms import holding
 
 Importance: TypeAlias = Callable[[Params, Params], PyTree]
 """`(params, grads) -> values` in the parameters' shapes, higher = keep. The parameters are those after the update, the
 gradients those that the optimiser was given."""
-
-
-class KeepMaskState(NamedTuple):
-    """The state of an optimiser made by `keep_mask`.
-
-    Attributes:
-        masks: booleans that broadcast to the parameters, True = keep.
-        inner: the wrapped optimiser's state.
-    """
-
-    masks: Masks
-    inner: optax.OptState
 
 
 class PruneOnScheduleState(NamedTuple):
@@ -52,102 +36,6 @@ class PruneOnScheduleState(NamedTuple):
     kept: Masks
     masks: Masks
     inner: optax.OptState
-
-
-def _copies(tree: PyTree) -> PyTree:
-    """Returns the tree with arrays of its own: a state whose memory is donated must share it with nothing."""
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
-
-
-def _checked(params: Params | None, grads: Params, masks: Masks) -> Params:
-    if params is None:
-        raise ValueError(
-            "params is None, but pruned places get the update -params; call tx.update(grads, state, params)"
-        )
-    trees.check_same_structure(params, grads, "params", "the gradients")
-    trees.check_same_structure(params, masks, "params", "the masks in the optimiser state")
-    return params
-
-
-@jax.jit
-def _hold(updates: Params, params: Params, masks: Masks) -> Params:
-    """Returns updates that are `-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0."""
-    return jax.tree.map(lambda u, p, m: jnp.where(m, u, -p), updates, params, masks)
-
-
-def keep_mask(tx: optax.GradientTransformation, masks: Masks) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimiser that keeps a mask: what is pruned becomes 0 with the first update and stays exactly 0.
-
-    `tx` sees masked gradients and parameters, so moments of pruned weights stay 0 too; its updates are replaced by
-    `-params` where pruned, which neither momentum nor weight decay can undo.
-
-    Args:
-        tx: the whole optimiser, with clipping and schedules.
-        masks: booleans that broadcast to the parameters, True = keep. They are copied into the state, and `update`
-            reads them there: members of a stack may have masks of their own, and others can be put in by
-            `state._replace`.
-
-    Returns:
-        An optimiser whose `update` needs the parameters, and passes further arguments on to `tx`.
-
-    Raises:
-        ValueError: by `init` for masks that do not fit, by `update` without parameters.
-
-    >>> params, masks = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])}
-    >>> tx = keep_mask(optax.sgd(0.5, momentum=0.9), masks)
-    >>> updates, state = tx.update({"w": jnp.array([1.0, 1.0])}, tx.init(params), params)
-    >>> optax.apply_updates(params, updates)["w"].tolist()
-    [0.5, 0.0]
-    """
-    tx = optax.with_extra_args_support(tx)
-
-    def init(params: Params) -> KeepMaskState:
-        return KeepMaskState(_copies(masks), tx.init(masks_lib.apply(params, masks)))
-
-    def update(
-        grads: Params, state: KeepMaskState, params: Params | None = None, **extra: Any
-    ) -> tuple[Params, KeepMaskState]:
-        params = _checked(params, grads, state.masks)
-        masked = masks_lib.apply(params, state.masks)
-        updates, inner = tx.update(masks_lib.apply(grads, state.masks), state.inner, masked, **extra)
-        return _hold(updates, params, state.masks), state._replace(inner=inner)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _when(
-    due: Array, change: Callable[[list, list], list], old: Sequence[Array], inputs: Sequence[Array]
-) -> list[Array]:
-    """Returns `change(old, inputs)` where `due`, else `old`; under `vmap` nothing is computed while no member is due.
-
-    A plain `cond` with a batched predicate becomes a select, which computes both sides at every step. Here its batched
-    form is the same again, for all members and with one predicate, so that it nests.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def one(due: Array, old: list[Array], inputs: list[Array]) -> list[Array]:
-        return lax.cond(due, change, lambda old, _: old, old, inputs)
-
-    @one.def_vmap
-    def many(size: int, batched: Any, due: Array, old: list[Array], inputs: list[Array]) -> tuple[list, list]:
-        old = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(old, batched[1], strict=True)]
-        axes = [0 if b else None for b in batched[2]]
-
-        def all_of(old: list[Array], inputs: list[Array]) -> list[Array]:
-            return jax.vmap(change, in_axes=(0, axes), axis_size=size)(old, inputs)
-
-        def those_due(old: list[Array], inputs: list[Array]) -> list[Array]:
-            mine, *inputs = inputs
-            pairs = zip(all_of(old, inputs), old, strict=True)
-            return [jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), new, x) for new, x in pairs]
-
-        if batched[0]:
-            out = _when(jnp.any(due), those_due, old, [due, *inputs])
-        else:
-            out = _when(due, all_of, old, inputs)
-        return out, [True] * len(out)
-
-    return one(due, list(old), list(inputs))
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "scores", "chosen"))
@@ -185,7 +73,7 @@ def _prune(
 
     # The choice has no derivative; stopped here, a loop may be differentiated through, as custom_vmap alone may not.
     leaves = [lax.stop_gradient(x) for x in leaves]
-    return jax.tree.unflatten(parts, _when(due, change, jax.tree.leaves(old), leaves))
+    return jax.tree.unflatten(parts, holding.when(due, change, jax.tree.leaves(old), leaves))
 
 
 def _counts(pattern: patterns.Pattern, params: Params, prunable: PyTree, sparsities: Sequence[float]) -> PyTree:
@@ -205,21 +93,6 @@ def _counts(pattern: patterns.Pattern, params: Params, prunable: PyTree, sparsit
         return np.maximum.accumulate(np.array(k[::-1], np.int32))[::-1]
 
     return jax.tree.map(falling, *counts)
-
-
-def _chosen(params: Params, prunable: PyTree | trees.PathRules) -> PyTree:
-    """Returns which leaves are pruned, as a tree of booleans, from rules over paths or from such a tree."""
-    if isinstance(prunable, (list, tuple)):
-        # A tree may be a tuple of tuples too, but a rule begins with its pattern.
-        first = [r[0] if isinstance(r, tuple) and r else r for r in prunable]
-        if all(isinstance(r, str) for r in first):
-            return trees.select(params, prunable)
-    if not all(isinstance(p, (bool, np.bool_)) for p in jax.tree.leaves(prunable)):
-        raise ValueError(
-            f"prunable is {prunable!r}; give rules over paths, or a tree of Python booleans like the params"
-        )
-    trees.check_same_structure(params, prunable, "params", "prunable")
-    return prunable
 
 
 def prune_on_schedule(
@@ -296,20 +169,20 @@ def prune_on_schedule(
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Params) -> PruneOnScheduleState:
-        chosen = _chosen(params, prunable)
+        chosen = holding.chosen(params, prunable)
         kept = pattern.whole(params, chosen)
         return PruneOnScheduleState(
             count=jnp.zeros((), jnp.int32),
-            keep=_copies(_counts(pattern, params, chosen, sparsities)),
-            kept=_copies(kept),
-            masks=_copies(pattern.masks(kept, params, chosen)),
+            keep=holding.copies(_counts(pattern, params, chosen, sparsities)),
+            kept=holding.copies(kept),
+            masks=holding.copies(pattern.masks(kept, params, chosen)),
             inner=tx.init(params),
         )
 
     def update(
         grads: Params, state: PruneOnScheduleState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, PruneOnScheduleState]:
-        params = _checked(params, grads, state.masks)
+        params = holding.checked(params, grads, state.masks)
         masked = masks_lib.apply(params, state.masks)
         updates, inner = tx.update(masks_lib.apply(grads, state.masks), state.inner, masked, **extra)
         count = optax.safe_increment(state.count)
@@ -326,45 +199,8 @@ def prune_on_schedule(
             None if scores is None else grads,
             pattern=pattern,
             scores=scores,
-            chosen=tuple(map(bool, jax.tree.leaves(_chosen(params, prunable)))),
+            chosen=tuple(map(bool, jax.tree.leaves(holding.chosen(params, prunable)))),
         )
-        return _hold(updates, params, masks), PruneOnScheduleState(count, state.keep, kept, masks, inner)
+        return holding.hold(updates, params, masks), PruneOnScheduleState(count, state.keep, kept, masks, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def masks_of(opt_state: optax.OptState) -> Masks:
-    """Returns the masks in an optimiser's state.
-
-    Args:
-        opt_state: a state of `keep_mask` or `prune_on_schedule`, or one that has it somewhere inside (`optax.chain`,
-            `optax.inject_hyperparams`, `optax.MultiSteps`).
-
-    Returns:
-        Booleans that broadcast to the parameters, True = keep; if there are several, what all of them keep.
-
-    Raises:
-        ValueError: if there are none, or masks of different trees.
-
-    >>> params, masks = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])}
-    >>> tx = optax.MultiSteps(keep_mask(optax.adam(1e-3), masks), 4)
-    >>> masks_of(tx.init(params))["w"].tolist()
-    [True, False]
-    """
-    found: list[Masks] = []
-
-    def look(tree: PyTree) -> None:
-        for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, (KeepMaskState, PruneOnScheduleState))):
-            if isinstance(leaf, (KeepMaskState, PruneOnScheduleState)):
-                found.append(leaf.masks)
-                look(leaf.inner)
-
-    look(opt_state)
-    if not found:
-        raise ValueError(
-            "no masks in this optimiser state; make the optimiser with transforms.keep_mask or prune_on_schedule"
-        )
-    return found[0] if len(found) == 1 else masks_lib.intersect(*found)
-
-
-__all__ = ["Importance", "KeepMaskState", "PruneOnScheduleState", "keep_mask", "masks_of", "prune_on_schedule"]

@@ -1,0 +1,7 @@
+"""Optax wrappers for a training loop of one's own, which prune, regrow or keep a mask while an optimiser trains."""
+
+from mvp_jax.train.transforms.gradual import Importance, PruneOnScheduleState, prune_on_schedule
+from mvp_jax.train.transforms.holding import KeepMaskState, keep_mask
+from mvp_jax.train.transforms.reading import masks_of
+
+__all__ = ["Importance", "KeepMaskState", "PruneOnScheduleState", "keep_mask", "masks_of", "prune_on_schedule"]
