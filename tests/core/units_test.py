@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mvp_jax.core import units
 from mvp_jax.core.units import Group, Slot
@@ -166,3 +168,24 @@ def test_a_group_without_finite_score_is_refused_where_scores_are_known():
     with pytest.raises(ValueError, match=r"not one score of \['b'\] is finite"):
         units.only_finite(scores)
     assert np.isnan(jax.jit(units.only_finite)(scores)["b"]).all()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P(), P("d", None), P(None, "d")])
+def test_units_of_arrays_on_a_mesh_are_those_of_one_device(kind, spec):
+    """Unit c lies at 2c and 2c + 1 of an axis that two devices share."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,))
+    fused = {"axis": 1, "scored": True, "step": 2, "repeats": ((2, 1),), "length": 12}
+    group = Group(name="f", size=6, slots=(Slot(path="k", **fused), Slot(path="b", **fused | {"axis": 0})))
+    params = {"k": np.arange(48.0, dtype=np.float32).reshape(4, 12), "b": np.arange(12.0, dtype=np.float32)}
+    placed = {
+        "k": jax.device_put(params["k"], NamedSharding(mesh, spec)),
+        "b": jax.device_put(params["b"], NamedSharding(mesh, P("d"))),
+    }
+    want = [params["k"][:, 2 * c : 2 * c + 2].sum() + params["b"][2 * c : 2 * c + 2].sum() for c in range(6)]
+    for call in (units.reduce, jax.jit(units.reduce, static_argnums=(1, 2))):
+        assert call(placed, (group,), "l1")["f"].tolist() == want
+    kept = np.array([True, False, True, True, False, False])
+    got = units.expand({"f": jax.device_put(kept, NamedSharding(mesh, P("d")))}, [group], placed)
+    assert got["k"].tolist() == [np.repeat(kept, 2).tolist()]
+    assert got["b"].tolist() == np.repeat(kept, 2).tolist()

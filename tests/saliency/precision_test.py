@@ -188,9 +188,7 @@ def test_synaptic_flow(case):
         case.same(got[name], want[name], loss=10)
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [c for c in CASES if c[0] != "float64"])
-def test_rounds_of_synaptic_flow(dtype, scale):
-    case = Case(dtype, scale)
+def test_rounds_of_synaptic_flow(case):
     params = {"a": case.draw(3, 8), "b": case.draw(8, 4)}
     got = saliency.prune_by_synflow(two_layers, params, (3,), [30, 12], prunable=["a", "b"])
     a, b = (np.abs(exact(params[n])) for n in "ab")
