@@ -91,9 +91,7 @@ def _outermost(roots: Iterable[Keys]) -> list[Keys]:
 
 def _named_roots(parts: Iterable[Keys], slots: Slots) -> dict[Keys, str]:
     """Roots that are named like a collection and hold paths of it."""
-    found = [
-        p[:i] for p in parts for i in range(1, len(p)) if "/".join(p[i:]) in slots.get(p[i - 1], {})
-    ]
+    found = [p[:i] for p in parts for i in range(1, len(p)) if "/".join(p[i:]) in slots.get(p[i - 1], {})]
     return {r: r[-1] for r in _outermost(found)}
 
 
@@ -138,9 +136,7 @@ def _of_any(slots: Slots, own: str, path: str) -> list[tuple[str, Slot]]:
     return first
 
 
-def _cuts(
-    path: str, shape: tuple[int, ...], slots: Sequence[tuple[str, Slot]], sizes: Mapping[str, int]
-) -> ArrayCuts:
+def _cuts(path: str, shape: tuple[int, ...], slots: Sequence[tuple[str, Slot]], sizes: Mapping[str, int]) -> ArrayCuts:
     cuts: dict[int, list[tuple[str, Slot]]] = {}
     for name, s in slots if shape else ():
         if s.axis >= len(shape) or shape[s.axis] not in (1, s.length or sizes[name]):

@@ -124,9 +124,7 @@ def anywhere(units: Units) -> dict[str, Array]:
     >>> anywhere({"fc": jnp.array([True, False])})
     {'fc': array([ True, False])}
     """
-    return {
-        name: placement.whole(u) if isinstance(u, jax.core.Tracer) else np.asarray(u) for name, u in units.items()
-    }
+    return {name: placement.whole(u) if isinstance(u, jax.core.Tracer) else np.asarray(u) for name, u in units.items()}
 
 
 # One program per shape: cutting the next task's model at the same sizes compiles nothing.

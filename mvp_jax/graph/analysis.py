@@ -8,8 +8,8 @@ import jax
 
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
+from mvp_jax.graph import placement, zeros
 from mvp_jax.graph import program as programs
-from mvp_jax.graph import zeros
 from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Program, Tracer, Value
@@ -163,7 +163,7 @@ def trace(
     """
     named = collections(variables)
     try:
-        closed, results = jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)
+        closed, results = _jaxpr(apply, variables, *inputs)
     except jax.errors.ConcretizationTypeError as error:
         plain = settings(variables)
         if not plain:
@@ -187,6 +187,17 @@ def trace(
     return Traced(
         program, tuple(leaves), tuple(tracer.notes), jax.tree.structure(variables), jax.tree.structure(results)
     )
+
+
+def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """A function as JAX traces it, with the shardings of its arguments; without, if it cannot run on these."""
+    try:
+        return jax.make_jaxpr(apply, return_shape=True)(*args)
+    except Exception:
+        if not any(placement.explicit(x) for x in jax.tree.leaves(args)):
+            raise
+        # Slim arrays are whole along the axes that were cut: the function may run on those, and has the same groups.
+        return jax.make_jaxpr(apply, return_shape=True)(*jax.tree.map(placement.unlaid, args))
 
 
 def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[zeros.Zeros]:

@@ -171,10 +171,19 @@ def typed(x: Any, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
     >>> typed(jnp.ones((2, 3)), (4, 3)).shape
     (4, 3)
     """
-    shape = jnp.shape(x) if shape is None else tuple(shape)
-    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
-    weak = bool(getattr(x, "weak_type", not hasattr(x, "dtype")))
+    bare = unlaid(x, shape)
     sharding = explicit(x)
     if sharding is None:
-        return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
-    return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak, sharding=fitted(sharding, shape))
+        return bare
+    return jax.ShapeDtypeStruct(bare.shape, bare.dtype, weak_type=bare.weak_type, sharding=fitted(sharding, bare.shape))
+
+
+def unlaid(x: Any, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, wherever it lies; another shape can be put in its place.
+
+    >>> unlaid(2.0)
+    ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
+    """
+    shape = jnp.shape(x) if shape is None else tuple(shape)
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jax.ShapeDtypeStruct(shape, dtype, weak_type=bool(getattr(x, "weak_type", not hasattr(x, "dtype"))))

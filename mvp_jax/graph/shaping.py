@@ -158,9 +158,7 @@ def _emit_pad(seen: Seen, values: list[Any], size: Callable[[Expr], int], params
 
 def _emit_broadcast(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
     shape = shape_of(seen.outs[0], size)
-    return lax.broadcast_in_dim(
-        values[0], shape, params["broadcast_dimensions"], out_sharding=params.get("sharding")
-    )
+    return lax.broadcast_in_dim(values[0], shape, params["broadcast_dimensions"], out_sharding=params.get("sharding"))
 
 
 def _emit_reshape(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:

@@ -62,7 +62,13 @@ def settings(variables: PyTree) -> list[str]:
     >>> settings({"kernel": np.ones(2), "dropout": {"inference": True}})
     ['dropout/inference']
     """
-    return [path for path, leaf in trees.flatten(variables).items() if isinstance(leaf, bool | int | float | complex)]
+    return [path for path, leaf in trees.flatten(variables).items() if _is_number(leaf)]
+
+
+def _is_number(leaf: Any) -> bool:
+    # The shape of a Python number is a weak scalar.
+    weak = isinstance(leaf, jax.ShapeDtypeStruct) and leaf.weak_type and leaf.shape == ()
+    return weak or isinstance(leaf, bool | int | float | complex)
 
 
 def _is_array(leaf: Any) -> bool:
