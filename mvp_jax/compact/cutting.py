@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mvp_jax.compact import copies
-from mvp_jax.compact.copies import ArrayCuts, TreeCuts
+from mvp_jax.compact.copies import ArrayCuts
 from mvp_jax.core import trees
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, PyTree, Units

@@ -369,9 +369,10 @@ def find(traced: Traced, group: Group) -> Dim:
     found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats)) for s in group.slots}
     d = found.pop() if len(found) == 1 else None
     if d is None or d.size != group.size:
+        paths = sorted({f"{s.collection}/{s.path}" for s in group.slots})
         raise ValueError(
             f"group {group.name!r} is not a set of units of this function (its slots are {len(group.slots)} axes of "
-            f"{sorted({f'{s.collection}/{s.path}' for s in group.slots})[:3]}); find groups with graph.groups(apply, variables, *inputs)"
+            f"{paths[:3]}); find groups with graph.groups(apply, variables, *inputs)"
         )
     if d.why:
         raise ValueError(f"group {group.name!r} cannot be cut in this function: {d.why}")

@@ -35,8 +35,8 @@ def without(sharding: NamedSharding, rank: int, axes: Collection[int]) -> NamedS
     """A sharding of arrays of `rank` axes with some axes whole on every device, and the others as they were.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
-    >>> without(NamedSharding(mesh, PartitionSpec("data", None)), 2, {0}).spec
-    PartitionSpec(None, None)
+    >>> tuple(without(NamedSharding(mesh, PartitionSpec("data", None)), 2, {0}).spec)
+    (None, None)
     """
     spec = [*sharding.spec, *[None] * (rank - len(sharding.spec))]
     return NamedSharding(sharding.mesh, PartitionSpec(*(None if a in axes else s for a, s in enumerate(spec))))
@@ -133,8 +133,8 @@ def fitted(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
     """A sharding for a smaller array: axes whose length the mesh does not divide are whole on every device.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
-    >>> fitted(NamedSharding(mesh, PartitionSpec("data")), (3,)).spec
-    PartitionSpec('data',)
+    >>> tuple(fitted(NamedSharding(mesh, PartitionSpec("data")), (3,)).spec)
+    ('data',)
     """
     sizes = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, strict=True))
 

@@ -42,17 +42,18 @@ def collections(variables: PyTree) -> list[tuple[str, str]]:
 def check_arrays(variables: PyTree) -> None:
     """Raises `ValueError` unless every leaf is an array, the shape of one, or a number, naming the first that is not.
 
-    >>> check_arrays({"kernel": jax.numpy.ones(2), "activation": jax.nn.relu})  # doctest: +ELLIPSIS
+    >>> check_arrays({"kernel": jax.numpy.ones(2), "mode": "same"})
     Traceback (most recent call last):
     ...
-    ValueError: leaf 'activation' is a ..., not an array; ... params, rest = eqx.partition(model, eqx.is_array) ...
+    ValueError: leaf 'mode' is a str, not an array; variables hold arrays only: of an Equinox module, give params of
+    params, rest = eqx.partition(model, eqx.is_array), and a function that calls eqx.combine(params, rest)
     """
     for path, leaf in trees.flatten(variables).items():
         if not _is_array(leaf):
             raise ValueError(
                 f"leaf {path!r} is a {type(leaf).__name__}, not an array; variables hold arrays only: of an Equinox "
-                "module, give the arrays, params, rest = eqx.partition(model, eqx.is_array), and a function that "
-                "calls eqx.combine(params, rest)"
+                "module, give params of params, rest = eqx.partition(model, eqx.is_array), and a function that calls "
+                "eqx.combine(params, rest)"
             )
 
 
