@@ -187,9 +187,11 @@ def test_one_compilation_serves_every_cut_of_one_size():
 
 def fully_sharded(p, x):
     """A step as explicit sharding has it written: weights are gathered where they are used, the batch stays sharded."""
-    a, bias, b = (jax.sharding.reshard(w, P()) for w in (p["a"]["kernel"], p["a"]["bias"], p["b"]["kernel"]))
-    h = jnp.dot(x, a, out_sharding=P("d")) + bias
-    h, _ = jax.lax.scan(lambda c, _: (0.5 * c, None), h + jnp.zeros_like(h), length=1)
+    a, bias, b = p["a"]["kernel"], p["a"]["bias"], p["b"]["kernel"]
+    # Zeros lie as the kernel does, also in the loop that is run again on smaller arrays.
+    a, _ = jax.lax.scan(lambda total, _: (total + a / 2, None), jnp.zeros_like(a), length=2)
+    a, bias, b = (jax.sharding.reshard(w, P()) for w in (a, bias, b))
+    h = (jnp.dot(x, a, out_sharding=P("d")) + bias) / 2
     h = jax.sharding.reshard(2 * h, P("d", None))
     return jnp.dot(jax.nn.relu(h), b, out_sharding=P("d"))
 
@@ -208,8 +210,9 @@ def test_functions_that_say_where_their_arrays_lie(apply, layout, spec):
     with jax.set_mesh(mesh(AxisType.Explicit)):
         x = jax.device_put(X, NamedSharding(mesh(AxisType.Explicit), spec))
         groups = graph.groups(apply, p, x)
-        assert groups == GROUPS
-        small, slim = compact.slim(apply, p, groups, UNITS, x)
+        # What comes out of a loop is no kernel, so the first function's units have another name.
+        assert [{(s.path, s.axis) for s in g.slots} for g in groups] == [{(s.path, s.axis) for s in GROUPS[0].slots}]
+        small, slim = compact.slim(apply, p, groups, {groups[0].name: UNITS["a"]}, x)
         np.testing.assert_allclose(jax.jit(small)(slim, x), net(by_numpy(params()), X), atol=1e-5)
         found = compact.verify(apply, p, groups, x, key=jax.random.key(0), cuts=2)
         assert max(found.differences) < 1e-5
