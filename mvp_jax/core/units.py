@@ -45,7 +45,8 @@ class Slot:
         axis: which axis (not negative).
         scored: whether the array produces the unit (a filter, its bias or norm) rather than consumes it; only
             producing slots enter scores.
-        collection: `params`, or `rest` for batch statistics.
+        collection: the entry of the variables that holds the array: `params`, which is masked and cut, or another such
+            as `rest` or `batch_stats`, which is only cut.
         start, step, repeats: unit `c` lies at index `start + c·step + Σ k·stride`, `k < count` for each `(count,
             stride)` of `repeats`; by default at index `c`. Head `c` of a fused axis `H·d`: `step=d, repeats=((d, 1),)`;
             the second part of a concatenation: `start=n`.
@@ -55,7 +56,7 @@ class Slot:
     path: str
     axis: int
     scored: bool = False
-    collection: Literal["params", "rest"] = "params"
+    collection: str = "params"
     start: int = 0
     step: int = 1
     repeats: tuple[tuple[int, int], ...] = ()
