@@ -6,9 +6,9 @@ are cut alike. Where they are is found by paths, and which axes are cut there by
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import jax.numpy as jnp
+import numpy as np
 
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree
@@ -67,7 +67,7 @@ def axes(tree: PyTree, groups: Sequence[Group]) -> TreeCuts:
         else:
             root = _root_of(p, free)
             here = [] if root is None else _of_any(slots, "/".join(p[len(root) :]), path)
-        cuts = _cuts(path, jnp.shape(leaves[path]), here, sizes) if here else ()
+        cuts = _cuts(path, np.shape(leaves[path]), here, sizes) if here else ()
         if cuts:
             found[path] = cuts
     return found
@@ -105,7 +105,7 @@ def _root_of(p: Keys, roots: Collection[Keys]) -> Keys | None:
 
 
 def _is_another_collection(
-    root: Keys, named: Mapping[Keys, str], slots: Slots, leaves: Mapping[str, object], parts: Mapping[str, Keys]
+    root: Keys, named: Mapping[Keys, str], slots: Slots, leaves: Mapping[str, Any], parts: Mapping[str, Keys]
 ) -> bool:
     """Whether an entry beside `params` has an array that is no copy of the parameter of the same path, nor a mask."""
     beside = (*root[:-1], "params")
@@ -116,7 +116,7 @@ def _is_another_collection(
         original = "/".join((*beside, own))
         if p[: len(root)] != root or own not in slots["params"] or original not in leaves:
             continue
-        a, b = jnp.shape(leaves[path]), jnp.shape(leaves[original])
+        a, b = np.shape(leaves[path]), np.shape(leaves[original])
         if a and (len(a) != len(b) or any(n not in (1, m) for n, m in zip(a, b, strict=True))):
             return True
     return False

@@ -6,6 +6,7 @@ state, a whole training state. Unit masks stay in the index space of the dense m
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[s
     return trees.replace(tree, gathered)
 
 
-def anywhere(units: Units) -> dict[str, Array]:
+def anywhere(units: Units) -> dict[str, Any]:
     """Units that go with arrays on any device: on the host, or if they are traced, whole on every device.
 
     >>> anywhere({"fc": jnp.array([True, False])})

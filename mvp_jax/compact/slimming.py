@@ -12,7 +12,7 @@ import numpy as np
 
 from mvp_jax import graph
 from mvp_jax.compact.cutting import anywhere, cut, sizes
-from mvp_jax.core import masks
+from mvp_jax.core import layouts, masks
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Key, PyTree, Units, Variables
 from mvp_jax.core.units import Group
@@ -218,7 +218,7 @@ def verify(
     try:
         dense = apply(variables, *inputs)
     except Exception:
-        if not any(placement.explicit(x) for x in jax.tree.leaves(variables)):
+        if not any(layouts.explicit(x) for x in jax.tree.leaves(variables)):
             raise
         # Only the slim arrays need to lie in a way in which the function runs: masked ones are compared whole.
         variables = jax.tree.map(placement.whole, variables)

@@ -16,11 +16,21 @@ from mvp_jax.core.types import Array
 
 
 def explicit(x: Any) -> NamedSharding | None:
-    """The sharding of an array, traced or not, if a mesh with explicit axes is part of its type; else `None`."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if sharding is None or sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
-    return sharding
+    """The sharding that is part of an array's type; `None` for arrays and shapes that lie on no explicit mesh.
+
+    >>> explicit(jnp.ones(2)) is None
+    True
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        found: Any = x.sharding
+    else:
+        found = getattr(jax.typeof(x), "sharding", None)
+    return found if isinstance(found, NamedSharding) and has_explicit(found) else None
+
+
+def has_explicit(sharding: NamedSharding) -> bool:
+    """Whether a mesh has axes that are part of the types of its arrays."""
+    return AxisType.Explicit in (sharding.mesh.axis_types or ())
 
 
 def _devices(sharding: NamedSharding, axis: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
 from mvp_jax.graph import placement, zeros
@@ -194,7 +195,7 @@ def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     try:
         return jax.make_jaxpr(apply, return_shape=True)(*args)
     except Exception:
-        if not any(placement.explicit(x) for x in jax.tree.leaves(args)):
+        if not any(layouts.explicit(x) for x in jax.tree.leaves(args)):
             raise
         # Slim arrays are whole along the axes that were cut: the function may run on those, and has the same groups.
         return jax.make_jaxpr(apply, return_shape=True)(*jax.tree.map(placement.unlaid, args))

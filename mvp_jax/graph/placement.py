@@ -13,22 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mvp_jax.core import layouts
 from mvp_jax.core.types import Array
-
-
-def explicit(x: Any) -> NamedSharding | None:
-    """The sharding that is part of an array's type; `None` for arrays and shapes that lie on no Explicit mesh.
-
-    >>> explicit(jnp.ones(2)) is None
-    True
-    """
-    if isinstance(x, jax.ShapeDtypeStruct):
-        found: Any = x.sharding
-    else:
-        found = getattr(jax.typeof(x), "sharding", None)
-    if not isinstance(found, NamedSharding):
-        return None
-    return found if _has_explicit(found) else None
 
 
 def without(sharding: NamedSharding, rank: int, axes: Collection[int]) -> NamedSharding:
@@ -56,7 +42,7 @@ def take(x: Array, index: Array | np.ndarray, axis: int) -> Array:
     >>> take(jnp.arange(6).reshape(2, 3), jnp.array([0, 2]), 1).tolist()
     [[0, 2], [3, 5]]
     """
-    sharding = explicit(x)
+    sharding = layouts.explicit(x)
     if sharding is None:
         return jnp.take(x, index, axis=axis)
     at = (*[slice(None)] * axis, whole(index))
@@ -69,7 +55,7 @@ def whole(x: Any) -> Any:
     >>> whole(jnp.arange(3)).tolist()
     [0, 1, 2]
     """
-    sharding = explicit(x)
+    sharding = layouts.explicit(x)
     return x if sharding is None else jax.sharding.reshard(x, without(sharding, x.ndim, range(x.ndim)))
 
 
@@ -105,7 +91,7 @@ def same_mesh(x: Any, other: Any) -> NamedSharding | None:
 
 
 def _named(x: Any) -> NamedSharding | None:
-    found = explicit(x)
+    found = layouts.explicit(x)
     if found is None and isinstance(x, jax.Array | jax.ShapeDtypeStruct) and not isinstance(x, jax.core.Tracer):
         found = x.sharding if isinstance(x.sharding, NamedSharding) else None
     return found
@@ -119,14 +105,10 @@ def lay(x: Array, sharding: NamedSharding | None) -> Array:
     """
     if sharding is None:
         return x
-    if explicit(x) is not None:
+    if layouts.explicit(x) is not None:
         return jax.sharding.reshard(x, sharding)
     # An array that lies on no mesh yet joins the others as it is.
-    return x if _has_explicit(sharding) else jax.lax.with_sharding_constraint(x, sharding)
-
-
-def _has_explicit(sharding: NamedSharding) -> bool:
-    return jax.sharding.AxisType.Explicit in (sharding.mesh.axis_types or ())
+    return x if layouts.has_explicit(sharding) else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def fitted(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
@@ -172,7 +154,7 @@ def typed(x: Any, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
     (4, 3)
     """
     bare = unlaid(x, shape)
-    sharding = explicit(x)
+    sharding = layouts.explicit(x)
     if sharding is None:
         return bare
     return jax.ShapeDtypeStruct(bare.shape, bare.dtype, weak_type=bare.weak_type, sharding=fitted(sharding, bare.shape))
@@ -184,6 +166,6 @@ def unlaid(x: Any, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
     >>> unlaid(2.0)
     ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
     """
-    shape = jnp.shape(x) if shape is None else tuple(shape)
+    shape = np.shape(x) if shape is None else tuple(shape)
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
     return jax.ShapeDtypeStruct(shape, dtype, weak_type=bool(getattr(x, "weak_type", not hasattr(x, "dtype"))))
