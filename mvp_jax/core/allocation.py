@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mvp_jax.core import trees
+from mvp_jax.core import counts, trees
 from mvp_jax.core.types import Array, Masks, PyTree, Scores
 
 
@@ -72,10 +72,10 @@ def _eligible_sizes(params: PyTree, within: PyTree | None) -> list[int]:
     leaves = jax.tree.leaves(params)
     if within is None:
         return [math.prod(np.shape(p)) for p in leaves]
-    trees.check_same_structure(params, within, "params", "within")
+    within = jax.tree.leaves(trees.align(within, params, "within", "params"))
     return [
-        int(np.sum(np.asarray(w))) * (math.prod(np.shape(p)) // max(np.size(w), 1))
-        for p, w in zip(leaves, jax.tree.leaves(within), strict=True)
+        int(np.sum(np.asarray(w), dtype=np.int64)) * (math.prod(np.shape(p)) // max(np.size(w), 1))
+        for p, w in zip(leaves, within, strict=True)
     ]
 
 
@@ -140,34 +140,59 @@ def concrete(*values: Any) -> bool:
 
 
 def as_count(keep: Any, scalar: bool = True) -> Any:
-    """A count as an int32 array, so that Python numbers and arrays share a compiled program.
+    """A count as an int32 array, or as two words where it is 2^31 or more; so numbers and arrays share a program.
 
     Args:
-        keep: an integer, or an array of integers; may be traced.
+        keep: an integer, an array of integers, or `counts.Words`; may be traced.
         scalar: whether `keep` must be a single count.
 
     Raises:
         ValueError: if `keep` is no integer, or has axes although it must be a single count.
     """
-    if not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
+    if isinstance(keep, counts.Words):
+        shape = jnp.shape(keep.low)
+    elif not jnp.issubdtype(jnp.result_type(keep) if hasattr(keep, "dtype") else np.asarray(keep).dtype, jnp.integer):
         raise ValueError(
             f"keep is {keep!r}, but it counts entries; prune.keep_count(n, sparsity) makes one of a sparsity"
         )
-    if scalar and jnp.ndim(keep):
-        raise ValueError(f"keep has shape {jnp.shape(keep)}, but is one count; for one for each member use jax.vmap")
-    return keep.astype(jnp.int32) if isinstance(keep, jax.Array) else np.asarray(keep, np.int32)
+    else:
+        shape = np.shape(keep)
+    if scalar and shape:
+        raise ValueError(f"keep has shape {shape}, but is one count; for one for each member use jax.vmap")
+    if isinstance(keep, counts.Words):
+        return keep
+    if isinstance(keep, jax.Array):
+        return keep.astype(jnp.int32) if keep.dtype.itemsize <= 4 else counts.words(jnp.maximum(keep, 0))
+    if np.max(keep, initial=0) > counts.INT32_MAX:
+        return counts.words(keep)
+    return np.asarray(keep, np.int32)
+
+
+def stacked(counted: Sequence[Any]) -> Any:
+    """Single counts, as `as_count` gives them, in one array: int32, or words if any of them is in words."""
+    if not any(isinstance(k, counts.Words) for k in counted):
+        return jnp.stack(counted or [0])
+    each = [k if isinstance(k, counts.Words) else counts.words(jnp.maximum(k, 0)) for k in counted]
+    return counts.Words(*(jnp.stack([w[i] for w in each]) for i in (0, 1)))
+
+
+def _known(count: Any) -> np.ndarray:
+    """A count that is not traced, on the host in int64."""
+    if isinstance(count, counts.Words):
+        return (np.asarray(count.high, np.int64) << 16) + np.asarray(count.low, np.int64)
+    return np.asarray(count)
 
 
 def check_count(keep: Any, eligible: Any, where: str = "") -> None:
     """Raises `ValueError` if a count is negative or above the number of eligible entries; traced values pass.
 
     Args:
-        keep: one count or an array of them.
+        keep: one count or an array of them, as `as_count` gives it.
         eligible: how many entries are eligible, of a shape that broadcasts to that of `keep`.
         where: stands behind the count in the error, such as " for 'fc/kernel'".
     """
     if concrete(keep, eligible):
-        k, n = np.asarray(keep), np.asarray(eligible)
+        k, n = _known(keep), _known(eligible)
         if (k < 0).any() or (k > n).any():
             raise ValueError(
                 f"keep is {k.tolist()}{where}, but {n.tolist()} entries are eligible; ask for 0 up to that many"
@@ -191,7 +216,7 @@ class Entries:
         used: the indices of the leaves that take part.
 
     Raises:
-        ValueError: if structures or shapes differ, scores are complex or float64, or masks are not booleans.
+        ValueError: if structures or shapes differ, scores are complex, or masks are not booleans.
     """
 
     def __init__(self, scores: Scores, within: Masks | None, tie_break: Scores | None):
@@ -203,10 +228,10 @@ class Entries:
         self.within: list[Any] = [None] * len(pairs)
         self.ties: list[Any] | None = None
         if within is not None:
-            trees.check_same_structure(scores, within, "scores", "within")
+            within = trees.align(within, scores, "within", "scores")
             self.within = [self._mask(i, w) for i, w in enumerate(jax.tree.leaves(within))]
         if tie_break is not None:
-            trees.check_same_structure(scores, tie_break, "scores", "tie_break")
+            tie_break = trees.align(tie_break, scores, "tie_break", "scores")
             self.ties = [self._number(n, x) for n, x in zip(self.names, jax.tree.leaves(tie_break), strict=True)]
             for name, shape, tie in zip(self.names, self.shapes, self.ties, strict=True):
                 if jnp.shape(tie) != shape:
@@ -218,8 +243,6 @@ class Entries:
         dtype = jnp.result_type(x)
         if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
             raise ValueError(f"scores of {name!r} are {dtype}; they must be real numbers")
-        if dtype == jnp.float64:
-            raise ValueError(f"scores of {name!r} are float64, but float32 is compared; cast them first")
         # A selection has no gradient; stopped here, before jit, none is ever traced through the selection.
         return lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
 
@@ -228,11 +251,7 @@ class Entries:
             return None if w else False
         if w.dtype != bool:
             raise ValueError(f"within of {self.names[i]!r} is {w.dtype}; masks are booleans")
-        try:
-            fits = jnp.broadcast_shapes(w.shape, self.shapes[i]) == self.shapes[i]
-        except ValueError:
-            fits = False
-        if not fits:
+        if not trees.broadcasts(w.shape, self.shapes[i]):
             raise ValueError(f"within of {self.names[i]!r}, shape {w.shape}, does not broadcast to {self.shapes[i]}")
         return w
 
@@ -252,10 +271,13 @@ class Entries:
             value: one setting, or a tree with the structure of the scores.
             what: its name, for the error.
         """
-        if jax.tree_util.all_leaves([value]):
-            return [value] * len(self.used)
-        trees.check_same_structure(self.tree(self.names), value, "scores", what)
-        return [jax.tree.leaves(value)[i] for i in self.used]
+        whole = lambda x: isinstance(x, counts.Words)  # noqa: E731
+        found, structure = jax.tree.flatten(value, is_leaf=whole)
+        if jax.tree_util.treedef_is_leaf(structure):
+            return found * len(self.used)
+        # Numbers in the place of the counts, as a path must not lead into one.
+        places = trees.align(jax.tree.unflatten(structure, range(len(found))), self.tree(self.names), what, "scores")
+        return [found[jax.tree.leaves(places)[i]] for i in self.used]
 
     def tree(self, leaves: Sequence[Any]) -> Any:
         """All leaves, those that take no part included, as a tree with the structure of the scores."""

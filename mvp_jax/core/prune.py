@@ -3,6 +3,11 @@ r"""Exact selection: which `k` of `n` entries to keep, over leaves, trees, outpu
 Asked to keep `k` of `n`, every selector keeps exactly `k`: the highest scores, ties to the lower flat index (that of
 `jax.tree.leaves`, row-major within a leaf). `nan` ranks lowest, `-0.0` equals `0.0`, denormals differ from zero. `k`
 is a traced count, so one compilation serves a whole schedule, and under `jax.vmap` every member may have its own.
+Scores are compared in float32, or in float64 if any of them are.
+
+Scores that are sharded over a mesh of devices stay where they are: devices exchange counts, and masks are sharded as
+the scores. A tree may have any number of entries, a leaf fewer than 2^32; a count of 2^31 or more is a Python integer,
+or where it is traced `counts.Words`.
 
 The result is a subset of `within`: what is not eligible is `False`. Parameters that are never pruned get their `True`
 back from `masks.exempt`. Any pytree of arrays will do, so the same functions select weights and units.
@@ -15,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from mvp_jax.core import allocation, topk
+from mvp_jax.core import allocation, counts, layouts, topk
 from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, PyTree, Scores
 
@@ -33,18 +39,22 @@ def count_nonfinite(scores: Scores) -> Array:
     >>> int(count_nonfinite({"a": jnp.array([1.0, jnp.nan, -jnp.inf])}))
     2
     """
-    leaves = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in jax.tree.leaves(scores)]
-    return functools.reduce(jnp.add, leaves, jnp.int32(0))
+    found = counts.total([counts.true(~jnp.isfinite(x)) for x in jax.tree.leaves(scores)])
+    return counts.single(found).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("segments", "method"))
 def _highest(
-    scores: list, within: list, ties: list | None, keep: Array, *, segments: tuple[int, ...], method: TopkMethod
-) -> tuple[list, Array]:
+    scores: list, within: list, ties: list | None, keep: Any, *, segments: tuple[int, ...], method: TopkMethod
+) -> tuple[list, counts.Words]:
     """Masks, and how many entries of each segment are eligible."""
-    sizes = [topk.eligible_count(x, w) for x, w in zip(scores, within, strict=True)]
-    eligible = jnp.zeros(keep.shape, jnp.int32).at[np.array(segments, np.int32)].add(jnp.stack(sizes) if sizes else 0)
-    return topk.highest(scores, within, ties, jnp.clip(keep, 0, eligible), segments, method), eligible
+    asked = keep if isinstance(keep, counts.Words) else counts.words(jnp.maximum(keep, 0))
+    parts: list[list[counts.Words]] = [[] for _ in range(max(segments, default=-1) + 1)]
+    for s, x, w in zip(segments, scores, within, strict=True):
+        parts[s].append(topk.eligible_count(x, w))
+    sums = [counts.total(p) for p in parts] or [counts.words(jnp.int32(0))]
+    eligible = counts.Words(*(jnp.stack([jnp.asarray(n[i]) for n in sums]) for i in (0, 1)))
+    return topk.highest(scores, within, ties, counts.least(asked, eligible), segments, method), eligible
 
 
 def by_leaf(
@@ -78,16 +88,17 @@ def by_leaf(
     {'conv': [True, False, True], 'fc': [True, False]}
     """
     entries = allocation.Entries(scores, within, tie_break)
-    counts = [allocation.as_count(k) for k in entries.per_leaf(keep, "keep")]
-    for i, k, n in zip(entries.used, counts, entries.sizes(), strict=True):
+    asked = [allocation.as_count(k) for k in entries.per_leaf(keep, "keep")]
+    for i, k, n in zip(entries.used, asked, entries.sizes(), strict=True):
         if n is not None:
             allocation.check_count(k, n, f" for {entries.names[i]!r}")
     some, within_leaves, ties = entries.some()
-    each = tuple(range(len(counts)))
-    selected, eligible = _highest(some, within_leaves, ties, jnp.stack(counts or [0]), segments=each, method=method)
-    if allocation.concrete(counts, eligible) and any(w is not None for w in within_leaves):
-        for i, k, n in zip(entries.used, counts, np.asarray(eligible), strict=True):
-            allocation.check_count(k, n, f" for {entries.names[i]!r}")
+    each = tuple(range(len(asked)))
+    selected, eligible = _highest(some, within_leaves, ties, allocation.stacked(asked), segments=each, method=method)
+    if allocation.concrete(asked, eligible) and any(w is not None for w in within_leaves):
+        host = counts.Words(np.asarray(eligible.high), np.asarray(eligible.low))
+        for leaf, (i, k) in enumerate(zip(entries.used, asked, strict=True)):
+            allocation.check_count(k, counts.Words(host.high[leaf], host.low[leaf]), f" for {entries.names[i]!r}")
     return entries.masks(selected)
 
 
@@ -103,7 +114,7 @@ def across_tree(
 
     Args:
         scores: real numbers, higher = keep; any pytree.
-        keep: int32[], traced.
+        keep: int32[], traced; `counts.Words` for 2^31 and more.
         within: as in `by_leaf`.
         tie_break: as in `by_leaf`.
         method: as in `by_leaf`.
@@ -126,9 +137,9 @@ def across_tree(
         allocation.check_count(count, sum(sizes))
     some, within_leaves, ties = entries.some()
     whole = (0,) * len(some)
-    selected, eligible = _highest(some, within_leaves, ties, jnp.stack([count]), segments=whole, method=method)
+    selected, eligible = _highest(some, within_leaves, ties, allocation.stacked([count]), segments=whole, method=method)
     if len(sizes) != len(known):
-        allocation.check_count(count, eligible[0])
+        allocation.check_count(count, jax.tree.map(lambda n: n[0], eligible) if some else 0)
     return entries.masks(selected)
 
 
@@ -174,9 +185,9 @@ def by_output(
     section 3, comparison groups.
     """
     entries = allocation.Entries(scores, within, tie_break)
-    counts = [allocation.as_count(k, scalar=False) for k in entries.per_leaf(keep, "keep")]
+    asked = [allocation.as_count(k, scalar=False) for k in entries.per_leaf(keep, "keep")]
     out = []
-    for i, k, a in zip(entries.used, counts, _axes(axis, entries), strict=True):
+    for i, k, a in zip(entries.used, asked, _axes(axis, entries), strict=True):
         shape, where = entries.shapes[i], f" in every output of {entries.names[i]!r}"
         if not all(-len(shape) <= d < len(shape) for d in a):
             raise ValueError(f"{entries.names[i]!r}, shape {shape}, lacks the output axis {a}; name one that it has")
@@ -206,24 +217,36 @@ def _axes(axis: Any, entries: allocation.Entries) -> list[tuple[int, ...]]:
     return [(found[i],) if isinstance(found[i], int) else found[i] for i in entries.used]
 
 
-@functools.partial(jax.jit, static_argnames=("m", "axis"))
-def _runs(x: Array, w: Any, tie: Any, n: Array, *, m: int, axis: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("m", "axes"))
+def _runs(x: Array, w: Any, tie: Any, n: Array, *, m: int, axes: tuple[int, ...]) -> Array:
     keys = [topk.order(jnp.asarray(v), w) for v in (x, tie) if v is not None]
-    runs = [jnp.moveaxis(k, axis, -1).reshape(-1, m) for k in keys]
+    first, order = axes[0], list(range(keys[0].ndim))
+    if len(axes) > 1:
+        # The axes beside each other and in their order, at the place of the first one.
+        order = [a for a in order if a not in axes]
+        first = min(first, len(order))
+        order[first:first] = axes
+    moved = [jnp.transpose(k, order) for k in keys]
+    shape = moved[0].shape
+    merged = (*shape[:first], math.prod(shape[first : first + len(axes)]), *shape[first + len(axes) :])
+    runs = [layouts.split(jnp.reshape(k, merged), {first: m}) for k in moved]
+    place = lax.broadcasted_iota(jnp.int32, runs[0].shape, first + 1)
 
-    def rank(i: int) -> Array:
-        """How many of the run come before entry `i`."""
-        before = jnp.arange(m) < i
+    def before(j: int) -> Array:
+        """Whether entry `j` of a run comes before each entry of it."""
+        earlier = j < place
         for k in reversed(runs):
-            before = (k > k[:, i, None]) | ((k == k[:, i, None]) & before)
-        return jnp.sum(before, axis=-1, dtype=jnp.int32)
+            other = lax.slice_in_dim(k, j, j + 1, axis=first + 1)
+            earlier = (other > k) | ((other == k) & earlier)
+        return earlier.astype(jnp.int32)
 
-    kept = (jnp.stack([rank(i) for i in range(m)], axis=-1) < n) & (runs[0] > 0)
-    return jnp.moveaxis(kept.reshape(jnp.moveaxis(keys[0], axis, -1).shape), -1, axis)
+    rank = functools.reduce(jnp.add, [before(j) for j in range(m)])
+    kept = layouts.join((rank < n) & (runs[0] > 0), {first: m}, moved[0] if len(axes) == 1 else None)
+    return jnp.transpose(jnp.reshape(kept, shape), np.argsort(order))
 
 
 def n_of_m(
-    scores: Scores, n: int | Array, m: int, *, axis: int, within: Masks | None = None, tie_break: Scores | None = None
+    scores: Scores, n: int | Array, m: int, *, axis: Any, within: Masks | None = None, tie_break: Scores | None = None
 ) -> Masks:
     """Keeps `n` of every `m` neighbours along an axis (2:4, 4:8 ...).
 
@@ -231,7 +254,9 @@ def n_of_m(
         scores: real numbers, higher = keep; any pytree of arrays whose `axis` is a multiple of `m` long.
         n: how many stay, from 0 to `m`; traced.
         m: the length of a run; static.
-        axis: along which the runs lie; hardware wants the axis that a product sums over.
+        axis: along which the runs lie; or a tuple of axes that are read as one, the last running fastest (heads and
+            head dimensions of a kernel that sums over both); or a tree of either. Hardware wants the axes that a
+            product sums over, which `graph.contracted` finds.
         within: as in `by_leaf`; a run with fewer than `n` eligible entries keeps those it has.
         tie_break: as in `by_leaf`.
 
@@ -249,17 +274,22 @@ def n_of_m(
     if m < 1 or (allocation.concrete(n) and not 0 <= n <= m):
         raise ValueError(f"{n} of {m} is impossible; n goes from 0 to m, and m is at least 1")
     entries = allocation.Entries(scores, within, tie_break)
-    for i in entries.used:
+    along = dict(zip(entries.used, _axes(axis, entries), strict=True))
+    for i, axes in along.items():
         shape = entries.shapes[i]
-        if not -len(shape) <= axis < len(shape) or shape[axis] % m:
+        known = all(-len(shape) <= a < len(shape) for a in axes) and axes
+        if not known or math.prod(shape[a] for a in axes) % m:
             raise ValueError(
-                f"axis {axis} of {entries.names[i]!r}, shape {shape}, does not divide into runs of {m}; "
-                "leave the leaf out by `within`, or choose another axis or m"
+                f"axis {axes[0] if len(axes) == 1 else axes} of {entries.names[i]!r}, shape {shape}, does not divide "
+                f"into runs of {m}; leave the leaf out by `within`, or choose another axis or m"
             )
+        axes = tuple(a % len(shape) for a in axes)
+        # Runs that fit into the last axis do not pass its end, so the others need not be joined to it.
+        along[i] = axes[-1:] if shape[axes[-1]] % m == 0 else axes
     ties = entries.ties or [None] * len(entries.names)
     count = allocation.as_count(n)
     return entries.masks(
-        [_runs(entries.scores[i], entries.within[i], ties[i], count, m=m, axis=axis) for i in entries.used]
+        [_runs(entries.scores[i], entries.within[i], ties[i], count, m=m, axes=along[i]) for i in entries.used]
     )
 
 
@@ -299,23 +329,23 @@ def by_block(
         if min(block, default=0) < 1 or len(tail) != len(block) or any(d % b for d, b in zip(tail, block, strict=True)):
             raise ValueError(f"blocks {block} do not divide {entries.names[i]!r}, shape {entries.shapes[i]}")
 
-    def cells(x: Any) -> Array:
-        """Every block as one row of its entries: [..., blocks, entries]."""
-        lead = x.shape[: x.ndim - len(block)]
-        split = [d for n, b in zip(x.shape[x.ndim - len(block) :], block, strict=True) for d in (n // b, b)]
-        order = [*range(len(lead)), *(len(lead) + 2 * i for i in range(len(block)))]
-        within_block = [len(lead) + 2 * i + 1 for i in range(len(block))]
-        counts = [*lead, *split[::2]]
-        return jnp.reshape(x, (*lead, *split)).transpose(*order, *within_block).reshape(*counts, math.prod(block))
+    def lengths(x: Any) -> dict[int, int]:
+        return {x.ndim - len(block) + i: b for i, b in enumerate(block)}
+
+    def inner(x: Any) -> tuple[int, ...]:
+        return tuple(x.ndim - len(block) + 2 * i + 1 for i in range(len(block)))
 
     def total(x: Any) -> Array:
-        return jnp.sum(cells(jnp.asarray(x)).astype(jnp.float32), axis=-1)
+        x = jnp.asarray(x)
+        x = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+        return jnp.sum(layouts.split(x, lengths(x)), axis=inner(x))
 
     def some(i: int) -> Any:
         w = entries.within[i]
         if w is None or w is False:
             return w is None
-        return jnp.all(cells(jnp.broadcast_to(w, entries.shapes[i])), axis=-1)
+        w = jnp.broadcast_to(w, entries.shapes[i])
+        return jnp.all(layouts.split(w, lengths(w)), axis=inner(w))
 
     used = set(entries.used)
     small = entries.tree([total(x) if i in used else x for i, x in enumerate(entries.scores)])
@@ -323,10 +353,5 @@ def by_block(
     eligible = entries.tree([some(i) for i in range(len(entries.names))])
     chosen = by_leaf(small, keep, within=eligible, tie_break=ties, method=method)
 
-    def widen(m: Array) -> Array:
-        for a, b in enumerate(block, start=m.ndim - len(block)):
-            m = jnp.repeat(m, b, axis=a)
-        return m
-
     picked = jax.tree.leaves(chosen)
-    return entries.masks([widen(picked[i]) for i in entries.used])
+    return entries.masks([layouts.widen(picked[i], lengths(picked[i]), entries.scores[i]) for i in entries.used])
