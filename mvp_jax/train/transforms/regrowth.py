@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import NamedSharding
 
-from mvp_jax.core import allocation, patterns, prune, trees
+from mvp_jax.core import allocation, layouts, patterns, prune, trees
 from mvp_jax.core import masks as masks_lib
-from mvp_jax.core.types import Array, Key, Masks, Params, PyTree
+from mvp_jax.core.types import Array, Key, Masks, Params, PyTree, Scores
 from mvp_jax.train.transforms import holding
 
 
@@ -41,12 +42,17 @@ class RegrowthState(NamedTuple):
     key: Array | None
 
 
-def _noise(key: Key, entries: PyTree) -> PyTree:
-    """Returns random numbers in the shapes of the entries, uniform in [0, 1)."""
+def _noise(key: Key, entries: Scores) -> Scores:
+    """Returns random numbers in the shapes of the entries, uniform in [0, 1), that are sharded as the entries are."""
+
+    def draw(key: Key, like: Array) -> Array:
+        if allocation.concrete(like) and isinstance(like, jax.Array) and isinstance(like.sharding, NamedSharding):
+            return jax.jit(jax.random.uniform, static_argnums=1, out_shardings=like.sharding)(key, like.shape)
+        return layouts.placed(jax.random.uniform(key, jnp.shape(like)), like)
+
     leaves, structure = jax.tree.flatten(entries)
     keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.uniform(k, jnp.shape(m)) for k, m in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    return jax.tree.unflatten(structure, [draw(k, x) for k, x in zip(keys, leaves, strict=True)])
 
 
 def _first(
@@ -59,8 +65,8 @@ def _first(
             f"nothing would stay of what is prunable at sparsity {sparsity} with {pattern}; name leaves to prune "
             "(`prunable`), or a sparsity that leaves some entries"
         )
-    values = pattern.entries(params, chosen) if key is None else _noise(key, whole)
-    kept = pattern.select(values, counts, whole)
+    values = pattern.entries(params, chosen)
+    kept = pattern.select(values if key is None else _noise(key, values), counts, whole)
     return kept, pattern.masks(kept, params, chosen)
 
 
@@ -95,12 +101,13 @@ def _exchange(
             lambda n: jnp.clip(jnp.rint(fraction * n.astype(jnp.float32)).astype(jnp.int32), 0, n), have
         )
         stay = jax.tree.map(jnp.subtract, have, come)
+        size = pattern.entries(params, prunable)
         if random is None:
             growth = pattern.entries(grads, prunable)
         else:
-            growth = _noise(jax.random.fold_in(jax.random.wrap_key_data(key, impl=random), event), kept)
+            growth = _noise(jax.random.fold_in(jax.random.wrap_key_data(key, impl=random), event), size)
         inside = jax.tree.map(lambda m: m if jnp.ndim(m) else False, kept)
-        staying = prune.by_leaf(pattern.entries(params, prunable), stay, within=inside)
+        staying = prune.by_leaf(size, stay, within=inside)
         outside = jax.tree.map(lambda s, m: ~s if jnp.ndim(m) else False, staying, kept)
         kept = masks_lib.union(staying, prune.by_leaf(growth, come, within=outside))
         return jax.tree.leaves((kept, pattern.masks(kept, params, prunable)))
