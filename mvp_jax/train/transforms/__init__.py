@@ -3,5 +3,19 @@
 from mvp_jax.train.transforms.gradual import Importance, PruneOnScheduleState, prune_on_schedule
 from mvp_jax.train.transforms.holding import KeepMaskState, keep_mask
 from mvp_jax.train.transforms.reading import masks_of
+from mvp_jax.train.transforms.regrowth import RegrowthState, rigl, sparse_evolution
+from mvp_jax.train.transforms.straight_through import StraightThroughState, straight_through
 
-__all__ = ["Importance", "KeepMaskState", "PruneOnScheduleState", "keep_mask", "masks_of", "prune_on_schedule"]
+__all__ = [
+    "Importance",
+    "KeepMaskState",
+    "PruneOnScheduleState",
+    "RegrowthState",
+    "StraightThroughState",
+    "keep_mask",
+    "masks_of",
+    "prune_on_schedule",
+    "rigl",
+    "sparse_evolution",
+    "straight_through",
+]

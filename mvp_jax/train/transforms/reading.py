@@ -7,14 +7,19 @@ from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.types import Masks, PyTree
 from mvp_jax.train.transforms.gradual import PruneOnScheduleState
 from mvp_jax.train.transforms.holding import KeepMaskState
+from mvp_jax.train.transforms.regrowth import RegrowthState
+from mvp_jax.train.transforms.straight_through import StraightThroughState
+
+WITH_MASKS = (KeepMaskState, PruneOnScheduleState, RegrowthState, StraightThroughState)
+"""The states that have masks, and in `inner` that of the optimiser they wrap."""
 
 
 def masks_of(opt_state: optax.OptState) -> Masks:
     """Returns the masks in an optimiser's state.
 
     Args:
-        opt_state: a state of `keep_mask` or `prune_on_schedule`, or one that has it somewhere inside (`optax.chain`,
-            `optax.inject_hyperparams`, `optax.MultiSteps`).
+        opt_state: a state of `keep_mask`, `prune_on_schedule`, `rigl`, `sparse_evolution` or `straight_through`, or one
+            that has it somewhere inside (`optax.chain`, `optax.inject_hyperparams`, `optax.MultiSteps`).
 
     Returns:
         Booleans that broadcast to the parameters, True = keep; if there are several, what all of them keep.
@@ -32,14 +37,15 @@ def masks_of(opt_state: optax.OptState) -> Masks:
     found: list[Masks] = []
 
     def look(tree: PyTree) -> None:
-        for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, (KeepMaskState, PruneOnScheduleState))):
-            if isinstance(leaf, (KeepMaskState, PruneOnScheduleState)):
+        for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, WITH_MASKS)):
+            if isinstance(leaf, WITH_MASKS):
                 found.append(leaf.masks)
                 look(leaf.inner)
 
     look(opt_state)
     if not found:
         raise ValueError(
-            "no masks in this optimiser state; make the optimiser with transforms.keep_mask or prune_on_schedule"
+            "no masks in this optimiser state; make the optimiser with transforms.keep_mask, prune_on_schedule, rigl, "
+            "sparse_evolution or straight_through"
         )
     return found[0] if len(found) == 1 else masks_lib.intersect(*found)
