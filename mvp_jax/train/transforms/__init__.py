@@ -2,6 +2,15 @@
 
 from mvp_jax.train.transforms.gradual import Importance, PruneOnScheduleState, prune_on_schedule
 from mvp_jax.train.transforms.holding import KeepMaskState, keep_mask
-from mvp_jax.train.transforms.reading import masks_of
+from mvp_jax.train.transforms.reading import apply_updates, check, masks_of
 
-__all__ = ["Importance", "KeepMaskState", "PruneOnScheduleState", "keep_mask", "masks_of", "prune_on_schedule"]
+__all__ = [
+    "Importance",
+    "KeepMaskState",
+    "PruneOnScheduleState",
+    "apply_updates",
+    "check",
+    "keep_mask",
+    "masks_of",
+    "prune_on_schedule",
+]
