@@ -3,6 +3,7 @@
 from mvp_jax.train.transforms.gradual import Importance, PruneOnScheduleState, prune_on_schedule
 from mvp_jax.train.transforms.holding import KeepMaskState, keep_mask
 from mvp_jax.train.transforms.reading import apply_updates, check, masks_of
+from mvp_jax.train.transforms.restarting import restart
 
 __all__ = [
     "Importance",
@@ -13,4 +14,5 @@ __all__ = [
     "keep_mask",
     "masks_of",
     "prune_on_schedule",
+    "restart",
 ]

@@ -96,7 +96,8 @@ def _every(steps: int, begin: int, every: int | None) -> int:
     return every
 
 
-def _schedule(schedule: str | schedules.Schedule) -> schedules.Schedule:
+def named_schedule(schedule: str | schedules.Schedule) -> schedules.Schedule:
+    """Returns the schedule of a name, or the function that was given in its place."""
     if not isinstance(schedule, str):
         return schedule
     if schedule not in schedules.SCHEDULES:
@@ -190,7 +191,7 @@ def prune_on_schedule(
     Reference: Zhu & Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878), equation 1.
     """
     every = _every(steps, begin, every)
-    share = _schedule(schedule)
+    share = named_schedule(schedule)
     done = [min(i * every, steps) for i in range(1, -(-steps // every) + 1)]
     pattern = _pattern(pattern, sparsity)
     targets = counting.numbers(sparsity)
