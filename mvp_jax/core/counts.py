@@ -7,7 +7,7 @@ be held. Everything works under `jit`, `vmap` and sharding.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,12 @@ class Words(NamedTuple):
 
     high: Array
     low: Array
+
+
+Count: TypeAlias = Array | Words
+"""How many entries: an array of integers where int32 suffices, else words."""
+
+_C = TypeVar("_C", Array, Words, Count)
 
 
 def words(n: Any) -> Words:
@@ -72,21 +78,42 @@ def total(parts: Sequence[Words]) -> Words:
     return Words(high + (low >> _BITS), low & _LOW)
 
 
-def minus(a: Words, b: Words) -> Words:
-    """The difference of two counts, of which the second is not larger."""
-    borrow = (a.low < b.low).astype(jnp.uint32)
-    return Words(a.high - b.high - borrow, (a.low + (borrow << _BITS)) - b.low)
+def minus(a: _C, b: _C) -> _C:
+    """The difference of two counts of one form, of which the second is not larger."""
+    if isinstance(a, Words) and isinstance(b, Words):
+        borrow = (a.low < b.low).astype(jnp.uint32)
+        return Words(a.high - b.high - borrow, (a.low + (borrow << _BITS)) - b.low)
+    return a - b  # type: ignore[operator]
 
 
-def at_least(a: Words, b: Words) -> Array:
-    """Whether `a ≥ b`."""
-    return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))
+def at_least(a: _C, b: _C) -> Array:
+    """Whether `a ≥ b`, for two counts of one form."""
+    if isinstance(a, Words) and isinstance(b, Words):
+        return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))
+    return jnp.asarray(a >= b)  # type: ignore[operator]
 
 
-def least(a: Words, b: Words) -> Words:
-    """The smaller of two counts."""
-    keep = at_least(b, a)
-    return Words(jnp.where(keep, a.high, b.high), jnp.where(keep, a.low, b.low))
+def where(condition: Array, a: _C, b: _C) -> _C:
+    """One of two counts of one form."""
+    chosen: _C = jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    return chosen
+
+
+def least(a: _C, b: _C) -> _C:
+    """The smaller of two counts of one form."""
+    return where(at_least(b, a), a, b)
+
+
+def small(like: _C, n: int) -> _C:
+    """A number below 2^16 in the form and shape of a count."""
+    if isinstance(like, Words):
+        return Words(jnp.zeros_like(like.high), jnp.full_like(like.low, n))
+    return jnp.full_like(like, n)
+
+
+def int32(a: Count) -> Array:
+    """A count below 2^31 as int32."""
+    return single(a).astype(jnp.int32) if isinstance(a, Words) else a
 
 
 def times(a: Words, n: int) -> Words:
@@ -124,6 +151,30 @@ def true(mask: Array) -> Words:
     axis = max(range(mask.ndim), key=lambda a: mask.shape[a])
     halves = jnp.split(mask, [mask.shape[axis] // 2], axis=axis)
     return total([true(h) for h in halves])
+
+
+def by_segment(found: Words, segments: Sequence[int]) -> Words:
+    """The sums of counts that belong together.
+
+    Args:
+        found: counts of the shape `[parts]`.
+        segments: the segment of each part, counted from 0 without gaps, in order.
+
+    Returns:
+        Counts of the shape `[segments]`.
+
+    >>> sums = by_segment(words(jnp.array([1, 2, 3])), (0, 0, 1))
+    >>> single(sums).tolist()
+    [3, 3]
+    """
+    ends = np.searchsorted(segments, np.arange(max(segments) + 1), side="right")
+    if len(ends) == len(segments):
+        return found
+    starts = [0, *ends[:-1]]
+    high, low = (
+        jnp.stack([jnp.sum(x[a:b], dtype=jnp.uint32) for a, b in zip(starts, ends, strict=True)]) for x in found
+    )
+    return Words(high + (low >> _BITS), low & _LOW)
 
 
 def times_of(shape: Sequence[int], full: Sequence[int]) -> int:

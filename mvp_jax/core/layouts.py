@@ -54,7 +54,8 @@ def split(x: Array, runs: Mapping[int, int]) -> Array:
         spec = _spec(sharding, x.ndim)
         uneven = [a for a, m in runs.items() if (x.shape[a] // m) % _devices(sharding, a)]
         if uneven:
-            x = jax.sharding.reshard(x, PartitionSpec(*(None if a in uneven else s for a, s in enumerate(spec))))
+            spec = [None if a in uneven else s for a, s in enumerate(spec)]
+            x = jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
     return jnp.reshape(x, shape)
 
 
@@ -86,7 +87,7 @@ def placed(x: Array, like: Array | None) -> Array:
     sharding = None if like is None else explicit(like)
     if sharding is None or explicit(x) == sharding:
         return x
-    return jax.sharding.reshard(x, PartitionSpec(*_spec(sharding, x.ndim)))
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*_spec(sharding, x.ndim))))
 
 
 def widen(x: Array, runs: Mapping[int, int], like: Array | None = None) -> Array:

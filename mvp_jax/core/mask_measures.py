@@ -67,7 +67,7 @@ def count(masks: Masks, params: Params | None = None) -> Array:
         return counts.single(found).astype(jnp.int32)
     if not isinstance(found.high, jax.core.Tracer):
         return np.int64(counts.host(found))  # type: ignore[return-value]
-    if jax.config.jax_enable_x64:
+    if jax.config.read("jax_enable_x64"):
         return (found.high.astype(jnp.int64) << 16) | found.low.astype(jnp.int64)
     raise ValueError(
         f"{entries} entries cannot be counted in int32 under jit; count them outside of jit, take masks.sparsity, or "

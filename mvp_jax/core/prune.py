@@ -49,11 +49,11 @@ def _highest(
 ) -> tuple[list, counts.Words]:
     """Masks, and how many entries of each segment are eligible."""
     asked = keep if isinstance(keep, counts.Words) else counts.words(jnp.maximum(keep, 0))
-    parts: list[list[counts.Words]] = [[] for _ in range(max(segments, default=-1) + 1)]
-    for s, x, w in zip(segments, scores, within, strict=True):
-        parts[s].append(topk.eligible_count(x, w))
-    sums = [counts.total(p) for p in parts] or [counts.words(jnp.int32(0))]
-    eligible = counts.Words(*(jnp.stack([jnp.asarray(n[i]) for n in sums]) for i in (0, 1)))
+    each = [topk.eligible_count(x, w) for x, w in zip(scores, within, strict=True)]
+    eligible = asked
+    if each:
+        whole = counts.Words(*(jnp.stack([jnp.asarray(n[i]) for n in each]) for i in (0, 1)))
+        eligible = counts.by_segment(whole, segments)
     return topk.highest(scores, within, ties, counts.least(asked, eligible), segments, method), eligible
 
 
@@ -96,9 +96,9 @@ def by_leaf(
     each = tuple(range(len(asked)))
     selected, eligible = _highest(some, within_leaves, ties, allocation.stacked(asked), segments=each, method=method)
     if allocation.concrete(asked, eligible) and any(w is not None for w in within_leaves):
-        host = counts.Words(np.asarray(eligible.high), np.asarray(eligible.low))
+        host = jax.tree.map(np.asarray, eligible)
         for leaf, (i, k) in enumerate(zip(entries.used, asked, strict=True)):
-            allocation.check_count(k, counts.Words(host.high[leaf], host.low[leaf]), f" for {entries.names[i]!r}")
+            allocation.check_count(k, jax.tree.map(lambda n, j=leaf: n[j], host), f" for {entries.names[i]!r}")
     return entries.masks(selected)
 
 
@@ -242,7 +242,7 @@ def _runs(x: Array, w: Any, tie: Any, n: Array, *, m: int, axes: tuple[int, ...]
 
     rank = functools.reduce(jnp.add, [before(j) for j in range(m)])
     kept = layouts.join((rank < n) & (runs[0] > 0), {first: m}, moved[0] if len(axes) == 1 else None)
-    return jnp.transpose(jnp.reshape(kept, shape), np.argsort(order))
+    return jnp.transpose(jnp.reshape(kept, shape), [order.index(a) for a in range(len(order))])
 
 
 def n_of_m(
@@ -293,6 +293,30 @@ def n_of_m(
     )
 
 
+def _block_axes(ndim: int, block: tuple[int, ...]) -> tuple[dict[int, int], tuple[int, ...]]:
+    """The lengths of blocks by axis, and once these axes are split the axes inside of blocks."""
+    lead = ndim - len(block)
+    return {lead + i: b for i, b in enumerate(block)}, tuple(lead + 2 * i + 1 for i in range(len(block)))
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _block_sums(x: Any, *, block: tuple[int, ...]) -> Array:
+    x = jnp.asarray(x)
+    runs, inner = _block_axes(x.ndim, block)
+    return jnp.sum(layouts.split(x if x.dtype == jnp.float64 else x.astype(jnp.float32), runs), axis=inner)
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _block_all(w: Array, *, block: tuple[int, ...]) -> Array:
+    runs, inner = _block_axes(w.ndim, block)
+    return jnp.all(layouts.split(w, runs), axis=inner)
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _block_widen(m: Array, like: Any, *, block: tuple[int, ...]) -> Array:
+    return layouts.widen(m, _block_axes(m.ndim, block)[0], like)
+
+
 def by_block(
     scores: Scores,
     keep: PyTree,
@@ -329,23 +353,14 @@ def by_block(
         if min(block, default=0) < 1 or len(tail) != len(block) or any(d % b for d, b in zip(tail, block, strict=True)):
             raise ValueError(f"blocks {block} do not divide {entries.names[i]!r}, shape {entries.shapes[i]}")
 
-    def lengths(x: Any) -> dict[int, int]:
-        return {x.ndim - len(block) + i: b for i, b in enumerate(block)}
-
-    def inner(x: Any) -> tuple[int, ...]:
-        return tuple(x.ndim - len(block) + 2 * i + 1 for i in range(len(block)))
-
-    def total(x: Any) -> Array:
-        x = jnp.asarray(x)
-        x = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-        return jnp.sum(layouts.split(x, lengths(x)), axis=inner(x))
-
     def some(i: int) -> Any:
         w = entries.within[i]
         if w is None or w is False:
             return w is None
-        w = jnp.broadcast_to(w, entries.shapes[i])
-        return jnp.all(layouts.split(w, lengths(w)), axis=inner(w))
+        return _block_all(jnp.broadcast_to(w, entries.shapes[i]), block=block)
+
+    def total(x: Any) -> Array:
+        return _block_sums(x, block=block)
 
     used = set(entries.used)
     small = entries.tree([total(x) if i in used else x for i, x in enumerate(entries.scores)])
@@ -354,4 +369,4 @@ def by_block(
     chosen = by_leaf(small, keep, within=eligible, tie_break=ties, method=method)
 
     picked = jax.tree.leaves(chosen)
-    return entries.masks([layouts.widen(picked[i], lengths(picked[i]), entries.scores[i]) for i in entries.used])
+    return entries.masks([_block_widen(picked[i], entries.scores[i], block=block) for i in entries.used])

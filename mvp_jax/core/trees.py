@@ -158,7 +158,8 @@ def check_same_structure(a: PyTree, b: PyTree, a_name: str = "the first", b_name
     ...
     ValueError: params and masks differ in structure: only in params: ['a']; only in masks: ['b']
     """
-    if jax.tree.structure(a) == jax.tree.structure(b):
+    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    if structures[0] == structures[1]:
         return
     left, right = set(flatten(a)), set(flatten(b))
     if left == right:
@@ -199,7 +200,7 @@ def align(tree: PyTree, like: PyTree, name: str = "the tree", like_name: str = "
     >>> align([1, {"b": 2}], ({"a": 0, "c": 0}, {"b": 0}))
     ({'a': 1, 'c': 1}, {'b': 2})
     """
-    structure = jax.tree.structure(like)
+    structure: Any = jax.tree.structure(like)
     if jax.tree.structure(tree) == structure:
         return tree
     leaves, names = flatten(tree), list(flatten(like))

@@ -164,7 +164,7 @@ class Layer(nnx.Module):
         return self.norm2(x + hooks.dropout(self.fc2(h), self.rate))
 
 
-class Words(nnx.Module):
+class WordHead(nnx.Module):
     """The last part of a masked language model, whose kernel is the embedding of words: a bias for each."""
 
     def __init__(self, config: BertConfig):
@@ -192,7 +192,7 @@ class Bert(nnx.Module):
         else:
             self.transform = dense
             self.norm = layers.LayerNorm(config.dim, epsilon=config.epsilon)
-            self.head = Words(config)
+            self.head = WordHead(config)
 
     def __call__(self, ids: Array, hooks: Hooks) -> tuple[Array, Array]:
         c = self.config
