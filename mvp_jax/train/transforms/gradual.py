@@ -1,15 +1,15 @@
 """Gradual pruning as an optax wrapper: `prune_on_schedule` prunes as an optimiser trains."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from mvp_jax.core import masks as masks_lib
 from mvp_jax.core import patterns, schedules, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree
 from mvp_jax.train.transforms import counting, holding
@@ -27,7 +27,8 @@ class PruneOnScheduleState(NamedTuple):
         times: the numbers of the updates that prune, int32[events].
         keep: how many entries stay after so many prunings, the first being all of them: int32[events + 1]
             (`counts.Words` of such arrays for 2^31 entries and more), or a tree of them (see `Pattern.counts`).
-        kept: the entries that are left, booleans as the pattern has them.
+        kept: the entries that are left, booleans as the pattern has them; empty where the masks say the same
+            (`Weights`, `Channels` and `NofM`).
         masks: booleans that broadcast to the parameters, True = keep.
         inner: the wrapped optimiser's state.
     """
@@ -56,27 +57,57 @@ def _prune(
 ) -> tuple[Masks, Masks]:
     """Returns kept entries and masks after the event; the old ones where none is due."""
     prunable = jax.tree.unflatten(jax.tree.structure(params), chosen)
+    bare = _says_all(pattern)
+    kept, masks = old
+    # A branch takes long to compile with every array that goes through it: only what it reads and changes does.
+    changing = _prunable(masks, chosen) if bare else jax.tree.leaves((kept, masks))
+    if bare and scores is None:
+        params, updates = (jax.tree.map(lambda p, x: x if p else np.float32(0), prunable, t) for t in (params, updates))
     leaves, structure = jax.tree.flatten((event, keep, params, updates, grads))
     parts = jax.tree.structure(old)
 
     def change(old: list[Array], inputs: list[Array]) -> list[Array]:
         event, keep, params, updates, grads = jax.tree.unflatten(structure, inputs)
-        within, masks = jax.tree.unflatten(parts, old)
+        if bare:
+            masks = _with_others(old, prunable, True)
+            within = _with_others(old, prunable, False)
+        else:
+            within, masks = jax.tree.unflatten(parts, old)
         # Zeroes first: a weight that one unit took along must not count for the other that it belongs to.
-        new = masks_lib.apply(optax.apply_updates(params, updates), masks)
+        new = holding.zero_pruned(optax.apply_updates(params, updates), masks)
         if scores is None:
             entries = pattern.entries(new, prunable)
         else:
-            values = scores(new, grads)
-            trees.check_same_structure(params, values, "params", "what `scores` returned")
+            values = trees.align(scores(new, grads), params, "what `scores` returned", "params")
             entries = pattern.entries(values, prunable, "sum")
         kept = pattern.select(entries, jax.tree.map(lambda k: k[event], keep), within)
+        if bare:
+            return _prunable(kept, chosen)
         # In the containers that the state has had from the start.
         return jax.tree.leaves((trees.align(kept, within), pattern.masks(kept, params, prunable)))
 
     # The choice has no derivative; stopped here, a loop may be differentiated through, as custom_vmap alone may not.
     leaves = [lax.stop_gradient(x) for x in leaves]
-    return jax.tree.unflatten(parts, holding.when(due, change, jax.tree.leaves(old), leaves))
+    new = holding.when(due, change, changing, leaves)
+    if not bare:
+        return jax.tree.unflatten(parts, new)
+    mine = iter(new)
+    return kept, jax.tree.map(lambda c, m: next(mine) if c else m, prunable, masks)
+
+
+def _says_all(pattern: patterns.Pattern) -> bool:
+    """Returns whether a pattern's masks are its kept entries, with `True` for the leaves that are not prunable."""
+    return isinstance(pattern, (patterns.Weights, patterns.Channels, patterns.NofM))
+
+
+def _prunable(masks: Masks, chosen: Sequence[bool]) -> list[Array]:
+    return [m for m, c in zip(jax.tree.leaves(masks), chosen, strict=True) if c]
+
+
+def _with_others(leaves: Sequence[Array], prunable: PyTree, value: bool) -> Masks:
+    """Returns the masks of the prunable leaves as a tree of all, with one value for the others."""
+    mine = iter(leaves)
+    return jax.tree.map(lambda c: next(mine) if c else jnp.asarray(value), prunable)
 
 
 def _every(steps: int, begin: int, every: int | None) -> int:
@@ -216,7 +247,7 @@ def prune_on_schedule(
             count=jnp.zeros((), jnp.int32),
             times=jnp.asarray([begin + t for t in done], jnp.int32),
             keep=holding.copies(counted(params, chosen)),
-            kept=holding.whole_like(kept, params),
+            kept=() if _says_all(pattern) else holding.whole_like(kept, params),
             masks=holding.whole_like(pattern.masks(kept, params, chosen), params),
             inner=tx.init(params),
         )
@@ -226,8 +257,8 @@ def prune_on_schedule(
         grads: Params, state: PruneOnScheduleState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, PruneOnScheduleState]:
         params, grads, masks = holding.aligned(params, grads, state.masks)
-        masked = masks_lib.apply(params, masks)
-        updates, inner = tx.update(masks_lib.apply(grads, masks), state.inner, masked, **extra)
+        masked = holding.zero_pruned(params, masks)
+        updates, inner = tx.update(holding.zero_pruned(grads, masks), state.inner, masked, **extra)
         chosen = holding.chosen(params, prunable)
         count = optax.safe_increment(state.count)
         keep = counted(params, chosen) if traced else state.keep
@@ -244,6 +275,6 @@ def prune_on_schedule(
             chosen=tuple(map(bool, jax.tree.leaves(chosen))),
         )
         new = state._replace(count=count, keep=keep, kept=kept, masks=trees.align(masks, state.masks), inner=inner)
-        return holding.hold(updates, params, masks), new
+        return holding.hold(updates, params, masks, scalars=False), new
 
     return optax.GradientTransformationExtraArgs(init, update)

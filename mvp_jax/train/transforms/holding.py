@@ -5,6 +5,7 @@ an exact 0 in every pruned place whose parameter is finite. Masks live in the op
 only: it stacks, saves and shards as any optimiser's does.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -106,17 +107,38 @@ def checked(params: Params | None, grads: Params, masks: Masks) -> Params:
     return aligned(params, grads, masks)[0]
 
 
-@jax.jit
-def hold(updates: Params, params: Params, masks: Masks) -> Params:
+@functools.partial(jax.jit, static_argnames="scalars")
+def hold(updates: Params, params: Params, masks: Masks, *, scalars: bool = True) -> Params:
     """Returns updates that are `-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0.
 
     No update makes 0 of an infinite parameter or of nan. Such a place gets the update 0, so that updates stay finite.
+
+    Args:
+        updates: of the wrapped optimiser.
+        params: the parameters before the update.
+        masks: of the same structure.
+        scalars: whether a scalar mask may be `False`. If not, leaves with one are left alone, at no cost.
     """
 
     def one(u: Array, p: Array, m: Array) -> Array:
+        if not scalars and jnp.ndim(m) == 0:
+            return u
         return jnp.where(m, u, jnp.where(jnp.isfinite(p), -p, jnp.zeros((), jnp.result_type(p))))
 
     return jax.tree.map(one, updates, params, masks)
+
+
+@jax.jit
+def zero_pruned(tree: Params, masks: Masks) -> Params:
+    """Returns the tree with 0 where pruned, as `masks.apply` does, for masks whose scalars are all `True`.
+
+    The leaves of such masks are left alone, at no cost.
+    """
+
+    def one(x: Array, m: Array) -> Array:
+        return x if jnp.ndim(m) == 0 else jnp.where(m, x, jnp.zeros((), jnp.result_type(x)))
+
+    return jax.tree.map(one, tree, masks)
 
 
 def when(

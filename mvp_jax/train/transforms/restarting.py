@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -47,7 +48,6 @@ def restart(
         ValueError: for settings out of range, a state without a schedule, a sparsity below the present one, or leaves
             of different sparsities where neither `sparsity` nor `pattern` tells them apart.
 
-    >>> import jax.numpy as jnp
     >>> params = {"w": jnp.array([1.0, -4.0, 2.0, 3.0])}
     >>> tx = gradual.prune_on_schedule(optax.sgd(0.1), sparsity=0.5, steps=1, prunable=["w"])
     >>> _, state = tx.update(params, tx.init(params), params)
@@ -96,11 +96,11 @@ def _restarted(state: gradual.PruneOnScheduleState, **settings: Any) -> gradual.
     names = list(trees.flatten(jax.tree.unflatten(structure, range(len(keep)))))
     here, old_times, old = np.asarray(count), np.asarray(times), [_host(k) for k in keep]
     new_times, new = np.array(old_times), [np.array(k) for k in old]
-    kept = [np.shape(k) for k in jax.tree.leaves(state.kept)]
+    shapes = [np.shape(m) for m in jax.tree.leaves(state.masks)]
     for member in np.ndindex(here.shape):
         rows = [k[member] for k in old]
         now = int(np.sum(old_times[member] <= here[member]))
-        done, later = _counted(dict(zip(names, rows, strict=True)), now, kept, structure, here.ndim, **settings)
+        done, later = _counted(dict(zip(names, rows, strict=True)), now, shapes, structure, here.ndim, **settings)
         new_times[member] = here[member] + settings["begin"] + np.array(done)
         for k, row in zip(new, later, strict=True):
             k[member] = row
@@ -113,7 +113,7 @@ def _restarted(state: gradual.PruneOnScheduleState, **settings: Any) -> gradual.
 def _counted(
     rows: dict[str, np.ndarray],
     now: int,
-    kept: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[int]],
     structure: Any,
     stacked: int,
     *,
@@ -128,7 +128,7 @@ def _counted(
     Args:
         rows: the present row of each count, by path: all entries first.
         now: the place in the rows that has been reached.
-        kept: the shapes of the entries of each leaf, with the axes of a stack in front.
+        masks: the shapes of the masks, with the axes of a stack in front.
         structure: that of the tree of counts.
         stacked: how many axes of a stack there are.
         sparsity, steps, begin, share, pattern: see `restart`.
@@ -138,7 +138,7 @@ def _counted(
     sizes = {name: int(row[0]) for name, row in rows.items()}
     reached = {name: int(row[now]) for name, row in rows.items()}
     if getattr(pattern, "allocation", None) == "erk":
-        shapes = [np.broadcast_to(np.int8(0), s[stacked:]) for s in kept]
+        shapes = [np.broadcast_to(np.int8(0), s[stacked:]) for s in masks]
         start = 1 - sum(reached.values()) / max(sum(sizes.values()), 1)
         _check_rises(sparsity, start, "")
         target = [
@@ -207,4 +207,7 @@ def _like(new: Any, old: Any) -> Any:
     """Returns an array of the type of the old one and on its devices, in the variable of NNX that holds it, if any."""
     ((x,), structure) = jax.tree.flatten(old)
     placed = np.asarray(new).astype(x.dtype)
-    return jax.tree.unflatten(structure, [jax.device_put(placed, x.sharding) if isinstance(x, jax.Array) else placed])
+    if isinstance(x, jax.Array):
+        # An array bound to a device, where none was before, would make a compiled step compile again.
+        placed = jax.device_put(placed, x.sharding) if x.committed else jnp.asarray(placed)
+    return jax.tree.unflatten(structure, [placed])
