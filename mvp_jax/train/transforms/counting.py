@@ -39,13 +39,12 @@ def _are_rules(x: Any) -> bool:
     )
 
 
-def each(sparsity: Any, sizes: PyTree, params: Params) -> list[Any]:
+def each(sparsity: Any, sizes: PyTree) -> list[Any]:
     """Returns the sparsity of every count.
 
     Args:
         sparsity: one number, rules over the paths of `sizes`, or a tree of numbers.
         sizes: how many entries there are, one count or a tree of them, as `Pattern.counts` gives it for sparsity 0.
-        params: the parameters, which `optax.masked` may have taken some from.
 
     Returns:
         One number for each leaf of `sizes`.
@@ -61,18 +60,16 @@ def each(sparsity: Any, sizes: PyTree, params: Params) -> list[Any]:
             "take a pattern that selects within each leaf, such as patterns.Weights('uniform')"
         )
     if _are_rules(sparsity):
-        rules = holding.rules_for(sizes, sparsity)
-        found = trees.match(sizes, [(r, (s,)) for r, s in rules], default=())
-        values = jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, tuple) and not hasattr(x, "_fields"))
+        values = jax.tree.leaves(trees.match(sizes, holding.rules_for(sizes, sparsity), default=False))
     else:
-        values = [(s,) for s in jax.tree.leaves(holding.fit(sparsity, sizes, "sparsity"))]
-    bare = [p for (p, n), v in zip(trees.flatten(sizes).items(), values, strict=True) if n and not v]
+        values = jax.tree.leaves(holding.fit(sparsity, sizes, "sparsity"))
+    bare = [p for (p, n), v in zip(trees.flatten(sizes).items(), values, strict=True) if n and v is False]
     if bare:
         raise ValueError(
             f"no sparsity for {bare[:5]}, which are prunable; add a last rule ('.*', 0.5), or leave them out of "
             "prunable"
         )
-    return [v[0] if v else 0.0 for v in values]
+    return [0.0 if v is False else v for v in values]
 
 
 def on_host(
@@ -95,7 +92,7 @@ def on_host(
         steps: for each pruning a function from the final sparsity to the one reached there.
     """
     sizes = pattern.counts(params, prunable, 0.0)
-    values = each(sparsity, sizes, params)
+    values = each(sparsity, sizes)
     # Patterns count all leaves at one sparsity; of each leaf the count at its own is taken.
     found = {
         v: [jax.tree.leaves(pattern.counts(params, prunable, step(v))) for step in steps] for v in dict.fromkeys(values)
@@ -142,7 +139,7 @@ def on_device(
         )
     sizes = pattern.counts(params, prunable, 0.0)
     least = pattern.min_units if isinstance(pattern, patterns.WholeUnits) else 0
-    values = each(sparsity, sizes, params)
+    values = each(sparsity, sizes)
     reached = {id(v): shares(jnp.asarray(v, jnp.float32)) for v in values}
     rows = [_held(n, reached[id(v)], min(least, n)) for n, v in zip(jax.tree.leaves(sizes), values, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(sizes), rows)

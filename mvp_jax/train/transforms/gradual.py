@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from mvp_jax.core import patterns, schedules, trees
+from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, Params, PyTree
 from mvp_jax.train.transforms import counting, holding
 
@@ -41,7 +42,7 @@ class PruneOnScheduleState(NamedTuple):
     inner: optax.OptState
 
 
-@functools.partial(jax.jit, static_argnames=("pattern", "scores", "chosen"))
+@functools.partial(jax.jit, static_argnames=("pattern", "scores", "chosen", "method"))
 def _prune(
     due: Array,
     event: Array,
@@ -54,6 +55,7 @@ def _prune(
     pattern: patterns.Pattern,
     scores: Importance | None,
     chosen: tuple[bool, ...],
+    method: TopkMethod,
 ) -> tuple[Masks, Masks]:
     """Returns kept entries and masks after the event; the old ones where none is due."""
     prunable = jax.tree.unflatten(jax.tree.structure(params), chosen)
@@ -80,7 +82,9 @@ def _prune(
         else:
             values = trees.align(scores(new, grads), params, "what `scores` returned", "params")
             entries = pattern.entries(values, prunable, "sum")
-        kept = pattern.select(entries, jax.tree.map(lambda k: k[event], keep), within)
+        # A pattern of one's own need not know of methods.
+        how = {} if method == "auto" else {"method": method}
+        kept = pattern.select(entries, jax.tree.map(lambda k: k[event], keep), within, **how)
         if bare:
             return _prunable(kept, chosen)
         # In the containers that the state has had from the start.
@@ -161,14 +165,15 @@ def prune_on_schedule(
     schedule: str | schedules.Schedule = "cubic",
     pattern: patterns.Pattern | str | None = None,
     scores: Importance | None = None,
+    method: TopkMethod = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Returns an optimiser that prunes gradually as it trains: it removes the least entries every few updates.
 
     Update number `begin` + $t$, for $t$ up to $T$ = `steps` a multiple of `every`, and for the last in any case, prunes
     to $s_t = s_T (1 - (1 - t/T)^3)$ (`cubic`): of the entries left, exactly as many stay as `pattern.counts` says,
-    those with the largest parameters after the update. From then on the mask is held as `keep_mask` holds it, and
-    what is said there of infinite parameters holds too. The
-    first update is number 1, so a loop of `begin` + `steps` updates ends at $s_T$.
+    those with the largest parameters after the update. From then on the mask is held as `keep_mask` holds it, and what
+    is said there of infinite parameters holds too. The first update is number 1, so a loop of `begin` + `steps` updates
+    ends at $s_T$.
 
     Updates that do not prune select nothing; under `jax.vmap` those in which no member prunes. When to prune, and how
     many entries stay, is in the state: a step that was compiled with one of these optimisers serves the states of
@@ -178,9 +183,9 @@ def prune_on_schedule(
 
     `optax.inject_hyperparams` may change `sparsity` between updates (with `static_args` for the other settings, and
     `hyperparam_dtype=jnp.float32` if parameters are in half precision). Counts are then computed on the device at every
-    update, from the sparsity rounded to float32: of n entries in one count, at most n / 2^25 more or fewer stay in the
-    end than for the exact number, which are none below 2^24 entries; prunings on the way may be off by one more.
-    A lower sparsity than was reached brings nothing back.
+    update, exactly but for the sparsity, which is rounded to float32: of $n$ entries that compete, the number that
+    stays in the end differs by at most $n / 2^{25} + 1$ from that for the exact sparsity, and by a few times as many
+    on the way. A lower sparsity than was reached brings nothing back.
 
     Args:
         tx: the whole optimiser, with clipping and schedules.
@@ -199,6 +204,7 @@ def prune_on_schedule(
             the default if leaves have sparsities of their own) or `erk` (small kernels stay denser).
         scores: see `Importance`; values of the weights of one entry are summed. It is called when pruning is due.
             `None`: magnitude.
+        method: how entries are selected, as in `prune.across_tree`; the results do not differ.
 
     Returns:
         An optimiser; its `update` needs the parameters, and passes further arguments on. `masks_of(state)` has the
@@ -273,6 +279,7 @@ def prune_on_schedule(
             pattern=pattern,
             scores=scores,
             chosen=tuple(map(bool, jax.tree.leaves(chosen))),
+            method=method,
         )
         new = state._replace(count=count, keep=keep, kept=kept, masks=trees.align(masks, state.masks), inner=inner)
         return holding.hold(updates, params, masks, scalars=False), new

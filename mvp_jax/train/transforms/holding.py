@@ -62,7 +62,8 @@ def fit(tree: PyTree, params: Params, name: str) -> PyTree:
     Raises:
         ValueError: naming the paths that only one of the two has.
     """
-    if jax.tree.structure(tree) == jax.tree.structure(params):
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(tree) == structure:
         return tree
     out = taken_out(params)
     if out:
@@ -236,7 +237,8 @@ def whole_like(whole: Masks, params: Params) -> Masks:
         whole: booleans that are all `True` but for scalars, in the parameters' containers or in others (units).
         params: the parameters. Of traced ones the result has the axes of the mesh and of `shard_map`.
     """
-    if jax.tree.structure(whole) != jax.tree.structure(params):
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(whole) != structure:
         return copies(whole)
 
     def one(m: Array, p: Any) -> Array:

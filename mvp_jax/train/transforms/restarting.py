@@ -152,7 +152,7 @@ def _counted(
         tree = jax.tree.unflatten(structure, list(sizes.values()))
         least = pattern.min_units if isinstance(pattern, patterns.WholeUnits) else min(1, len(rows) - 1)
         columns = {}
-        for (name, n), final in zip(sizes.items(), counting.each(sparsity, tree, tree), strict=True):
+        for (name, n), final in zip(sizes.items(), counting.each(sparsity, tree), strict=True):
             start = 1 - reached[name] / n if n else 0.0
             if n:
                 _check_rises(final, start, name, slack=0.5 / n)
@@ -206,7 +206,7 @@ def _as(old: PyTree, new: np.ndarray) -> PyTree:
 def _like(new: Any, old: Any) -> Any:
     """Returns an array of the type of the old one and on its devices, in the variable of NNX that holds it, if any."""
     ((x,), structure) = jax.tree.flatten(old)
-    placed = np.asarray(new).astype(x.dtype)
+    placed: Any = np.asarray(new).astype(x.dtype)
     if isinstance(x, jax.Array):
         # An array bound to a device, where none was before, would make a compiled step compile again.
         placed = jax.device_put(placed, x.sharding) if x.committed else jnp.asarray(placed)

@@ -67,6 +67,10 @@ def test_every_leaf_has_the_sparsity_of_its_rule():
     tree = {"a": {"bias": 0.0, "kernel": 0.5}, "b": {"bias": 0, "kernel": 0.9}}
     assert end(gradual(tree)) == seen[-1] == [48, 5]
     assert end(gradual([("a/.*", 0.5), (".*", 0.75)], pattern=patterns.Channels())) == [48, 12]
+    layers = (normal(10), (normal(20), normal(4)))
+    tx = gradual([("0", 0.5), (".*", 0.75)], prunable=["0", "1/0"])
+    state = tx.init(layers)
+    assert jax.tree.map(lambda k: k[-1].tolist(), state.keep) == (5, (5, 0))
 
 
 def test_rules_may_name_groups_of_units():
@@ -83,6 +87,20 @@ def test_patterns_have_names():
     assert end(gradual(0.75, pattern="erk")) == end(gradual(0.75, pattern=patterns.Weights("erk")))
     # Densities in proportion to (8 + 12) / 96 and (12 + 4) / 48, 36 entries together.
     assert end(gradual(0.75, pattern="erk")) == [20, 16]
+
+
+@pytest.mark.parametrize("pattern", ["global", "uniform"])
+def test_methods_of_selection_agree(pattern):
+    ends = [history(step_of(tx), PARAMS, tx.init(PARAMS), 4) for tx in methods(pattern)]
+    for _, params, _ in ends[1:]:
+        np.testing.assert_array_equal(params["a"]["kernel"], ends[0][1]["a"]["kernel"])
+    texts = [str(jax.make_jaxpr(step_of(tx))(PARAMS, tx.init(PARAMS))) for tx in methods(pattern)]
+    assert "sort[" in texts[1]
+    assert "sort[" not in texts[2]
+
+
+def methods(pattern):
+    return [gradual(0.75, pattern=pattern, method=m) for m in ("auto", "sampling", "bisection")]
 
 
 REFUSED = {
