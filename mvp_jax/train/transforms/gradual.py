@@ -248,13 +248,19 @@ def prune_on_schedule(
     def init(params: Params) -> PruneOnScheduleState:
         holding.check_arrays(params)
         chosen = holding.chosen(params, prunable)
-        kept = pattern.whole(params, chosen)
+
+        def kept(params: Params) -> Masks:
+            return pattern.whole(params, chosen)
+
+        def masks(params: Params) -> Masks:
+            return pattern.masks(kept(params), params, chosen)
+
         state = PruneOnScheduleState(
             count=jnp.zeros((), jnp.int32),
             times=jnp.asarray([begin + t for t in done], jnp.int32),
             keep=holding.copies(counted(params, chosen)),
-            kept=() if _says_all(pattern) else holding.whole_like(kept, params),
-            masks=holding.whole_like(pattern.masks(kept, params, chosen), params),
+            kept=() if _says_all(pattern) else holding.whole(kept, params, scalar=False),
+            masks=holding.whole(masks, params, scalar=True),
             inner=tx.init(params),
         )
         return holding.placed(state, params)

@@ -230,23 +230,31 @@ def placed(state: PyTree, params: Params) -> PyTree:
     return jax.tree.map(one, state)
 
 
-def whole_like(whole: Masks, params: Params) -> Masks:
+def whole(make: Callable[[Params], Masks], params: Params, *, scalar: bool) -> Masks:
     """Returns masks that keep everything, laid out over devices as the parameters are where they have their shape.
 
     Args:
-        whole: booleans that are all `True` but for scalars, in the parameters' containers or in others (units).
+        make: gives such masks of parameters, in their containers or in others (units).
         params: the parameters. Of traced ones the result has the axes of the mesh and of `shard_map`.
+        scalar: what scalars among the masks are.
     """
     structure: Any = jax.tree.structure(params)
-    if jax.tree.structure(whole) != structure:
-        return copies(whole)
+    traced = any(isinstance(p, jax.core.Tracer) for p in jax.tree.leaves(params))
+    # Of known parameters only the shapes are asked for: JAX would compile a program for each of them.
+    masks = make(params) if traced else jax.eval_shape(make, params)
+    alike = jax.tree.structure(masks) == structure
 
-    def one(m: Array, p: Any) -> Array:
-        if jnp.ndim(m) and isinstance(p, jax.core.Tracer) and jnp.shape(m) == p.shape:
+    def one(m: Any, p: Any) -> Array:
+        if not m.shape:
+            return jnp.array(np.asarray(scalar))
+        if not traced:
+            return jnp.array(np.ones(m.shape, bool))
+        if isinstance(p, jax.core.Tracer) and m.shape == p.shape:
             return (p != p) | True
-        return m
+        return jnp.array(m, copy=True)
 
-    return like_params(copies(jax.tree.map(one, whole, params)), params)
+    made = jax.tree.map(one, masks, params if alike else masks)
+    return like_params(made, params) if alike else made
 
 
 def like_params(masks: Masks, params: Params) -> Masks:
