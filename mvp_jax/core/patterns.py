@@ -19,6 +19,7 @@ import numpy as np
 
 from mvp_jax.core import allocation, layouts, prune, trees, units
 from mvp_jax.core import masks as masks_lib
+from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Scores
 from mvp_jax.core.units import Group
 
@@ -57,8 +58,19 @@ class Pattern(Protocol):
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
         """How many entries stay at a sparsity: an integer (scope `tree`) or a tree of integers, on the host."""
 
-    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
-        """Exactly `keep` (traced) of the entries in `within`, those with the highest scores."""
+    def select(
+        self,
+        scores: Scores,
+        keep: PyTree,
+        within: Masks,
+        tie_break: Scores | None = None,
+        *,
+        method: TopkMethod = "auto",
+    ) -> Masks:
+        """Exactly `keep` (traced) of the entries in `within`, those with the highest scores.
+
+        The method is that of the selectors in `prune`; results do not depend on it, and N:M needs none.
+        """
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
         """Masks of the parameters from kept entries; a scalar `True` for a leaf that is not prunable."""
@@ -122,9 +134,17 @@ class _Shared:
             return allocation.keep_count(sum(jax.tree.leaves(sizes)), sparsity)
         return jax.tree.map(lambda n: allocation.keep_count(n, sparsity), sizes)
 
-    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
+    def select(
+        self,
+        scores: Scores,
+        keep: PyTree,
+        within: Masks,
+        tie_break: Scores | None = None,
+        *,
+        method: TopkMethod = "auto",
+    ) -> Masks:
         selector = prune.across_tree if self.scope == "tree" else prune.by_leaf
-        return selector(scores, keep, within=_prunable(within), tie_break=tie_break)
+        return selector(scores, keep, within=_prunable(within), tie_break=tie_break, method=method)
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
         return masks_lib.exempt(kept, _flags(prunable))
@@ -299,7 +319,15 @@ class NofM:
                 raise ValueError(f"runs of {self.m} do not divide axis {self.axis} of {path!r}, shape {shape}")
         return allocation.keep_count(self.m, sparsity)
 
-    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
+    def select(
+        self,
+        scores: Scores,
+        keep: PyTree,
+        within: Masks,
+        tie_break: Scores | None = None,
+        *,
+        method: TopkMethod = "auto",
+    ) -> Masks:
         return prune.n_of_m(scores, keep, self.m, axis=self.axis, within=_prunable(within), tie_break=tie_break)
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
@@ -337,8 +365,16 @@ class WholeUnits:
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
         return allocation.keep_counts(self.groups, sparsity, self.min_units)
 
-    def select(self, scores: Scores, keep: PyTree, within: Masks, tie_break: Scores | None = None) -> Masks:
-        return prune.by_leaf(scores, keep, within=within, tie_break=tie_break)
+    def select(
+        self,
+        scores: Scores,
+        keep: PyTree,
+        within: Masks,
+        tie_break: Scores | None = None,
+        *,
+        method: TopkMethod = "auto",
+    ) -> Masks:
+        return prune.by_leaf(scores, keep, within=within, tie_break=tie_break, method=method)
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
         return units.expand(kept, self.groups, params)

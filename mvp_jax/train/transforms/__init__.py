@@ -2,8 +2,9 @@
 
 from mvp_jax.train.transforms.gradual import Importance, PruneOnScheduleState, prune_on_schedule
 from mvp_jax.train.transforms.holding import KeepMaskState, keep_mask
-from mvp_jax.train.transforms.reading import masks_of
+from mvp_jax.train.transforms.reading import apply_updates, check, masks_of
 from mvp_jax.train.transforms.regrowth import RegrowthState, rigl, sparse_evolution
+from mvp_jax.train.transforms.restarting import restart
 from mvp_jax.train.transforms.straight_through import StraightThroughState, straight_through
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "PruneOnScheduleState",
     "RegrowthState",
     "StraightThroughState",
+    "apply_updates",
+    "check",
     "keep_mask",
     "masks_of",
     "prune_on_schedule",
+    "restart",
     "rigl",
     "sparse_evolution",
     "straight_through",

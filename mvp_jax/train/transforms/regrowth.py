@@ -207,8 +207,8 @@ def _regrowth(
     def update(
         grads: Params, state: RegrowthState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, RegrowthState]:
-        params = holding.checked(params, grads, state.masks)
-        masked = masks_lib.apply(params, state.masks)
+        params, grads, held = holding.aligned(params, grads, state.masks)
+        masked = masks_lib.apply(params, held)
         count = optax.safe_increment(state.count)
         done = count - begin
         due = (done > 0) & (done < steps) & (done % every == 0)
@@ -217,7 +217,7 @@ def _regrowth(
             due,
             event,
             jnp.asarray(drop_fraction, jnp.float32) * jnp.asarray(shares)[event],
-            (state.kept, state.masks),
+            (state.kept, held),
             masked,
             None if random else grads,
             state.key,
@@ -225,8 +225,8 @@ def _regrowth(
             chosen=tuple(map(bool, jax.tree.leaves(holding.chosen(params, prunable)))),
             random=implementation,
         )
-        updates, inner = tx.update(masks_lib.apply(grads, state.masks), state.inner, masked, **extra)
-        both = masks_lib.intersect(state.masks, masks)
+        updates, inner = tx.update(masks_lib.apply(grads, held), state.inner, masked, **extra)
+        both = masks_lib.intersect(held, masks)
         updates, inner = _instead(due, updates, inner, state.inner, params, both)
         return holding.hold(updates, params, both), RegrowthState(count, kept, masks, inner, state.key)
 

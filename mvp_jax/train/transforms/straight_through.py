@@ -156,7 +156,7 @@ def straight_through(
         kept = pattern.select(pattern.entries(params, chosen), keep, whole)
         return StraightThroughState(
             count=jnp.zeros((), jnp.int32),
-            keep=holding.copies(jax.tree.map(lambda k: jnp.asarray(k, jnp.int32), keep)),
+            keep=holding.copies(jax.tree.map(allocation.as_count, keep)),
             masks=holding.copies(pattern.masks(kept, params, chosen)),
             inner=tx.init(params),
         )
@@ -164,14 +164,14 @@ def straight_through(
     def update(
         grads: Params, state: StraightThroughState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, StraightThroughState]:
-        params = holding.checked(params, grads, state.masks)
+        params, grads, held = holding.aligned(params, grads, state.masks)
         if not allocation.concrete(decay) or float(decay) > 0:
-            grads = _decayed(grads, params, state.masks, jnp.asarray(decay, jnp.float32))
+            grads = _decayed(grads, params, held, jnp.asarray(decay, jnp.float32))
         updates, inner = tx.update(grads, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
         masks = _select(
             count % every == 0,
-            state.masks,
+            held,
             state.keep,
             params,
             updates,
