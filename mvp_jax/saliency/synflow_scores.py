@@ -232,7 +232,7 @@ def _linear(net: _Net, variables: PyTree, neutral: Callable[[PyTree], PyTree] | 
         raise ValueError("the linearised network gives 0: some layer is zero (a fresh head?); change it by `neutral`")
     # Small weights make anything nearly linear, large ones saturate it: every leaf is brought to a gain of 1. And ones
     # would hide what an uneven input shows: equal tokens make any attention uniform.
-    x = np.random.default_rng(0).uniform(0.5, 1.5, ones.shape).astype(ones.dtype)
+    x = np.asarray(np.random.default_rng(0).uniform(0.5, 1.5, ones.shape), ones.dtype)
     factors = np.array([1.0, 0.0, 2.0, 3.0])
     for direction, (_, path) in zip(np.eye(len(net.places), dtype=np.float32), net.places, strict=True):
         seen = [_along(net, weights, True, x, same + np.float32(f - 1) * direction, direction) for f in factors]
