@@ -26,10 +26,10 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 class Named(NamedTuple):
-    """A container with fields in another order than the alphabet's."""
+    """A named tuple."""
 
-    b: jax.Array
     a: jax.Array
+    b: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -37,15 +37,15 @@ class Named(NamedTuple):
 class Box:
     """A dataclass."""
 
-    b: jax.Array
     a: jax.Array
+    b: jax.Array
 
 
 class Module(eqx.Module):
     """An Equinox module."""
 
-    b: jax.Array
     a: jax.Array
+    b: jax.Array
 
 
 CONTAINERS = {
@@ -70,7 +70,7 @@ def put(tree: dict[str, np.ndarray], place: str) -> dict[str, jax.Array]:
         return jax.tree.map(jnp.asarray, tree)
     kind = AxisType.Auto if place.startswith("auto") else AxisType.Explicit
     mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(kind,))
-    spec = AXES if place.endswith("fsdp") else dict.fromkeys(AXES, ())
+    spec = AXES if place.endswith("fsdp") else dict.fromkeys(AXES, (None, None))
     return {k: jax.device_put(v, NamedSharding(mesh, PartitionSpec(*spec[k]))) for k, v in tree.items()}
 
 

@@ -41,7 +41,7 @@ def test_every_tree_dtype_and_place_gives_the_plain_answer(name, container, dtyp
     if name not in answers:
         answers[name] = grid.run(name, *_DEFAULT)
     expected = answers[name]
-    assert all(len(np.unique(v)) > 1 for v in expected.values()), "the answer is trivial"
+    assert any(len(np.unique(v)) > 1 for v in expected.values()), "the answer is trivial"
     got = grid.run(name, container, dtype, place)
     assert got.keys() == expected.keys()
     for key, value in expected.items():

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mvp_jax.core import allocation, counts, layouts, topk
+from mvp_jax.core import allocation, counts, layouts, topk, trees
 from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, PyTree, Scores
 
@@ -209,11 +209,18 @@ def by_output(
 
 def _axes(axis: Any, entries: allocation.Entries) -> list[tuple[int, ...]]:
     def one(a: Any) -> bool:
-        return isinstance(a, int) or (isinstance(a, tuple) and all(isinstance(d, int) for d in a))
+        return isinstance(a, int) or (type(a) is tuple and all(isinstance(d, int) for d in a))
 
-    found = [axis] * len(entries.names) if one(axis) else jax.tree.leaves(axis, is_leaf=one)
-    if len(found) != len(entries.names) or not all(map(one, found)):
-        raise ValueError(f"axis is {axis!r}; give an integer, a tuple of them, or a tree of either like the scores")
+    if one(axis):
+        found = [axis] * len(entries.names)
+    else:
+        found, structure = jax.tree.flatten(axis, is_leaf=one)
+        if not all(map(one, found)):
+            raise ValueError(f"axis is {axis!r}; give an integer, a tuple of them, or a tree of either like the scores")
+        places = trees.align(
+            jax.tree.unflatten(structure, range(len(found))), entries.tree(entries.names), "axis", "scores"
+        )
+        found = [found[i] for i in jax.tree.leaves(places)]
     return [(found[i],) if isinstance(found[i], int) else found[i] for i in entries.used]
 
 

@@ -166,7 +166,8 @@ def _alive(params: Params, masks: Masks) -> list[tuple[counts.Words, counts.Word
 def check(params: Params, opt_state: optax.OptState, tx: optax.GradientTransformation | None = None) -> None:
     """Raises an error unless the parameters are 0 wherever the masks in the state remove them.
 
-    Masks of `straight_through` do not count, as its parameters stay dense. It reads numbers on the host: call it outside of compiled functions, once after the first steps or now and then.
+    Masks of `straight_through` do not count, as its parameters stay dense. It reads numbers on the host: call it
+    outside of compiled functions, once after the first steps or now and then.
 
     Args:
         params: the parameters after a step (before the first one, nothing has been zeroed).
