@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import graph
-from mvp_jax.compact import cost, slimming
+from mvp_jax.compact import cost, ranking, slimming
 from mvp_jax.core import prune
 from mvp_jax.core.types import Array, PyTree, UnitScores
 from mvp_jax.core.units import Group
@@ -22,126 +22,12 @@ from mvp_jax.graph.dims import Expr
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 
-RankScope = Literal["group", "isomorphic", "all"]
-Normalisation = Literal["none", "mean", "max", "sum", "standard"]
 Measure = Literal["params", "flops", "latency"]
-
-
-def normalise(scores: UnitScores, how: Normalisation = "mean") -> dict[str, Array]:
-    """Scores made comparable across groups: the scores of each group are divided by one number of that group.
-
-    Args:
-        scores: `{group: float[C]}`, higher = keep.
-        how: what to divide by: the group's `mean` (the default of DepGraph, Fang et al., 2023, arXiv:2301.12900), `max`
-            or `sum`; `standard`: subtract the mean, then divide by the standard deviation; `none`: leave scores as they
-            are.
-
-    Returns:
-        Scores of the same names and shapes. Where the divisor is 0, all scores of the group are 0.
-
-    Raises:
-        ValueError: for an unknown `how`.
-
-    >>> {k: v.tolist() for k, v in normalise({"a": jnp.array([1.0, 3.0]), "b": jnp.array([10.0, 30.0])}).items()}
-    {'a': [0.5, 1.5], 'b': [0.5, 1.5]}
-    """
-
-    def one(s: Array) -> Array:
-        if how == "none":
-            return s
-        by = getattr(s, "std" if how == "standard" else how)()
-        s = s - jnp.mean(s) if how == "standard" else s
-        return jnp.where(by == 0, 0.0, s / jnp.where(by == 0, 1.0, by))
-
-    if how not in ("none", "mean", "max", "sum", "standard"):
-        raise ValueError(f"unknown normalisation {how!r}; choose none, mean, max, sum or standard")
-    return {name: one(jnp.asarray(s)) for name, s in scores.items()}
-
-
-def isomorphic(groups: Sequence[Group]) -> dict[str, tuple[Any, ...]]:
-    """The class of each group. Two groups are of one class if the same kinds of arrays make and read their units.
-
-    Ranking units within classes compares like with like.
-
-    Args:
-        groups: the groups of one model.
-
-    Returns:
-        `{group: class}`; classes are hashable and equal for groups that are alike.
-
-    Reference: Fang et al., "Isomorphic Pruning for Vision Models", 2024, arXiv:2407.04616.
-
-    >>> from mvp_jax.core.units import Slot
-    >>> a, b = (Group(name=n, size=4, slots=(Slot(path=f"{n}/kernel", axis=1, scored=True),)) for n in "ab")
-    >>> len(set(isomorphic([a, b]).values()))
-    1
-    """
-    return {
-        g.name: (g.kind, tuple(sorted({(s.path.rpartition("/")[2], s.axis, s.scored, s.collection) for s in g.slots})))
-        for g in groups
-    }
-
-
-def counts(
-    groups: Sequence[Group],
-    scores: UnitScores,
-    ratio: float,
-    *,
-    scope: RankScope = "group",
-    min_units: int = 1,
-    multiple: int | Mapping[str, int] = 1,
-) -> dict[str, int]:
-    """Returns how many units each group keeps if the units with the lowest scores are removed. Computed on the host.
-
-    Args:
-        groups: the groups whose units are ranked.
-        scores: `{group: float[C]}`, higher = keep. For a scope wider than a group, make them comparable by `normalise`.
-        ratio: the share of the units to remove, in `[0, 1)`.
-        scope: among which units the lowest go: in each `group` by itself, so that all lose the same share; among all
-            groups of one class (`isomorphic`); or among `all` units.
-        min_units: at least so many stay in each group, or all if it has fewer.
-        multiple: kept counts are rounded up to a multiple of this number, because matrix units of hardware like 8 or
-            128. A count that would pass the group's size stays at that size. One number, or one for each kind of group
-            (`{"filter": 8}`).
-
-    Returns:
-        `{group: number of units to keep}`.
-
-    Raises:
-        ValueError: for scores that do not fit, or settings out of range.
-
-    >>> g = [Group(name="a", size=4, slots=()), Group(name="b", size=4, slots=())]
-    >>> s = {"a": jnp.array([1.0, 2.0, 3.0, 4.0]), "b": jnp.array([5.0, 6.0, 7.0, 8.0])}
-    >>> counts(g, s, 0.5), counts(g, s, 0.5, scope="all"), counts(g, s, 0.5, multiple=3)
-    ({'a': 2, 'b': 2}, {'a': 1, 'b': 4}, {'a': 3, 'b': 3})
-    """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio must be in [0, 1), got {ratio}")
-    if min_units < 1:
-        raise ValueError(f"min_units must be at least 1, got {min_units}; a layer without units passes nothing on")
-    wrong = [g.name for g in groups if np.shape(scores.get(g.name, ())) != (g.size,)]
-    if wrong:
-        raise ValueError(f"no scores of the right length for {wrong[:5]}; give one number a unit, as units.reduce does")
-    if scope not in ("group", "isomorphic", "all"):
-        raise ValueError(f"unknown scope {scope!r}; choose group, isomorphic or all")
-    classes = isomorphic(groups)
-    of = {g.name: {"group": g.name, "isomorphic": classes[g.name], "all": ""}[scope] for g in groups}
-    kept = {g.name: 0 for g in groups}
-    for name in dict.fromkeys(of.values()):
-        inside = [g for g in groups if of[g.name] == name]
-        ranked = np.concatenate([np.asarray(scores[g.name], np.float64) for g in inside])
-        owner = np.repeat(np.arange(len(inside)), [g.size for g in inside])
-        best = np.argsort(-ranked, kind="stable")[: prune.keep_count(len(ranked), ratio)]
-        for i, g in enumerate(inside):
-            kept[g.name] = int(np.sum(owner[best] == i))
-    return {g.name: _rounded(max(kept[g.name], min(min_units, g.size)), g, multiple) for g in groups}
-
-
-def _rounded(kept: int, group: Group, multiple: int | Mapping[str, int]) -> int:
-    m = multiple if isinstance(multiple, int) else multiple.get(group.kind, 1)
-    if m < 1:
-        raise ValueError(f"multiple must be at least 1, got {m}")
-    return min(-(-kept // m) * m, group.size)
+Normalisation = ranking.Normalisation
+RankScope = ranking.RankScope
+normalise = ranking.normalise
+isomorphic = ranking.isomorphic
+counts = ranking.counts
 
 
 class Fit(NamedTuple):
@@ -180,7 +66,8 @@ def fit(
         apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
         variables: the dense variables.
         groups: all or some of the groups that `graph.groups` found.
-        scores: `{group: float[C]}`, higher = keep; normalised, if `scope` is wider than a group.
+        scores: `{group: real[C]}`, higher = keep; normalised, if `scope` is wider than a group. Units whose score is
+            not finite go before all others, and a warning counts them.
         *inputs: inputs as `apply` takes them; latency is measured at their batch size.
         target: the share of the dense cost that must not be exceeded, in `(0, 1]`.
         measure: `params` and `flops` are counted from the trace; `latency` is measured on compiled slim functions
@@ -196,12 +83,15 @@ def fit(
         and multiples leave.
 
     Raises:
-        ValueError: if `target` or `measure` is not as above, or if even the fewest units cost more than `target`.
+        ValueError: if `target` or `measure` is not as above, if scores do not fit the groups or a group has no finite
+            score, or if even the fewest units cost more than `target`.
     """
     if not 0 < target <= 1:
         raise ValueError(f"target is a share of the dense cost, in (0, 1], got {target}")
     if measure not in ("params", "flops", "latency"):
         raise ValueError(f"unknown measure {measure!r}; choose params, flops or latency")
+    scores = ranking.rankable(groups, scores, stacklevel=2)
+    count = ranking.counter(groups, scores, scope=scope, min_units=min_units, multiple=multiple)
     if measure == "latency":
         share_of = _latency(apply, variables, groups, scores, inputs, repeats, rules)
     else:
@@ -212,7 +102,7 @@ def fit(
             return getattr(cost_of(kept), measure) / dense
 
     def attempt(ratio: float) -> tuple[float, dict[str, int]]:
-        kept = counts(groups, scores, ratio, scope=scope, min_units=min_units, multiple=multiple)
+        kept = count(ratio)
         return share_of(kept), kept
 
     low, high = 0.0, np.nextafter(1.0, 0.0)
@@ -239,7 +129,7 @@ def fit(
 
 
 def _best(scores: UnitScores, kept: Mapping[str, int]) -> dict[str, Array]:
-    """`{group: bool[C]}`: in each group, the given number of units with the highest scores."""
+    """`{group: bool[C]}`: in each group, the given number of units with the highest scores, nan last."""
     return dict(prune.by_leaf({n: scores[n] for n in kept}, {n: jnp.int32(k) for n, k in kept.items()}))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mvp_jax import graph
 from mvp_jax.core import flops as arithmetic
 from mvp_jax.core.types import PyTree, Variables
 
@@ -79,26 +80,29 @@ def _flops(
     return arithmetic.count(jax.make_jaxpr(apply)(variables, x)) / shape[0]
 
 
-def of(model: Any, variables: Variables, batch: int = 1) -> Cost:
+def of(model: Any, variables: PyTree, batch: int = 1) -> Cost:
     """Returns the cost of a model: its parameters, its operations for one example, and its bytes.
 
     Args:
         model: anything with `apply` and `input_shape`, and perhaps `input_dtype` (float32 otherwise).
-        variables: its variables, as arrays or shapes.
+        variables: its variables, as arrays or shapes; of several collections, only `params` count as trainable. A pair
+            without names is `(params, rest)`.
         batch: the number of examples in the traced program; the result is for one example and hardly depends on it.
 
     Returns:
         The cost.
     """
+    named = Variables(*variables) if type(variables) in (tuple, list) else variables
+    leaves = zip(graph.collections(named), jax.tree.leaves(named), strict=True)
     return Cost(
-        parameters(variables[0]),
+        parameters([leaf for (_, collection), leaf in leaves if collection == "params"]),
         flops(
             model.apply,
-            Variables(*variables),
+            named,
             (batch, *model.input_shape),
             dtype=getattr(model, "input_dtype", jnp.float32),
         ),
-        bytes(variables),
+        bytes(named),
     )
 
 

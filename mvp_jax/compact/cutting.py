@@ -4,71 +4,22 @@ Any tree that contains the parameters' paths can be cut: parameters, `Variables`
 state, a whole training state. Unit masks stay in the index space of the dense model.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
+from mvp_jax.compact import copies
+from mvp_jax.compact.copies import ArrayCuts
 from mvp_jax.core import trees
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, PyTree, Units
 from mvp_jax.core.units import Group, Slot
-
-ArrayCuts: TypeAlias = tuple[tuple[int, tuple[tuple[str, Slot], ...]], ...]
-"""What to cut in one array: `((axis, ((group name, slot), ...)), ...)`."""
-
-TreeCuts: TypeAlias = dict[str, ArrayCuts]
-"""What to cut in a tree: `{path of an array: its cuts}`."""
-
-
-def _axes(tree: PyTree, groups: Sequence[Group]) -> TreeCuts:
-    """Every axis of every leaf that a group runs along.
-
-    The tree may hold several copies of the model (parameters, momenta), each under a root of its own. Roots are
-    found by paths: whatever precedes a slot's path is one, unless a shorter root leads to it.
-    """
-    by_slot: dict[str, list[tuple[str, Slot]]] = {}
-    sizes = {g.name: g.size for g in groups}
-    for g in groups:
-        for s in g.slots:
-            s = dataclasses.replace(s, scored=False, collection="params")  # what matters is where units lie
-            if (g.name, s) not in by_slot.setdefault(s.path, []):
-                by_slot[s.path].append((g.name, s))
-    leaves = trees.flatten(tree)
-    parts = {path: tuple(path.split("/")) for path in leaves}
-    candidates = {
-        p[:i]: None for p in parts.values() for i in range(len(p)) if "/".join(p[i:]) in by_slot
-    }  # a dict, so that the order does not hang on hashes
-    roots = [r for r in candidates if not any(r[:i] in candidates for i in range(len(r)))]
-    if groups and not roots:
-        raise ValueError(
-            f"none of the groups' {len(by_slot)} paths ({sorted(by_slot)[:3]}, ...) is in the tree "
-            f"({sorted(leaves)[:3]}, ...); give the groups of the model the tree belongs to"
-        )
-    found: TreeCuts = {}
-    for path, p in parts.items():
-        shape = jnp.shape(leaves[path])
-        for root in roots:
-            slot = "/".join(p[len(root) :])
-            if p[: len(root)] != root or slot not in by_slot or not shape:
-                continue
-            cuts: dict[int, list[tuple[str, Slot]]] = {}
-            for name, s in by_slot[slot]:
-                axis = s.axis
-                if axis >= len(shape) or shape[axis] not in (1, s.length or sizes[name]):
-                    raise ValueError(
-                        f"{path!r} of shape {shape} lacks the {sizes[name]} units of group {name!r} along axis {axis}; "
-                        "cut dense trees with the dense model's groups, and stacked members under jax.vmap"
-                    )
-                if shape[axis] != 1 or sizes[name] == 1:
-                    cuts.setdefault(axis, []).append((name, s))
-            if cuts:
-                found[path] = (*found.get(path, ()), *((a, tuple(c)) for a, c in cuts.items()))
-    return found
+from mvp_jax.graph import placement
 
 
 def _kept_along(cuts: Sequence[tuple[str, Slot]], counted: Mapping[str, tuple[int, int]]) -> int:
@@ -135,15 +86,19 @@ def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[s
 
     Args:
         tree: anything with the parameters' paths in it, once or several times under different roots (parameters,
-            `Variables`, masks, optimiser state). Scalars and axes of length 1 on a group's axis are left alone, as
-            broadcast masks have them; so is every leaf that no group names.
+            `Variables`, masks, optimiser state, an average of past parameters). What is named like a collection of the
+            groups is cut as that collection; everything else at the parameters' paths is a copy of them and is cut like
+            them, except that an entry beside `params` with other shapes (a cache named like its projection) is left
+            whole. Scalars and axes of length 1 on a group's axis are left alone, as broadcast masks have them; so is
+            every leaf that no group names.
         groups: the groups of the dense model.
         units: `{name: bool[C]}`, for exactly these groups.
         sizes: `{name: number of kept units}`; needed only if `units` are traced (under `jit` or `vmap`). It is not
             checked there: if it is too large, index 0 is repeated; if it is too small, kept units are dropped.
 
     Returns:
-        The same structure with smaller arrays; kept units keep their order.
+        The same structure with smaller arrays; kept units keep their order. On a mesh, an array is whole along the axes
+        that are cut and stays sharded along the others.
 
     Raises:
         ValueError: if groups, units and tree do not fit, or traced units come without sizes.
@@ -153,15 +108,24 @@ def cut(tree: PyTree, groups: Sequence[Group], units: Units, *, sizes: Mapping[s
     [[0, 2], [3, 5]]
     """
     kept = _static_sizes(units, groups, sizes)
-    axes = _axes(tree, groups)
+    axes = copies.axes(tree, groups)
     leaves = trees.flatten(tree)
     gathered = _gather(
         {path: leaves[path] for path in axes},
-        dict(units),
+        anywhere(units),
         tuple((path, axes[path]) for path in sorted(axes)),
         tuple(sorted(kept.items())),
     )
     return trees.replace(tree, gathered)
+
+
+def anywhere(units: Units) -> dict[str, Any]:
+    """Units that go with arrays on any device: on the host, or if they are traced, whole on every device.
+
+    >>> anywhere({"fc": jnp.array([True, False])})
+    {'fc': array([ True, False])}
+    """
+    return {name: placement.whole(u) if isinstance(u, jax.core.Tracer) else np.asarray(u) for name, u in units.items()}
 
 
 # One program per shape: cutting the next task's model at the same sizes compiles nothing.
@@ -183,7 +147,7 @@ def _gather(
                 index = at[name]
             else:
                 index = jnp.nonzero(_mask_along(cuts, units), size=_kept_along(cuts, counted), fill_value=0)[0]
-            leaf = jnp.take(leaf, index, axis=axis)
+            leaf = placement.take(leaf, index, axis)
         out[path] = leaf
     return out
 
@@ -199,7 +163,8 @@ def embed(tree: PyTree, groups: Sequence[Group], units: Units, like: PyTree, *, 
         fill: a dense tree whose entries stand where units were removed; `None`: zeros (`False` in masks).
 
     Returns:
-        A tree with the shapes of `like`; leaves that no group touches come from `tree`.
+        A tree with the shapes of `like`; leaves that no group touches come from `tree`. Arrays on a mesh are sharded as
+        those of `like`, if these lie on the same mesh.
 
     Raises:
         ValueError: if the trees do not fit one another or the units.
@@ -213,7 +178,7 @@ def embed(tree: PyTree, groups: Sequence[Group], units: Units, like: PyTree, *, 
     trees.check_same_structure(tree, like, "the slim tree", "like")
     if fill is not None:
         trees.check_same_structure(fill, like, "fill", "like")
-    axes = _axes(like, groups)
+    axes = copies.axes(like, groups)
     slim, dense = trees.flatten(tree), trees.flatten(like)
     filler = trees.flatten(fill) if fill is not None else {}
     counted = None if _is_traced(units) else sizes(units)
@@ -229,20 +194,23 @@ def embed(tree: PyTree, groups: Sequence[Group], units: Units, like: PyTree, *, 
                 raise ValueError(f"{path!r} has {got} units along axis {axis}, but {want} of {names} are kept")
     scattered = _scatter(
         {path: slim[path] for path in axes},
-        {path: filler[path] if path in filler else jnp.zeros((), dense[path].dtype) for path in axes},
-        dict(units),
+        {path: filler[path] if path in filler else np.zeros((), dense[path].dtype) for path in axes},
+        anywhere(units),
         tuple((path, axes[path]) for path in sorted(axes)),
+        tuple((path, placement.same_mesh(dense[path], slim[path])) for path in sorted(axes)),
     )
     return trees.replace(tree, scattered)
 
 
-@functools.partial(jax.jit, static_argnames=("axes",))
+@functools.partial(jax.jit, static_argnames=("axes", "shardings"))
 def _scatter(
     leaves: Mapping[str, Array],
     fill: Mapping[str, Array],
     units: Units,
     axes: tuple[tuple[str, ArrayCuts], ...],
+    shardings: tuple[tuple[str, NamedSharding | None], ...],
 ) -> dict[str, Array]:
+    lies = dict(shardings)
     out = {}
     for path, cuts in axes:
         leaf = jnp.asarray(leaves[path])
@@ -251,9 +219,11 @@ def _scatter(
             # A gather by rank needs no counts, so it also works on traced units; removed units read anything.
             keep = _mask_along(of_axis, units)
             rank = jnp.cumsum(keep.astype(jnp.int32)) - 1
-            leaf = jnp.take(leaf, jnp.clip(rank, 0, leaf.shape[axis] - 1), axis=axis)
+            leaf = placement.take(leaf, jnp.clip(rank, 0, leaf.shape[axis] - 1), axis)
             along = [1] * leaf.ndim
             along[axis] = -1
             there = there & jnp.reshape(keep, along)
-        out[path] = jnp.where(there, leaf, fill[path].astype(leaf.dtype))
+        filler = fill[path].astype(leaf.dtype)
+        filler = placement.lay(filler, lies[path]) if filler.ndim else filler
+        out[path] = jnp.where(there, placement.lay(leaf, lies[path]), filler)
     return out

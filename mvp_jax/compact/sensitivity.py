@@ -11,6 +11,7 @@ import numpy as np
 from mvp_jax import graph
 from mvp_jax.compact import slimming
 from mvp_jax.core import prune
+from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, PyTree, UnitScores
 from mvp_jax.core.units import Group
 
@@ -40,8 +41,8 @@ def curves(
         metric: `metric(variables)` is one number; traceable, and hashable as functions are.
         variables: the variables of the dense model, any pytree that `graph.groups` takes.
         groups: the groups to try, from `graph.groups` or a model.
-        scores: `{name: float[C]}` for at least these groups, higher = keep; `units.reduce` makes them of scores of
-            weights.
+        scores: `{name: real[C]}` for at least these groups, higher = keep; `units.reduce` makes them of scores of
+            weights. Units whose score is not finite go before all others.
         ratios: `R` shares of a group's units to remove, each in [0, 1), in any order.
         min_units: the least number of units that stay in a group.
         chunk: how many ratios are evaluated at a time, to bound the memory; `None`: all. For convolutions on a CPU take
@@ -51,8 +52,11 @@ def curves(
         `{name: [R]}`, values in the order of `ratios`. Where no unit goes, the value is exactly `metric(variables)`.
 
     Raises:
-        ValueError: before anything is compiled, for ratios, scores or groups that do not fit, and for a metric that
-            cannot be traced or is not one number.
+        ValueError: before anything is compiled, for ratios, scores or groups that do not fit, for a group without any
+            finite score, and for a metric that cannot be traced or is not one number.
+
+    Warns:
+        RuntimeWarning: which groups have units whose score is not finite, and how many.
 
     >>> from mvp_jax.core.units import Slot
     >>> group = Group(name="fc", size=4, slots=(Slot(path="w", axis=0, scored=True),))
@@ -67,6 +71,7 @@ def curves(
         raise ValueError(f"chunk is {chunk}; give at least 1 ratio at a time, or None for all at once")
     _check_groups(variables, groups, scores)
     _check_metric(metric, variables)
+    scores = units_lib.only_finite(units_lib.restrict(scores, groups), stacklevel=2)
     dense = metric(variables)
     run = _program(metric)
     found = {}

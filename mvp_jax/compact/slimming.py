@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import graph
-from mvp_jax.compact.cutting import cut, sizes
-from mvp_jax.core import masks
+from mvp_jax.compact.cutting import anywhere, cut, sizes
+from mvp_jax.core import layouts, masks
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Key, PyTree, Units, Variables
 from mvp_jax.core.units import Group
+from mvp_jax.graph import placement
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 
@@ -118,35 +119,37 @@ def slim(
     _check_kept(units, groups)
     kept = {name: np.asarray(u) for name, u in units.items()}
     table = RULES | dict(rules)
-    shapes = jax.tree.map(_shape, variables)
+    graph.check_arrays(variables)
+    dense, structure = jax.tree.flatten(jax.tree.map(placement.typed, variables))
     known: dict[Any, tuple[graph.Traced, Replay]] = {}
 
-    def traced_for(inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
-        inputs = jax.tree.map(_shape, inputs)
-        key = (jax.tree.structure(inputs), tuple((i.shape, i.dtype) for i in jax.tree.leaves(inputs)))
+    def traced_for(leaves: list[Any], inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
+        shapes, of_inputs = jax.tree.flatten(jax.tree.map(placement.typed, inputs))
+        key = (of_inputs, *((i.shape, i.dtype, i.weak_type, i.sharding) for i in (*leaves, *shapes)))
         if key not in known:
-            traced = graph.trace(apply, shapes, *inputs, rules=table)
+            traced = graph.trace(
+                apply, jax.tree.unflatten(structure, leaves), *jax.tree.unflatten(of_inputs, shapes), rules=table
+            )
             graph.leaks(traced, table)
             known[key] = traced, Replay({graph.find(traced, g): kept[g.name] for g in groups}, table)
         return known[key]
 
     def slim_apply(variables: PyTree, *inputs: Any) -> Any:
-        traced, replay = traced_for(inputs)
         got = jax.tree.leaves(variables)
-        want = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
-        if [jnp.shape(x) for x in got] != want:
+        # jax2onnx traces `jnp.shape`, not NumPy's.
+        if len(got) != len(dense) or [np.shape(x) for x in got] != smaller:
             raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
+        # The dense function is traced as if its variables lay where the slim ones do.
+        lying = [placement.typed(x, d.shape) for x, d in zip(got, dense, strict=True)]
+        traced, replay = traced_for(lying, inputs)
         return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
 
-    traced, replay = traced_for(inputs)
+    traced, replay = traced_for(dense, inputs)
+    smaller = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
     leaves = [
         replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
     ]
     return slim_apply, jax.tree.unflatten(traced.structure, leaves)
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
 
 
 def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
@@ -164,7 +167,7 @@ def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
     touched = {s.path for g in groups for s in g.slots if s.collection == "params"}
     at = {path: i for i, (path, where) in enumerate(graph.collections(variables)) if where == "params"}
     params = {path: leaves[i] for path, i in at.items() if path in touched}
-    for path, leaf in masks.apply(params, units_lib.expand(units, groups, params)).items():
+    for path, leaf in masks.apply(params, units_lib.expand(anywhere(units), groups, params)).items():
         leaves[at[path]] = leaf
     return jax.tree.unflatten(structure, leaves)
 
@@ -212,7 +215,15 @@ def verify(
         ValueError: if a group cannot be cut in this function.
     """
     apply = jax.jit(apply)
-    dense, differences, changes = apply(variables, *inputs), [], []
+    try:
+        dense = apply(variables, *inputs)
+    except Exception:
+        if not any(layouts.explicit(x) for x in jax.tree.leaves(variables)):
+            raise
+        # Only the slim arrays need to lie in a way in which the function runs: masked ones are compared whole.
+        variables = jax.tree.map(placement.whole, variables)
+        dense = apply(variables, *inputs)
+    differences, changes = [], []
     for one in jax.random.split(key, cuts):
         rng = np.random.default_rng(np.asarray(jax.random.key_data(one)))
         units = {}

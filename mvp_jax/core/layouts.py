@@ -9,17 +9,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mvp_jax.core.types import Array
 
 
 def explicit(x: Any) -> NamedSharding | None:
-    """The sharding of an array, traced or not, if a mesh with explicit axes is part of its type; else `None`."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if sharding is None or sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
-    return sharding
+    """The sharding that is part of an array's type; `None` for arrays and shapes that lie on no explicit mesh.
+
+    >>> explicit(jnp.ones(2)) is None
+    True
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        found: Any = x.sharding
+    else:
+        found = getattr(jax.typeof(x), "sharding", None)
+    return found if isinstance(found, NamedSharding) and has_explicit(found) else None
+
+
+def has_explicit(sharding: NamedSharding) -> bool:
+    """Whether a mesh has axes that are part of the types of its arrays."""
+    return AxisType.Explicit in (sharding.mesh.axis_types or ())
 
 
 def _devices(sharding: NamedSharding, axis: int) -> int:
@@ -35,6 +46,32 @@ def _spec(sharding: NamedSharding, ndim: int) -> list[Any]:
     return [sharding.spec[a] if a < len(sharding.spec) else None for a in range(ndim)]
 
 
+def full(like: Any, shape: tuple[int, ...]) -> Array:
+    """Booleans, all `True`, that are sharded as an array is: whole axes as its own, shorter ones where they divide.
+
+    Args:
+        like: an array with as many axes, or its shape.
+        shape: the shape of the result.
+
+    Returns:
+        `bool[shape]`. Of an array that is traced on a mesh with automatic axes the sharding is the compiler's choice.
+
+    >>> full(jnp.zeros((2, 4)), (2, 2)).tolist()
+    [[True, True], [True, True]]
+    """
+    if shape == jnp.shape(like):
+        return jnp.ones_like(like, dtype=bool)
+    traced = isinstance(like, jax.core.Tracer)
+    sharding = explicit(like) if traced else getattr(like, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return jnp.ones(shape, bool)
+    spec = _spec(sharding, len(shape))
+    kept = [
+        None if n == 1 or n % _devices(sharding, a) else s for a, (n, s) in enumerate(zip(shape, spec, strict=True))
+    ]
+    return lax.full(shape, True, bool, sharding=NamedSharding(sharding.mesh, PartitionSpec(*kept)))
+
+
 def split(x: Array, runs: Mapping[int, int]) -> Array:
     """An array with some of its axes split in two: which run, and where in it.
 
@@ -48,7 +85,6 @@ def split(x: Array, runs: Mapping[int, int]) -> Array:
     >>> split(jnp.arange(6), {0: 2}).tolist()
     [[0, 1], [2, 3], [4, 5]]
     """
-    shape = [d for a, n in enumerate(x.shape) for d in ((n // runs[a], runs[a]) if a in runs else (n,))]
     sharding = explicit(x)
     if sharding is not None:
         spec = _spec(sharding, x.ndim)
@@ -56,7 +92,10 @@ def split(x: Array, runs: Mapping[int, int]) -> Array:
         if uneven:
             spec = [None if a in uneven else s for a, s in enumerate(spec)]
             x = jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
-    return jnp.reshape(x, shape)
+    # One axis at a time, the last first: JAX follows the sharding of no more than one through a reshape.
+    for a in sorted(runs, reverse=True):
+        x = jnp.reshape(x, (*x.shape[:a], x.shape[a] // runs[a], runs[a], *x.shape[a + 1 :]))
+    return x
 
 
 def join(x: Array, runs: Mapping[int, int], like: Array | None = None) -> Array:
@@ -73,13 +112,9 @@ def join(x: Array, runs: Mapping[int, int], like: Array | None = None) -> Array:
     >>> join(jnp.array([[0, 1], [2, 3]]), {0: 2}).tolist()
     [0, 1, 2, 3]
     """
-    shape: list[int] = []
-    at = 0
-    while at < x.ndim:
-        whole = len(shape) in runs
-        shape.append(x.shape[at] * x.shape[at + 1] if whole else x.shape[at])
-        at += 2 if whole else 1
-    return placed(jnp.reshape(x, shape), like)
+    for a in sorted(runs):
+        x = jnp.reshape(x, (*x.shape[:a], x.shape[a] * x.shape[a + 1], *x.shape[a + 2 :]))
+    return placed(x, like)
 
 
 def placed(x: Array, like: Array | None) -> Array:
@@ -101,6 +136,6 @@ def widen(x: Array, runs: Mapping[int, int], like: Array | None = None) -> Array
     >>> widen(jnp.array([[1, 2]]), {1: 2}).tolist()
     [[1, 1, 2, 2]]
     """
-    shape = [d for a, n in enumerate(x.shape) for d in ((n, 1) if a in runs else (n,))]
-    full = [d for a, n in enumerate(x.shape) for d in ((n, runs[a]) if a in runs else (n,))]
-    return join(jnp.broadcast_to(jnp.reshape(x, shape), full), runs, like)
+    wide = jnp.expand_dims(x, [a + 1 + i for i, a in enumerate(sorted(runs))])
+    whole = [d for a, n in enumerate(x.shape) for d in ((n, runs[a]) if a in runs else (n,))]
+    return join(jnp.broadcast_to(wide, whole), runs, like)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.core import allocation, prune, trees, units
+from mvp_jax.core import allocation, layouts, prune, trees, units
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Scores
@@ -78,7 +78,8 @@ class Pattern(Protocol):
 
 def _where(prunable: PyTree, tree: PyTree, change: Any, other: Any = False) -> PyTree:
     """`change` applied to the prunable leaves; a scalar elsewhere."""
-    return jax.tree.map(lambda p, x: change(x) if p else np.asarray(other), _flags(prunable), tree)
+    flags = trees.align(_flags(prunable), tree, "prunable", "the tree")
+    return jax.tree.map(lambda x, p: change(x) if p else np.asarray(other), tree, flags)
 
 
 def _flags(prunable: PyTree) -> PyTree:
@@ -121,13 +122,14 @@ class _Shared:
         raise NotImplementedError
 
     def whole(self, params: Params, prunable: PyTree) -> Masks:
-        return _where(prunable, params, lambda p: jnp.ones(self._grid(jnp.shape(p)), bool))
+        return _where(prunable, params, lambda p: layouts.full(p, tuple(self._grid(jnp.shape(p)))))
 
     def check(self, sparsity: float) -> None:
         """Raises nothing: this pattern can have any sparsity in [0, 1)."""
 
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
-        sizes = jax.tree.map(lambda p, x: math.prod(self._grid(jnp.shape(x))) if p else 0, _flags(prunable), params)
+        flags = trees.align(_flags(prunable), params, "prunable", "params")
+        sizes = jax.tree.map(lambda x, p: math.prod(self._grid(jnp.shape(x))) if p else 0, params, flags)
         if self.allocation == "global":
             return allocation.keep_count(sum(jax.tree.leaves(sizes)), sparsity)
         return jax.tree.map(lambda n: allocation.keep_count(n, sparsity), sizes)
@@ -244,12 +246,17 @@ class Blocks(_Shared):
             raise ValueError(f"blocks {self.block} do not divide a prunable leaf of shape {tuple(shape)}")
         return [*lead, *(d for n, b in zip(tail, self.block, strict=True) for d in (n // b, b))]
 
+    def _runs(self, ndim: int) -> dict[int, int]:
+        """The blocks' lengths by axis."""
+        return {ndim - len(self.block) + i: b for i, b in enumerate(self.block)}
+
     def _inner(self, ndim: int) -> list[int]:
         return [ndim - len(self.block) + 2 * i + 1 for i in range(len(self.block))]
 
     def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
         def one(x: Array) -> Array:
-            return _reduced(x.reshape(self._split(x.shape)), self._inner(x.ndim), how)
+            self._split(x.shape)
+            return _reduced(layouts.split(x, self._runs(x.ndim)), self._inner(x.ndim), how)
 
         return _where(prunable, values, one, np.float32(0))
 
@@ -258,14 +265,11 @@ class Blocks(_Shared):
         return [n for a, n in enumerate(self._split(shape)) if a not in inner]
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
-        def one(p: bool, m: Array) -> Array:
-            if not p:
-                return jnp.ones((), bool)
-            for a, b in enumerate(self.block, start=m.ndim - len(self.block)):
-                m = jnp.repeat(m, b, axis=a)
-            return m
+        def one(x: Array, p: bool, m: Array) -> Array:
+            return layouts.widen(m, self._runs(m.ndim), x) if p else jnp.ones((), bool)
 
-        return jax.tree.map(one, _flags(prunable), kept)
+        parts = (trees.align(t, params, name, "params") for t, name in ((_flags(prunable), "prunable"), (kept, "kept")))
+        return jax.tree.map(one, params, *parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax.core import labels as labels_lib
+from mvp_jax.core import precision
 from mvp_jax.core.types import Array
 
 # Scores of near-equal tasks differ in the third digit, which a GPU's default TF32 products would blur.
@@ -290,7 +291,8 @@ def prototype_cosine(target: Array, source: Array, *, centre: Array | None = Non
 def _prototype_cosine(target: Array, source: Array, centre: Array | None) -> Array:
     def directions(x: Array) -> tuple[Array, Array]:
         there = jnp.any(x != 0, axis=1)
-        x = x.astype(jnp.float32) if centre is None else (x - centre[None, :]).astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x if centre is None else x - centre[None, :].astype(jnp.float32)
         length = jnp.linalg.norm(x, axis=1, keepdims=True)
         return x / jnp.where(length > 0, length, 1.0), there
 
@@ -308,7 +310,7 @@ def rank(scores: Array) -> Array:
     The farthest first is `rank(-scores)`.
 
     Args:
-        scores: float[K].
+        scores: real numbers [K], compared in float32 (float64 if they are float64).
 
     Returns:
         int32[K].
@@ -316,7 +318,7 @@ def rank(scores: Array) -> Array:
     >>> rank(jnp.array([0.1, float("nan"), 0.7, 0.1])).tolist()
     [2, 0, 3, 1]
     """
-    return jnp.argsort(-scores, stable=True).astype(jnp.int32)
+    return jnp.argsort(-precision.widen(scores), stable=True).astype(jnp.int32)
 
 
 def nearest(scores: Array, k: int) -> Array:

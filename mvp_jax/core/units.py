@@ -4,14 +4,17 @@ A `Group` has `size` units; removing unit `c` removes index `c` along one axis o
 """
 
 import dataclasses
+import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mvp_jax.core import trees
+from mvp_jax.core import allocation, layouts, precision, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Units, UnitScores
 
 
@@ -42,7 +45,8 @@ class Slot:
         axis: which axis (not negative).
         scored: whether the array produces the unit (a filter, its bias or norm) rather than consumes it; only
             producing slots enter scores.
-        collection: `params`, or `rest` for batch statistics.
+        collection: the entry of the variables that holds the array: `params`, which is masked and cut, or another such
+            as `rest` or `batch_stats`, which is only cut.
         start, step, repeats: unit `c` lies at index `start + c·step + Σ k·stride`, `k < count` for each `(count,
             stride)` of `repeats`; by default at index `c`. Head `c` of a fused axis `H·d`: `step=d, repeats=((d, 1),)`;
             the second part of a concatenation: `start=n`.
@@ -52,7 +56,7 @@ class Slot:
     path: str
     axis: int
     scored: bool = False
-    collection: Literal["params", "rest"] = "params"
+    collection: str = "params"
     start: int = 0
     step: int = 1
     repeats: tuple[tuple[int, int], ...] = ()
@@ -118,12 +122,13 @@ def reduce(
     """Weight-space terms to one number a unit, over the producing slots only.
 
     Args:
-        terms: floats with the structure and shapes of the parameters.
+        terms: real numbers with the structure and shapes of the parameters.
         groups: the groups, `C` units each.
         how: `sum`: Σt; `l1`: Σ|t|; `l2`: sqrt(Σt²); `sum_square`: (Σt)², Taylor's reduction.
 
     Returns:
-        `{name: float[C]}`.
+        `{name: float32[C]}`, computed in float32 also for terms of float16, bfloat16 or integers; float64 where a term
+        is float64.
 
     Raises:
         ValueError: for an unknown reduction, or a group without producing slots.
@@ -141,15 +146,72 @@ def reduce(
         slots = [s for s in group.slots if s.scored and s.collection == "params"]
         if not slots:
             raise ValueError(f"group {group.name!r} has no producing slot to score; mark one `scored=True`")
-        total = jnp.zeros(group.size)
-        for s in slots:
-            leaf = leaves[s.path]
-            t = jnp.abs(leaf) if how == "l1" else jnp.square(leaf) if how == "l2" else leaf
-            t = jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a != s.axis))
-            total += jnp.sum(t[s.index(group.size)], axis=1) if s.length else t
+        sums = [_along(leaves[s.path], s.axis, how) for s in slots]
+        of_units = [
+            jnp.sum(_whole(t)[s.index(group.size)], axis=1) if s.length else t for s, t in zip(slots, sums, strict=True)
+        ]
+        total = functools.reduce(jnp.add, of_units)
         return jnp.sqrt(total) if how == "l2" else jnp.square(total) if how == "sum_square" else total
 
     return {g.name: one(g) for g in groups}
+
+
+def _whole(x: Array) -> Array:
+    """An array on every device where a mesh has explicit axes, on which JAX picks entries of unsharded axes only."""
+    sharding = layouts.explicit(x)
+    return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def only_finite(scores: UnitScores, *, stacklevel: int = 1) -> dict[str, Array]:
+    """Scores of units in which everything that is not finite is `nan`, which a selection removes before all others.
+
+    A score of `nan`, `inf` or `-inf` comes of broken weights, broken data or an overflow, and ranks nothing.
+
+    Args:
+        scores: `{group: real[C]}`, higher = keep.
+        stacklevel: whose line of code the warning names: 1 the caller of this function, 2 the caller's caller.
+
+    Returns:
+        `{group: float32[C]}`; float64 where the scores are float64.
+
+    Raises:
+        ValueError: if no score of a group is finite. Traced scores are not checked: all of such a group are `nan` then.
+
+    Warns:
+        RuntimeWarning: which groups have units whose score is not finite, and how many. Traced scores cause no warning.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     only_finite({"fc": jnp.array([2.0, jnp.inf, 1.0])})["fc"].tolist()
+    [2.0, nan, 1.0]
+    >>> print(caught[0].message)
+    units whose score is not finite go before all others: 1 of 3 units of 'fc'
+    """
+    wide = {name: precision.widen(s) for name, s in scores.items()}
+    if allocation.concrete(wide):
+        sizes = {name: jnp.size(s) for name, s in wide.items()}
+        bad = {name: n for name, s in wide.items() if (n := sizes[name] - int(jnp.sum(jnp.isfinite(s))))}
+        lost = [name for name, n in bad.items() if n == sizes[name]]
+        if lost:
+            raise ValueError(
+                f"not one score of {lost[:5]} is finite, so nothing ranks the units of these groups; look for nan and "
+                "inf in the weights, the gradients or the data, or leave these groups out"
+            )
+        if bad:
+            some = ", ".join(f"{n} of {sizes[name]} units of {name!r}" for name, n in list(bad.items())[:5])
+            more = f" and more in {len(bad) - 5} further groups" if len(bad) > 5 else ""
+            message = f"units whose score is not finite go before all others: {some}{more}"
+            warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+    return {name: jnp.where(jnp.isfinite(s), s, jnp.nan) for name, s in wide.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "how"))
+def _along(leaf: Array, axis: int, how: str) -> Array:
+    """Sums along an axis; one program, so that no converted copy of a large leaf is written to memory."""
+    t = precision.widen(leaf)
+    t = jnp.abs(t) if how == "l1" else jnp.square(t) if how == "l2" else t
+    return jnp.sum(t, axis=tuple(a for a in range(t.ndim) if a != axis))
 
 
 def expand(units: Units, groups: Sequence[Group], params: Params) -> Masks:
@@ -214,7 +276,7 @@ def spread(kept: Array, slot: Slot) -> Array:
     owner = np.full(slot.length, -1)
     index = slot.index(kept.shape[-1])
     owner[index] = np.arange(len(index))[:, None]
-    return jnp.where(owner < 0, True, kept[owner])
+    return jnp.where(owner < 0, True, _whole(kept)[owner])
 
 
 def count(units: Units) -> dict[str, int]:
@@ -239,6 +301,7 @@ __all__ = [
     "count",
     "expand",
     "full",
+    "only_finite",
     "positions",
     "reduce",
     "restrict",

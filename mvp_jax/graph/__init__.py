@@ -14,7 +14,6 @@ from mvp_jax.graph.analysis import (
     PrimitiveRules,
     Traced,
     analyse,
-    collections,
     find,
     groups,
     leaks,
@@ -22,6 +21,7 @@ from mvp_jax.graph.analysis import (
 )
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
 from mvp_jax.graph.rules import PrimitiveRule
+from mvp_jax.graph.variables import check_arrays, collections
 
 __all__ = [
     "Analysis",
@@ -32,6 +32,7 @@ __all__ = [
     "PrimitiveRules",
     "Traced",
     "analyse",
+    "check_arrays",
     "collections",
     "explain",
     "find",

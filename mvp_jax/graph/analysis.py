@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mvp_jax.core import trees
+from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
+from mvp_jax.graph import placement, zeros
 from mvp_jax.graph import program as programs
-from mvp_jax.graph import zeros
 from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Program, Tracer, Value
 from mvp_jax.graph.rules import PrimitiveRule
+from mvp_jax.graph.variables import collections as collections
+from mvp_jax.graph.variables import settings
 
 PrimitiveRules = Sequence[tuple[str, PrimitiveRule]]
 """Rules for primitives that have none yet, or that replace the known ones: `((name, rule), ...)`."""
@@ -25,7 +27,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         path: its path inside its collection, `fc1/kernel`.
-        collection: `params`, or `rest` for what is cut but not masked.
+        collection: `params`, which is masked and cut, or the name of another entry of the variables, which is only cut.
         value: what is known of the array, with an expression for each axis.
     """
 
@@ -94,8 +96,9 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
     Args:
         apply: pure; called as `apply(variables, *inputs)`, returns arrays whose axes stay whole. Trace it the way it
             is used for inference: dropout's random masks keep every axis they touch.
-        variables: any pytree of arrays (or shapes). If it has an entry `params` (`Variables`, Linen's variables), paths
-            start inside each collection and only `params` are masked; otherwise all of it are parameters.
+        variables: any pytree of arrays (or shapes). If it has an entry `params` (`Variables`, Linen's variables), its
+            entries are collections, paths start inside each, and only `params` are masked; otherwise all of it are
+            parameters.
         *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole.
         rules: rules for primitives that are not known, or that are to be read otherwise: `((name, rule), ...)`.
 
@@ -103,6 +106,9 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
         Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
         missing may not be cut; `graph.explain` says why. A primitive without a rule is no error: axes that touch it may
         not be cut.
+
+    Raises:
+        ValueError: if a leaf of the variables is no array: a function, a string, or a setting that `apply` branches on.
 
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
@@ -152,9 +158,21 @@ def trace(
 
     Returns:
         The function with an expression for every axis of every array.
+
+    Raises:
+        ValueError: if a leaf of the variables is no array.
     """
-    closed, results = jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)
     named = collections(variables)
+    try:
+        closed, results = _jaxpr(apply, variables, *inputs)
+    except jax.errors.ConcretizationTypeError as error:
+        plain = settings(variables)
+        if not plain:
+            raise
+        raise ValueError(
+            f"the function branches on a value, and {plain[:5]} are Python values among the variables; variables hold "
+            "arrays only: of an Equinox module, give params, rest = eqx.partition(model, eqx.is_array)"
+        ) from error
     count = len(named)
     leaves, args = [], []
     for (path, collection), var in zip(named, closed.jaxpr.invars[:count], strict=True):
@@ -170,6 +188,17 @@ def trace(
     return Traced(
         program, tuple(leaves), tuple(tracer.notes), jax.tree.structure(variables), jax.tree.structure(results)
     )
+
+
+def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """A function as JAX traces it, with the shardings of its arguments; without, if it cannot run on these."""
+    try:
+        return jax.make_jaxpr(apply, return_shape=True)(*args)
+    except Exception:
+        if not any(layouts.explicit(x) for x in jax.tree.leaves(args)):
+            raise
+        # Slim arrays are whole along the axes that were cut: the function may run on those, and has the same groups.
+        return jax.make_jaxpr(apply, return_shape=True)(*jax.tree.map(placement.unlaid, args))
 
 
 def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[zeros.Zeros]:
@@ -190,30 +219,6 @@ def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[ze
     return zeros.follow(
         traced.program, [*given, *(tuple(frozenset() for _ in axes or []) for axes in inputs)], dict(rules)
     )
-
-
-def collections(variables: PyTree) -> list[tuple[str, str]]:
-    """The path and the collection of every leaf of variables, in the order of `jax.tree.leaves`.
-
-    Args:
-        variables: any pytree of arrays or shapes.
-
-    Returns:
-        `[(path, collection), ...]`. If the tree has an entry `params`, its leaves are in `params` and all others in
-        `rest`, and paths start inside the entry; otherwise all leaves are in `params`.
-    """
-    if isinstance(variables, Mapping):
-        entries = set(variables)
-    else:
-        entries = set(getattr(variables, "_fields", ()))
-    found = list(trees.flatten(variables))
-    if "params" not in entries:
-        return [(path, "params") for path in found]
-    named = []
-    for path in found:
-        top, _, inner = path.partition("/")
-        named.append((inner or top, "params" if top == "params" else "rest"))
-    return named
 
 
 def describe(traced: Traced) -> Analysis:
@@ -249,7 +254,7 @@ def describe(traced: Traced) -> Analysis:
                         path=leaf.path,
                         axis=axis,
                         scored=leaf.collection == "params" and role != {"read"},
-                        collection="params" if leaf.collection == "params" else "rest",
+                        collection=leaf.collection,
                         start=place.start,
                         step=place.step,
                         repeats=place.repeats,
@@ -357,17 +362,18 @@ def find(traced: Traced, group: Group) -> Dim:
         ValueError: if its units are not a set of their own here, or may not be cut.
     """
     by_place = {
-        (leaf.path, axis, p.start, p.step, p.repeats): p.root
+        (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats): p.root
         for leaf in traced.leaves
         for axis, e in enumerate(leaf.value.dims or [])
         for p in places(e)
     }
-    found = {by_place.get((s.path, s.axis, s.start, s.step, s.repeats)) for s in group.slots}
+    found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats)) for s in group.slots}
     d = found.pop() if len(found) == 1 else None
     if d is None or d.size != group.size:
+        paths = sorted({f"{s.collection}/{s.path}" for s in group.slots})
         raise ValueError(
             f"group {group.name!r} is not a set of units of this function (its slots are {len(group.slots)} axes of "
-            f"{sorted({s.path for s in group.slots})[:3]}); find groups with graph.groups(apply, variables, *inputs)"
+            f"{paths[:3]}); find groups with graph.groups(apply, variables, *inputs)"
         )
     if d.why:
         raise ValueError(f"group {group.name!r} cannot be cut in this function: {d.why}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import lax
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, product, resolve, roots, unify
+from mvp_jax.graph.dims import Axes, Dim, Expr, at_most, freeze, product, resolve, roots, unify
 from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Zeros, leak, moved, nothing, same, shape_of
 
 Shapes = list[tuple[int, ...]]
@@ -193,7 +193,7 @@ def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     for e in seen.outs[0]:
         e = resolve(e)
         at = [a for a, old in enumerate(seen.ins[0]) if resolve(old) is e]
-        found.append(zs[0][at[0]] if len(at) == 1 and e.size > 1 else frozenset())
+        found.append(zs[0][at[0]] if len(at) == 1 and not at_most(e.size, 1) else frozenset())
     return [tuple(found)]
 
 

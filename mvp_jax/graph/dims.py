@@ -8,10 +8,25 @@ reason. Splitting an axis further (a reshape, a slice) refines its expression in
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
+
+import jax
+import jax.export
 
 Repeats: TypeAlias = tuple[tuple[int, int], ...]
 """`((count, stride), ...)`."""
+
+
+def at_most(a: int, b: int) -> bool:
+    """Whether `a <= b`; a size that `jax.export` leaves open counts as more than any number.
+
+    >>> at_most(3, 4), at_most(3, jax.export.symbolic_shape("n")[0]), at_most(jax.export.symbolic_shape("n")[0], 3)
+    (True, True, False)
+    """
+    try:
+        return bool(a <= b)
+    except jax.errors.InconclusiveDimensionOperation:
+        return not jax.export.is_symbolic_dim(a)
 
 
 class Dim:
@@ -20,7 +35,7 @@ class Dim:
     __slots__ = ("ref", "size", "why")
 
     def __init__(self, size: int, why: str = ""):
-        self.size: int = int(size)
+        self.size: int = cast(int, size) if jax.export.is_symbolic_dim(size) else int(size)
         self.why: str = why
         self.ref: Expr | None = None
 
@@ -103,7 +118,7 @@ def _become(d: Dim, e: Expr) -> None:
 def unify(a: Expr, b: Expr) -> None:
     """Says that two axes of one length are cut alike, whatever that takes; if it cannot be said, both are frozen."""
     a, b = resolve(a), resolve(b)
-    if a is b or a.size <= 1 or b.size <= 1:
+    if a is b or at_most(a.size, 1) or at_most(b.size, 1):
         return
     if a.size != b.size:
         _give_up(a, b, "axes of different lengths meet")
@@ -142,7 +157,7 @@ def _refine(kind: type[Prod] | type[Sum], left: list[Expr], right: list[Expr]) -
             unify(a, b)
             del left[0], right[0]
             continue
-        if a.size < b.size:
+        if not at_most(b.size, a.size):
             left, right, a, b = right, left, b, a
         uneven = kind is Prod and a.size % b.size
         if not isinstance(a, Dim) or uneven or any(r is a for r in roots(b)):
@@ -178,7 +193,7 @@ def reshape(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
     while a < len(axes) or b < len(shape):
         start, first, before, after = a, b, 1, 1
         while (a == start and b == first) or before != after:
-            if a < len(axes) and before <= after:
+            if a < len(axes) and at_most(before, after):
                 before *= resolve(axes[a]).size
                 a += 1
             else:
@@ -194,7 +209,7 @@ def _regroup(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
     for n in shape:
         parts: Axes = []
         need = n
-        while need > 1:
+        while not at_most(need, 1):
             f = resolve(left[0])
             if isinstance(f, Prod):
                 left[:1] = _flat(Prod, f)
@@ -278,7 +293,9 @@ def places(e: Expr) -> list[Place]:
     sizes = [resolve(p).size for p in e.parts]
     strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     for i, part in enumerate(e.parts):
-        others = tuple((n, s) for j, (n, s) in enumerate(zip(sizes, strides, strict=True)) if j != i and n > 1)
+        others = tuple(
+            (n, s) for j, (n, s) in enumerate(zip(sizes, strides, strict=True)) if j != i and not at_most(n, 1)
+        )
         for p in places(part):
             scaled = tuple((n, s * strides[i]) for n, s in p.repeats)
             found.append(Place(p.root, p.start * strides[i], p.step * strides[i], (*scaled, *others)))

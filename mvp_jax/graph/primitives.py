@@ -7,7 +7,8 @@ from mvp_jax.graph.shaping import SHAPING
 
 _ZERO_AT_ZERO = (
     "abs neg sign sqrt cbrt square tanh tan sin asin atan sinh asinh atanh erf erf_inv expm1 log1p floor ceil round "
-    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint add sub max min add_any or xor"
+    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint reshard add sub max min "
+    "add_any or xor"
 )
 _NEVER_ZERO = "exp exp2 cos cosh acos logistic erfc not eq ne lt le gt ge is_finite nextafter atan2"
 

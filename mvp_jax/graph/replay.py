@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
 
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import positions
+from mvp_jax.graph import placement
 from mvp_jax.graph.dims import Axes, Dim, Expr, places, resolve
 from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split
 from mvp_jax.graph.rules import PrimitiveRule
@@ -53,15 +53,15 @@ class Replay:
         keeps = {a: keep for a, e in enumerate(axes) if (keep := self.vector(e)) is not None and not keep.all()}
         if not keeps:
             return x
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
             for a, keep in keeps.items():
-                x = jnp.take(x, np.flatnonzero(keep), axis=a)
+                x = placement.take(x, np.flatnonzero(keep), a)
             return x
         # On the host: a compiled gather for each shape would cost seconds for a large model.
         cut = np.asarray(x)
         for a, keep in keeps.items():
             cut = np.compress(keep, cut, axis=a)
-        return jnp.asarray(cut)
+        return placement.put(cut, x, keeps)
 
     def run(self, program: Program, args: list[Any]) -> list[Any]:
         """Results for smaller arguments; constants come and go in the shapes that they had."""
@@ -82,7 +82,7 @@ class Replay:
 
     def _node(self, node: Node, values: list[Any]) -> list[Any]:
         if node.kind == "constant":
-            return _bind(node.eqn, values)
+            return _bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
             return self._call(node, values)
         values = [
@@ -95,9 +95,10 @@ class Replay:
             branches = [lambda *ops, p=p: tuple(self.run(p, list(ops))) for p in node.inner]
             return list(lax.switch(values[0], branches, *values[1:]))
         rule = self.rules.get(node.seen.name)
+        params = placement.fitted_params(node.eqn.params, lambda: [self.size(e) for e in node.seen.outs[0]])
         if rule is None or rule.emit is None:
-            return _bind(node.eqn, values)
-        out = rule.emit(node.seen, values, self.size, dict(node.eqn.params))
+            return _bind(node.eqn, values, params)
+        out = rule.emit(node.seen, values, self.size, params)
         return list(out) if node.eqn.primitive.multiple_results else [out]
 
     def _call(self, node: Node, values: list[Any]) -> list[Any]:
@@ -139,9 +140,9 @@ def _is_relu(node: Node) -> bool:
     return [e.primitive.name for e in body] == ["max"] and isinstance(body[0].invars[1], core.Literal)
 
 
-def _bind(eqn: Any, values: list[Any]) -> list[Any]:
+def _bind(eqn: Any, values: list[Any], params: Mapping[str, Any]) -> list[Any]:
     """Applies a primitive with the parameters that it had."""
-    bound = eqn.primitive.get_bind_params(dict(eqn.params))
+    bound = eqn.primitive.get_bind_params(dict(params))
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     out = eqn.primitive.bind(*functions, *values, **params)
     return list(out) if eqn.primitive.multiple_results else [out]

@@ -157,11 +157,12 @@ def _emit_pad(seen: Seen, values: list[Any], size: Callable[[Expr], int], params
 
 
 def _emit_broadcast(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
-    return lax.broadcast_in_dim(values[0], shape_of(seen.outs[0], size), params["broadcast_dimensions"])
+    shape = shape_of(seen.outs[0], size)
+    return lax.broadcast_in_dim(values[0], shape, params["broadcast_dimensions"], out_sharding=params.get("sharding"))
 
 
 def _emit_reshape(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
-    return lax.reshape(values[0], shape_of(seen.outs[0], size))
+    return lax.reshape(values[0], shape_of(seen.outs[0], size), out_sharding=params.get("sharding"))
 
 
 def _stack(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
@@ -186,7 +187,7 @@ def _tile(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]
 
 
 def _emit_tile(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
-    reps = [size(out) // max(n, 1) for out, n in zip(seen.outs[0], values[0].shape, strict=True)]
+    reps = [size(out) // (n or 1) for out, n in zip(seen.outs[0], values[0].shape, strict=True)]
     return jnp.tile(values[0], reps)
 
 

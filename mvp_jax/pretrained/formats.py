@@ -24,8 +24,25 @@ FORMATS: tuple[Format, ...] = tuple(form for forms in FAMILIES.values() for form
 
 
 def bare(key: str) -> str:
-    """A name without the `module.` that `torch.nn.DataParallel` puts before it."""
-    return key.removeprefix("module.")
+    """The name that a tensor has in the model itself, without what PyTorch's wrappers put into it.
+
+    `torch.nn.DataParallel` and `DistributedDataParallel` put `module.` before the names of all tensors. `torch.compile`
+    puts `_orig_mod.` before those of the module that is compiled, be it the model or a part of it. A model may be
+    wrapped by both, in any order.
+
+    Args:
+        key: the name in the checkpoint.
+
+    Returns:
+        The name without any `_orig_mod.`, and without `module.` at its beginning.
+
+    >>> bare("module._orig_mod.fc.weight"), bare("_orig_mod.module.fc.weight"), bare("encoder._orig_mod.fc.weight")
+    ('fc.weight', 'fc.weight', 'encoder.fc.weight')
+    """
+    parts = [part for part in key.split(".") if part != "_orig_mod"]
+    while parts[:1] == ["module"]:
+        del parts[0]
+    return ".".join(parts)
 
 
 def configure(form: Format, described: Mapping[str, Any]) -> Any:

@@ -25,6 +25,7 @@ from mvp_jax.pretrained import formats, key_table, tensor_files
 from mvp_jax.pretrained.key_table import Format
 from mvp_jax.pretrained.keys import clip
 from mvp_jax.pretrained.tensor_files import TensorSource
+from mvp_jax.storage import dtypes
 from mvp_jax.storage import files as storage
 
 Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -250,6 +251,8 @@ def save(
     target = storage.path(directory)
     _refuse(_misfits(model, trees.flatten(Variables(*variables))), "these variables are not the model's")
     tensors = {p: np.ascontiguousarray(np.asarray(a)) for p, a in trees.flatten(Variables(*variables)).items()}
+    strange = [f"{p}: {a.dtype}" for p, a in tensors.items() if not dtypes.safetensors_name(a.dtype)]
+    _refuse(strange, "safetensors has no such dtype; cast these variables")
     blob = safetensors.numpy.save(tensors)
     kept = {
         n: {"of": int(np.size(u)), "kept": np.flatnonzero(np.asarray(u)).tolist()} for n, u in (units or {}).items()
@@ -370,7 +373,7 @@ def _refuse(problems: Sequence[str], what: str) -> None:
 def _read(path: pathlib.Path) -> tuple[bytes, dict[str, np.ndarray]]:
     try:
         content = path.read_bytes()
-        return content, safetensors.numpy.load(content)
+        return content, dtypes.read(content)
     except FileNotFoundError:
         raise ValueError(f"no weights at {path}; give the path of a safetensors file") from None
     except (safetensors.SafetensorError, OSError) as error:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mvp_jax.storage import dtypes
+
 _LONGEST_HEADER = 100_000_000  # bytes, as in the reference implementation
 _LONGEST_JSON = 100_000_000
 _FLOATS: dict[str, np.dtype[Any]] = {
@@ -27,8 +29,8 @@ _FLOATS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _OTHERS = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8} | {
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
+    **{f"F8_{kind}": 1 for kind in ("E4M3", "E4M3FNUZ", "E5M2", "E5M2FNUZ", "E8M0")},
+    "C64": 8,
 }
 _SIZES = {name: kind.itemsize for name, kind in _FLOATS.items()} | _OTHERS
 _PICKLES = (".bin", ".pth", ".pt")
@@ -100,9 +102,7 @@ def in_memory(tensors: Mapping[str, Any], name: str = "these tensors") -> Tensor
     """
 
     def entry(a: np.ndarray) -> TensorEntry:
-        letters = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}
-        kind = "BF16" if a.dtype == ml_dtypes.bfloat16 else letters.get(a.dtype.kind, a.dtype.name)
-        return TensorEntry(a.shape, f"{kind}{8 * a.itemsize}" if kind in ("F", "I", "U") else kind, a.copy)
+        return TensorEntry(a.shape, dtypes.safetensors_name(a.dtype) or a.dtype.name, a.copy)
 
     return TensorSource(name, {key: entry(np.asarray(a)) for key, a in tensors.items()})
 

@@ -1,8 +1,11 @@
 """How much each weight or unit matters: every score under one name, higher = keep.
 
 Scores of weights have the structure and shapes of the parameters; `units.reduce` makes them scores of units. Scores of
-units are `{group: float[C]}`. In the formulas θ is a weight, L the loss with gradient g and Hessian H, N the number of
-examples, x the inputs of a weight, a a unit's activation, γ its scale, z a gate on it, R the sum of all outputs.
+units are `{group: float[C]}`. All are computed and returned in float32, also for weights of float16, bfloat16 or
+integers, and in float64 for float64 arrays, which exist under `jax_enable_x64` only (`core.precision`).
+
+In the formulas θ is a weight, L the loss with gradient g and Hessian H, N the number of examples, x the inputs of a
+weight, a a unit's activation, γ its scale, z a gate on it, R the sum of all outputs.
 
 | name | of | needs | formula | source |
 |---|---|---|---|---|

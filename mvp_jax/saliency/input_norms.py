@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from mvp_jax.core import trees
+from mvp_jax.core import precision, trees
 from mvp_jax.core.types import Array, Params, PyTree, Scores
 from mvp_jax.graph import analysis
 from mvp_jax.graph.primitives import INLINED
@@ -28,8 +28,8 @@ class Inputs(NamedTuple):
     """What the kernels of a function multiply.
 
     Attributes:
-        norm: a tree like the parameters: float32 of each kernel's shape, the norm of the inputs that each of its
-            entries multiplies; a scalar 1 for leaves that are not prunable.
+        norm: a tree like the parameters: float32 of each kernel's shape, or float64 where its inputs are float64: the
+            norm of the inputs that each of its entries multiplies; a scalar 1 for leaves that are not prunable.
         outputs: a tree like the parameters: the axes of each kernel along which its outputs lie, for
             `prune.by_output`; `()` for leaves that are not prunable.
     """
@@ -43,7 +43,7 @@ def norms(apply: Callable[..., Any], variables: PyTree, *inputs: Any, prunable: 
 
     `‖x_i‖₂ = sqrt(Σ_t x_ti²)`, where `t` runs over everything that entry `i` meets: examples, tokens, and for a
     convolution all places of its window, tap by tap (padding counts 0). A kernel that is used several times counts all
-    its uses. Squares and sums are taken in float32.
+    its uses. Squares and sums are taken in float32, of float64 inputs in float64.
 
     Args:
         apply: pure; called as `apply(variables, *inputs)`. Static and hashable, as functions are: give the same object
@@ -310,7 +310,7 @@ def _product(
     pairs = sorted(zip((*contracted[place], *batch[place]), (*contracted[1 - place], *batch[1 - place]), strict=True))
     met, kept = [a for a, _ in pairs], [b for _, b in pairs]
     others = tuple(a for a in range(jnp.ndim(data)) if a not in kept)
-    squares = jnp.sum(jnp.square(data.astype(jnp.float32)), axis=others)
+    squares = jnp.sum(jnp.square(precision.widen(data)), axis=others)
     squares = jnp.transpose(squares, [sorted(kept).index(b) for b in kept])
     squares = jnp.reshape(squares, [n if a in met else 1 for a, n in enumerate(shape)])
     return jnp.broadcast_to(squares, shape), tuple(contracted[place])
@@ -321,9 +321,9 @@ def _convolution(params: Mapping[str, Any], shape: tuple[int, ...], data: Array)
     out = params["dimension_numbers"].rhs_spec[0]
     # All filters of a group meet the same inputs: one filter a group is enough.
     groups = max(params["feature_group_count"], params["batch_group_count"])
-    one = jax.ShapeDtypeStruct([groups if a == out else n for a, n in enumerate(shape)], jnp.float32)
+    squares = jnp.square(precision.widen(data))
+    one = jax.ShapeDtypeStruct([groups if a == out else n for a, n in enumerate(shape)], squares.dtype)
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers")
-    squares = jnp.square(data.astype(jnp.float32))
 
     def convolve(kernel: Array) -> Array:
         return lax.conv_general_dilated(
@@ -336,7 +336,7 @@ def _convolution(params: Mapping[str, Any], shape: tuple[int, ...], data: Array)
         )
 
     # Linear in the kernel, so that the coefficient of every tap is the sum of what it multiplies.
-    (taps,) = jax.linear_transpose(convolve, one)(jnp.ones(jax.eval_shape(convolve, one).shape, jnp.float32))
+    (taps,) = jax.linear_transpose(convolve, one)(jnp.ones(jax.eval_shape(convolve, one).shape, squares.dtype))
     repeated = jnp.repeat(taps, shape[out] // groups, axis=out)
     return repeated, tuple(a for a in range(len(shape)) if a != out)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mvp_jax.core import allocation, masks, prune, trees
+from mvp_jax.core import allocation, masks, precision, prune, trees
 from mvp_jax.core.types import Array, Masks, PyTree, Scores
 from mvp_jax.graph import analysis
 from mvp_jax.saliency import input_norms
@@ -51,8 +51,8 @@ def synflow(
         neutral: `variables -> variables`, replaces the treatment of the other leaves described above; static.
 
     Returns:
-        float32 scores with the structure of the parameters and the shapes of the prunable leaves; a scalar 0 for leaves
-        that are not prunable.
+        float32 scores with the structure of the parameters and the shapes of the prunable leaves, float64 for float64
+        leaves; a scalar 0 for leaves that are not prunable.
 
     Raises:
         ValueError: for rules that match nothing, a linearised network that overflows or gives 0, or one that is not
@@ -153,7 +153,7 @@ class _Net(NamedTuple):
         """`R`: the sum of the outputs."""
         result = self.apply(variables, x)
         outputs = jax.tree.leaves(result[0] if isinstance(result, tuple) else result)
-        return functools.reduce(jnp.add, [jnp.sum(y.astype(jnp.float32)) for y in outputs])
+        return functools.reduce(jnp.add, [jnp.sum(precision.widen(y)) for y in outputs])
 
 
 _NAMED = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}
@@ -165,16 +165,16 @@ _OVERFLOW = (
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _linearised(net: _Net, variables: PyTree, neutral: Callable[[PyTree], PyTree] | None) -> PyTree:
-    """The variables of the linearised network; float32, which reaches further than half precision."""
+    """The variables of the linearised network; at least float32, which reaches further than half precision."""
     named, prunable = analysis.collections(variables), dict(net.places)
     changed = variables if neutral is None else neutral(variables)
     trees.check_same_structure(variables, changed, "the variables", "what neutral returns")
     leaves, structure = jax.tree.flatten(changed)
 
     def one(i: int, leaf: Array) -> Array:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if i not in prunable and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             return leaf
-        leaf = jnp.asarray(leaf, jnp.float32)
+        leaf = precision.widen(leaf)
         path, where = named[i]
         name = path.rsplit("/", 1)[-1]
         if i not in prunable and neutral is None and name in _NAMED:
@@ -187,7 +187,7 @@ def _linearised(net: _Net, variables: PyTree, neutral: Callable[[PyTree], PyTree
 @functools.partial(jax.jit, static_argnums=0)
 def _flow(net: _Net, weights: PyTree) -> list[Array]:
     """Scores of the prunable leaves of a linearised network."""
-    x = jnp.ones((1, *net.input_shape), jnp.float32)
+    x = jnp.ones((1, *net.input_shape), precision.widest(weights))
     kernels = net.kernels(weights, net.rescale)
     grads = jax.grad(lambda ks: net.total(net.put(weights, ks), x))(kernels)
     return [k * g for k, g in zip(kernels, grads, strict=True)]
@@ -224,14 +224,15 @@ def _linear(net: _Net, variables: PyTree, neutral: Callable[[PyTree], PyTree] | 
     if not allocation.concrete(weights):
         return weights
     same = np.ones(len(net.places), np.float32)
-    flow = float(_along(net, weights, net.rescale, np.ones((1, *net.input_shape), np.float32), same, same)[0])
+    ones = np.ones((1, *net.input_shape), precision.widest(weights))
+    flow = float(_along(net, weights, net.rescale, ones, same, same)[0])
     if not np.isfinite(flow):
         raise ValueError(_OVERFLOW)
     if flow == 0:
         raise ValueError("the linearised network gives 0: some layer is zero (a fresh head?); change it by `neutral`")
     # Small weights make anything nearly linear, large ones saturate it: every leaf is brought to a gain of 1. And ones
     # would hide what an uneven input shows: equal tokens make any attention uniform.
-    x = np.random.default_rng(0).uniform(0.5, 1.5, (1, *net.input_shape)).astype(np.float32)
+    x = np.asarray(np.random.default_rng(0).uniform(0.5, 1.5, ones.shape), ones.dtype)
     factors = np.array([1.0, 0.0, 2.0, 3.0])
     for direction, (_, path) in zip(np.eye(len(net.places), dtype=np.float32), net.places, strict=True):
         seen = [_along(net, weights, True, x, same + np.float32(f - 1) * direction, direction) for f in factors]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from mvp_jax.core import trees
+from mvp_jax.core import precision, trees
 from mvp_jax.core.types import Array, Params, PyTree, UnitScores, Variables
 from mvp_jax.core.units import Group
 
@@ -26,12 +26,13 @@ def activation(activations: Mapping[str, Array], *, where: Array | None = None) 
         where: bool[N], the examples that count (default all); at least one.
 
     Returns:
-        `{name: float[C]}`.
+        `{name: float32[C]}`, computed in float32 also for activations of float16, bfloat16 or integers; float64 where
+        they are float64.
 
     >>> activation({"fc": jnp.array([[1.0, -2.0], [3.0, 0.0]])})["fc"].tolist()
     [2.0, 1.0]
     """
-    return {name: _mean(jnp.abs(a), where) for name, a in activations.items()}
+    return {name: _mean(jnp.abs(precision.widen(a)), where) for name, a in activations.items()}
 
 
 def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
@@ -45,7 +46,8 @@ def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
         groups: groups that have a norm, `C` units each.
 
     Returns:
-        `{name: float[C]}`.
+        `{name: float32[C]}`, computed in float32 also for weights of float16, bfloat16 or integers; float64 where they
+        are float64.
 
     Raises:
         ValueError: naming the groups without a norm, or a path that the parameters lack.
@@ -77,7 +79,7 @@ def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
 
 @jax.jit
 def _mean_magnitudes(scales: Mapping[str, list[Array]]) -> UnitScores:
-    return {name: jnp.mean(jnp.abs(jnp.stack(leaves)), axis=0) for name, leaves in scales.items()}
+    return {name: jnp.mean(jnp.abs(jnp.stack(precision.widen_all(leaves))), axis=0) for name, leaves in scales.items()}
 
 
 def gate_gradients(
@@ -104,7 +106,7 @@ def gate_gradients(
         groups: the groups to gate, `C` units each.
 
     Returns:
-        `{name: float32[N, C]}`.
+        `{name: float32[N, C]}`; float64 if any parameter is float64.
 
     Raises:
         ValueError: if no groups are given, or the loss is not one number an example.
@@ -142,7 +144,8 @@ def _gate_gradients(
             raise ValueError(f"the loss gave shape {losses.shape} for {n} examples; it must give one number each, [N]")
         return jnp.sum(losses)
 
-    return jax.grad(total)({name: jnp.ones((n, size), jnp.float32) for name, size in sizes})
+    dtype = precision.widest(variables.params)
+    return jax.grad(total)({name: jnp.ones((n, size), dtype) for name, size in sizes})
 
 
 @jax.jit
@@ -157,14 +160,15 @@ def gate_fisher(gate_gradients: Mapping[str, Array], *, where: Array | None = No
         where: bool[N], the examples that count (default all); at least one.
 
     Returns:
-        `{name: float[C]}`.
+        `{name: float32[C]}`, computed in float32 also for gradients of float16 or bfloat16; float64 where they are
+        float64.
 
     >>> gate_fisher({"fc": jnp.array([[1.0, 2.0], [3.0, 0.0]])})["fc"].tolist()
     [5.0, 2.0]
 
     Reference: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", 2022, arXiv:2204.09656, eq. 11.
     """
-    return {name: _mean(jnp.square(d), where) for name, d in gate_gradients.items()}
+    return {name: _mean(jnp.square(precision.widen(d)), where) for name, d in gate_gradients.items()}
 
 
 def _mean(values: Array, where: Array | None) -> Array:

@@ -1,8 +1,8 @@
 """Scores of single weights: higher = keep.
 
 They have the structure of the parameters and go to a selector of `prune` as they are, or through `units.reduce` to one
-number a unit. A `loss` is static and hashable, as functions are: give the same object again and nothing is compiled
-again.
+number a unit. Weights of float16, bfloat16 or integers are converted to float32 first. A `loss` is static and hashable,
+as functions are: give the same object again and nothing is compiled again.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mvp_jax.core import trees
+from mvp_jax.core import precision, trees
 from mvp_jax.core.types import Array, Key, Params, PyTree, Scores
 
 
@@ -27,14 +27,14 @@ def magnitude(params: Params) -> Scores:
         params: any tree of arrays.
 
     Returns:
-        Scores of the same structure and shapes.
+        float32 scores of the same structure and shapes; float64 where the weights are float64.
 
     >>> magnitude({"kernel": jnp.array([-2.0, 1.0])})["kernel"].tolist()
     [2.0, 1.0]
 
     Reference: Han et al., "Learning both Weights and Connections", 2015, arXiv:1506.02626, section 3.
     """
-    return jax.tree.map(jnp.abs, params)
+    return jax.tree.map(lambda p: jnp.abs(precision.widen(p)), params)
 
 
 def random(key: Key, like: PyTree) -> Scores:
@@ -73,7 +73,7 @@ def taylor_terms(params: Params, grads: Params) -> PyTree:
         grads: the gradients of the loss, same structure and shapes.
 
     Returns:
-        The terms, same structure and shapes.
+        float32 terms of the same structure and shapes; float64 where weights or gradients are float64.
 
     Raises:
         ValueError: if the structures differ.
@@ -97,7 +97,7 @@ def taylor(params: Params, grads: Params) -> Scores:
         grads: the gradients of the loss, same structure and shapes.
 
     Returns:
-        Scores of the same structure and shapes.
+        float32 scores of the same structure and shapes; float64 where weights or gradients are float64.
 
     Raises:
         ValueError: if the structures differ.
@@ -111,14 +111,18 @@ def taylor(params: Params, grads: Params) -> Scores:
     return _squares(params, grads)
 
 
+def _product(p: Array, g: Array) -> Array:
+    return precision.widen(p) * precision.widen(g)
+
+
 @jax.jit
 def _products(params: Params, grads: Params) -> PyTree:
-    return jax.tree.map(jnp.multiply, params, grads)
+    return jax.tree.map(_product, params, grads)
 
 
 @jax.jit
 def _squares(params: Params, grads: Params) -> PyTree:
-    return jax.tree.map(lambda p, g: jnp.square(p * g), params, grads)
+    return jax.tree.map(lambda p, g: jnp.square(_product(p, g)), params, grads)
 
 
 def snip(params: Params, grads: Params) -> Scores:
@@ -131,7 +135,7 @@ def snip(params: Params, grads: Params) -> Scores:
         grads: the gradients of the loss, same structure and shapes.
 
     Returns:
-        Scores of the same structure and shapes.
+        float32 scores of the same structure and shapes; float64 where weights or gradients are float64.
 
     Raises:
         ValueError: if the structures differ.
@@ -148,7 +152,7 @@ def snip(params: Params, grads: Params) -> Scores:
 
 @jax.jit
 def _magnitudes(params: Params, factors: PyTree) -> Scores:
-    return jax.tree.map(lambda p, f: jnp.abs(p * f), params, factors)
+    return jax.tree.map(lambda p, f: jnp.abs(_product(p, f)), params, factors)
 
 
 def grasp(loss: Callable[..., Array], params: Params, *data: Any) -> Scores:
@@ -158,15 +162,16 @@ def grasp(loss: Callable[..., Array], params: Params, *data: Any) -> Scores:
     `-2 s`. The paper's score is `-s`, of which it removes the largest.
 
     Args:
-        loss: `(params, *data) -> scalar`, twice differentiable.
+        loss: `(params, *data) -> scalar`, twice differentiable. It is given float32 parameters in place of float16,
+            bfloat16 and integer ones, because products of derivatives would vanish in half precision.
         params: the weights.
         *data: handed on to the loss; arrays given here are not compiled into the program.
 
     Returns:
-        Scores of the structure and shapes of `params`.
+        float32 scores of the structure and shapes of `params`; float64 where the weights are float64.
 
     Raises:
-        ValueError: if the loss is not one number.
+        ValueError: if the loss is not one number, or fails with float32 parameters in place of narrower ones.
 
     >>> def loss(params):
     ...     return params["w"] @ jnp.array([[2.0, 0.0], [0.0, 1.0]]) @ params["w"] / 2
@@ -182,6 +187,7 @@ def grasp(loss: Callable[..., Array], params: Params, *data: Any) -> Scores:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _grasp(loss: Callable[..., Array], params: Params, *data: Any) -> Scores:
+    params = precision.widen_all(params)
     gradient = jax.grad(lambda p: loss(p, *data))
     hessian_gradient = jax.jvp(gradient, (params,), (gradient(params),))[1]
     return jax.tree.map(jnp.multiply, params, hessian_gradient)
@@ -195,17 +201,19 @@ def fisher(loss: Callable[..., Array], params: Params, x: PyTree, y: PyTree, *, 
     unit instead.
 
     Args:
-        loss: `(params, x1, y1) -> scalar`, of one example without its batch axis.
+        loss: `(params, x1, y1) -> scalar`, of one example without its batch axis. It is given float32 parameters in
+            place of float16, bfloat16 and integer ones, because derivatives would vanish in half precision.
         params: the weights.
         x: inputs, leaves `[N, ...]`.
         y: labels, leaves `[N, ...]`.
         batch: at most so many gradients exist at a time.
 
     Returns:
-        float32 scores of the structure and shapes of `params`.
+        float32 scores of the structure and shapes of `params`; float64 where the weights are float64.
 
     Raises:
-        ValueError: for a batch below 1, leaves of different or no length, or a loss that is not one number.
+        ValueError: for a batch below 1, leaves of different or no length, or a loss that is not one number or fails
+            with float32 parameters in place of narrower ones.
 
     >>> def loss(params, x1, y1):
     ...     return (params["w"] @ x1 - y1) ** 2 / 2
@@ -228,24 +236,36 @@ def fisher(loss: Callable[..., Array], params: Params, x: PyTree, y: PyTree, *, 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _fisher(loss: Callable[..., Array], params: Params, x: PyTree, y: PyTree, batch: int) -> Scores:
+    params = precision.widen_all(params)
     n = jax.tree.leaves(x)[0].shape[0]
     whole = n - n % batch
 
     def squares(total: Params, examples: tuple[PyTree, PyTree]) -> tuple[Params, None]:
         grads = jax.vmap(jax.grad(loss), (None, 0, 0))(params, *examples)
-        return jax.tree.map(lambda t, g: t + jnp.sum(jnp.square(g.astype(jnp.float32)), axis=0), total, grads), None
+        return jax.tree.map(lambda t, g: t + jnp.sum(jnp.square(g), axis=0), total, grads), None
 
-    total = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    total = jax.tree.map(jnp.zeros_like, params)
     if whole:
         chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, batch, *leaf.shape[1:]), (x, y))
         total, _ = lax.scan(squares, total, chunks)
     if n > whole:
         total, _ = squares(total, jax.tree.map(lambda leaf: leaf[whole:], (x, y)))
-    return jax.tree.map(lambda p, t: jnp.square(p.astype(jnp.float32)) * (t / n), params, total)
+    return jax.tree.map(lambda p, t: jnp.square(p) * (t / n), params, total)
 
 
-def _check_scalar(loss: Callable[..., Array], *given: Any) -> None:
-    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(loss, *given))]
+def _check_scalar(loss: Callable[..., Array], params: Params, *data: Any) -> None:
+    given = sorted({str(jnp.result_type(p)) for p in jax.tree.leaves(params)})
+    wide = jax.eval_shape(precision.widen_all, params)
+    try:
+        result = jax.eval_shape(loss, wide, *data)
+    except TypeError as error:
+        if all(p.dtype == jnp.result_type(q) for p, q in zip(*map(jax.tree.leaves, (wide, params)), strict=True)):
+            raise
+        raise ValueError(
+            f"the loss fails with float32 parameters in place of {given}, and scores are computed in float32; let the "
+            f"loss cast its parameters to the type that it needs, or give it float32 data: {error}"
+        ) from error
+    shapes = [leaf.shape for leaf in jax.tree.leaves(result)]
     if shapes != [()]:
         raise ValueError(f"the loss returns arrays of shapes {shapes}; it must return one number")
 
@@ -262,7 +282,7 @@ def wanda(params: Params, norms: Scores) -> Scores:
             number.
 
     Returns:
-        Scores of the structure and shapes of `params`.
+        float32 scores of the structure and shapes of `params`; float64 where weights or norms are float64.
 
     Raises:
         ValueError: if structures or shapes differ.

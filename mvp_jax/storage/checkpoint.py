@@ -20,7 +20,7 @@ import safetensors.numpy
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree, Variables
 from mvp_jax.parallel import processes
-from mvp_jax.storage import files, stores
+from mvp_jax.storage import dtypes, files, stores
 
 
 class Checkpoints:
@@ -271,8 +271,7 @@ def load_arrays(path: str | os.PathLike[str], *, only: Sequence[str] | None = No
     for key in (k for k in layout["empty"] if _parts(k)[0] in wanted):
         _place(out, key, {})
     for key, leaf in flat.items():
-        dtype = layout["dtypes"].get(key)
-        _place(out, key, leaf.view(np.dtype(dtype)) if dtype else leaf)
+        _place(out, key, dtypes.from_bits(leaf, layout["dtypes"].get(key, "")))
     for key in (k for k in reversed(layout["variables"]) if _parts(k)[0] in wanted):  # the inner before the outer
         node: Any = out
         for part in _parts(key):
@@ -297,14 +296,12 @@ def _pack(tree: Any, path: str, flat: dict[str, np.ndarray], layout: dict[str, A
         raise ValueError(f"{path!r} is a random key; write `jax.random.key_data` of it")
     if not isinstance(tree, jax.Array | np.ndarray | np.generic | bool | int | float):
         raise ValueError(f"{path!r} is a {type(tree).__name__}; only nested dicts of arrays can be written")
-    leaf = np.array(tree, order="C")
-    if leaf.dtype.kind == "V" and leaf.dtype.names is None and leaf.dtype.itemsize <= 2:
-        # bfloat16 and its like, which NumPy's safetensors cannot read back, go by their bits.
-        layout["dtypes"][path] = str(leaf.dtype)
-        leaf = leaf.view(np.uint8 if leaf.dtype.itemsize == 1 else np.uint16)
-    elif leaf.dtype.kind not in "biuf":
-        raise ValueError(f"{path!r} holds {leaf.dtype}; booleans, integers and floats can be written")
-    flat[path] = leaf
+    try:
+        flat[path], dtype = dtypes.by_bits(np.array(tree, order="C"))
+    except ValueError as error:
+        raise ValueError(f"{path!r} holds {error}") from error
+    if dtype:
+        layout["dtypes"][path] = dtype
 
 
 def _place(out: dict[str, Any], path: str, value: Any) -> None:

@@ -239,3 +239,18 @@ def test_the_picture_has_a_line_a_group_or_a_row_a_group(drawn, tmp_path):
         with pytest.raises(ValueError, match="give at least one, with a value a ratio"):
             model_plots.plot_sensitivity(curves, at, tmp_path / "bad.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["few.png", "many.png", "one.svg"]
+
+
+def test_units_without_finite_score_go_first():
+    flat = arrays()
+    score = {k: np.asarray(v).copy() for k, v in scores().items()}
+    score["outer"][[3, 6]], score["pairs"][1] = (np.inf, np.nan), -np.inf
+    with pytest.warns(RuntimeWarning, match="1 of 4 units of 'pairs', 2 of 10 units of 'outer'$") as told:
+        got = sensitivity.curves(metric, variables(flat), GROUPS, {k: jnp.asarray(v) for k, v in score.items()}, RATIOS)
+    assert [w.filename for w in told] == [__file__]
+    # Of two broken units the one with the lower index stays longer.
+    score["outer"][6], score["outer"][3], score["pairs"][1] = -2, -1, -1
+    for name, values in plain_loop(flat, score, RATIOS).items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5)
+    with pytest.raises(ValueError, match="not one score of"):
+        sensitivity.curves(metric, variables(flat), [PAIRS], {"pairs": jnp.full(4, jnp.nan)}, RATIOS)

@@ -185,6 +185,26 @@ def test_rank_is_a_stable_sort_with_nan_last(scores):
     assert similarity.nearest(jnp.array(scores), len(scores)).tolist() == want
 
 
+def test_ranks_of_narrow_numbers_are_those_of_their_values():
+    for values, dtype in (
+        ([-128, 127, 0, -1], "int8"),
+        ([0, 200, 1, 255], "uint8"),
+        ([1.0, 1.5, -2.0, 0.0], "bfloat16"),
+    ):
+        want = sorted(range(4), key=lambda i, v=values: -v[i])
+        assert similarity.rank(jnp.array(values, dtype)).tolist() == want
+
+
+def test_the_centre_of_half_precision_features_is_subtracted_in_float32():
+    # In float16 1000 - 0.25 rounds to 1000.
+    target, centre = jnp.array([[1000.0, 1.0]], jnp.float16), jnp.array([0.25, 0.0], jnp.float16)
+    source = jnp.array([[1.0, 1000.0]], jnp.float16)
+    p, q = np.array([999.75, 1.0]), np.array([0.75, 1000.0])
+    want = p @ q / np.linalg.norm(p) / np.linalg.norm(q)
+    assert abs(want - 0.00175) < 1e-5
+    assert float(similarity.prototype_cosine(target, source, centre=centre)) == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

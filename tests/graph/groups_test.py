@@ -112,7 +112,7 @@ def test_parameters_and_other_collections():
         ("dense/kernel", "params", True),
         ("norm/scale", "params", True),
         ("out/kernel", "params", False),
-        ("norm/mean", "rest", False),
+        ("norm/mean", "batch_stats", False),
     }
     kept = {"dense": jnp.array([True, False, True, True, False])}
     masked = compact.mask(variables, [group], kept)

@@ -208,7 +208,7 @@ def leaves(variables: Any) -> dict[tuple[str, str], Any]:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(variables):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         first, _, rest = path.partition("/")
-        found["params" if not apart or first == "params" else "rest", rest if apart else path] = leaf
+        found[first if apart else "params", rest if apart else path] = leaf
     return found
 
 

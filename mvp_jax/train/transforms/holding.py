@@ -103,11 +103,6 @@ def aligned(params: Params | None, grads: Params, masks: Masks) -> tuple[Params,
     return params, grads, fit(masks, params, "the masks in the optimiser state")
 
 
-def checked(params: Params | None, grads: Params, masks: Masks) -> Params:
-    """Returns the parameters that `update` was given, after checking that gradients and masks belong to them."""
-    return aligned(params, grads, masks)[0]
-
-
 @functools.partial(jax.jit, static_argnames="scalars")
 def hold(updates: Params, params: Params, masks: Masks, *, scalars: bool = True) -> Params:
     """Returns updates that are `-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0.

@@ -1,7 +1,7 @@
 """What an optimiser's state says about its masks, and whether the parameters keep to it."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,8 +95,26 @@ def masks_of(opt_state: optax.OptState, params: Params | None = None) -> Masks:
     found = [field(state, "masks") for state in states(opt_state)]
     if not found:
         raise ValueError(
-            "no masks in this optimiser state; make the optimiser with transforms.keep_mask or prune_on_schedule"
+            "no masks in this optimiser state; make the optimiser with transforms.keep_mask, prune_on_schedule, rigl, "
+            "sparse_evolution or straight_through"
         )
+    return _joined(found, params)
+
+
+def _zeroed(opt_state: optax.OptState, params: Params) -> Masks | None:
+    """Returns the masks that parameters are held to, if there are any.
+
+    Straight-through estimation trains dense parameters, so its masks (a state with counts but no times) are left out.
+    """
+    found = [field(s, "masks") for s in states(opt_state) if not has(s, "keep") or has(s, "times")]
+    if not found:
+        masks_of(opt_state)  # raises an error if there are none at all
+        return None
+    return _joined(found, params)
+
+
+def _joined(found: Sequence[Masks], params: Params | None) -> Masks:
+    """Returns what all masks keep, as `masks_of` does."""
     masks = found[0]
     for other in found[1:]:
         masks = _both(masks, other)
@@ -116,7 +134,7 @@ def apply_updates(params: Params, updates: Params, opt_state: optax.OptState) ->
 
     The wrappers give updates that make finite parameters 0 where pruned. No sum makes 0 of an infinite parameter or of
     nan, and what stands after a wrapper in an `optax.chain` may change the updates; this zeroes pruned places by
-    `where`, whatever they are.
+    `where`, whatever they are. The dense parameters of `straight_through` are left as they are.
 
     Args:
         params: the parameters.
@@ -132,7 +150,8 @@ def apply_updates(params: Params, updates: Params, opt_state: optax.OptState) ->
     >>> apply_updates(params, updates, state)["w"].tolist()
     [0.5, 0.0]
     """
-    return masks_lib.apply(optax.apply_updates(params, updates), masks_of(opt_state, params))
+    new, masks = optax.apply_updates(params, updates), _zeroed(opt_state, params)
+    return new if masks is None else masks_lib.apply(new, masks)
 
 
 @jax.jit
@@ -170,11 +189,12 @@ def check(params: Params, opt_state: optax.OptState, tx: optax.GradientTransform
     ...
     ValueError: 1 pruned weights are not zero: 'w' (1). Something after the wrapper changed its updates...
     """
-    masks = masks_of(opt_state, params)
+    masks = _zeroed(opt_state, params)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, masks))):
         raise ValueError("params or masks are traced, but check reads numbers on the host; call it outside of jit")
-    found = jax.device_get(_alive(params, masks_lib.fitting(masks, params)))
-    alive = {p: (counts.host(n), counts.host(b)) for p, (n, b) in zip(trees.flatten(params), found, strict=True)}
+    found = [] if masks is None else jax.device_get(_alive(params, masks_lib.fitting(masks, params)))
+    names = list(trees.flatten(params)) if found else []
+    alive = {p: (counts.host(n), counts.host(b)) for p, (n, b) in zip(names, found, strict=True)}
     alive = {p: n for p, n in alive.items() if n[0]}
     if alive:
         raise ValueError(_said(alive))
