@@ -94,7 +94,7 @@ class Sampling:
             # Exactly k keys are at least `low`: whatever the threshold is, these are the ones.
             return (state[2] == k) & (state[0] > 0)
 
-        def body(carry: tuple[tuple[Array, ...], list[Array]]) -> tuple[tuple[Array, ...], list[Array]]:
+        def body(carry: Any) -> Any:
             # Counts take long to compile, so the first guesses are counted in the loop as well.
             state = narrow(*carry)
             return state, guess(state)
