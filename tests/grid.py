@@ -100,7 +100,7 @@ SELECT = {
     "n_of_m": lambda x, k: prune.n_of_m(x, k // 15, 4, axis=trees.align({"a": 1, "b": 0}, x)),
     "by_block": lambda x, k: prune.by_block(x, k // 10, block=(4, 4)),
     "elect mean": _elect("mean", "tree"),
-    "elect union": _elect("union", "leaf"),
+    "elect union": _elect("union", "tree"),
     "elect intersection": _elect("intersection", "tree"),
     "elect majority": _elect("majority", "leaf"),
     "soup": _soup,

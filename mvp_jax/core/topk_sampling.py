@@ -88,13 +88,18 @@ class Sampling:
         rank = (1.0 - share) * m
         spread = 3.0 * jnp.sqrt(m * share * (1.0 - share)) + 2.0
         nearest = place(rank)
-        state = narrow(start, [place(rank - spread), nearest, _next(nearest), _next(place(rank + spread))])
+        first = [place(rank - spread), nearest, _next(nearest), _next(place(rank + spread))]
 
         def parted(state: tuple[Array, ...]) -> Array:
             # Exactly k keys are at least `low`: whatever the threshold is, these are the ones.
             return (state[2] == k) & (state[0] > 0)
 
-        state = lax.while_loop(lambda s: jnp.any((s[0] < s[1]) & ~parted(s)), lambda s: narrow(s, guess(s)), state)
+        def body(carry: Any) -> Any:
+            # Counts take long to compile, so the first guesses are counted in the loop as well.
+            state = narrow(*carry)
+            return state, guess(state)
+
+        state, _ = lax.while_loop(lambda c: jnp.any((c[0][0] < c[0][1]) & ~parted(c[0])), body, (start, first))
         above = jnp.where(parted(state), k, state[3])
         return jnp.where(parted(state), state[0] - 1, state[0]), counts.words(above)
 

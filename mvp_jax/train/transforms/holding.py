@@ -103,11 +103,6 @@ def aligned(params: Params | None, grads: Params, masks: Masks) -> tuple[Params,
     return params, grads, fit(masks, params, "the masks in the optimiser state")
 
 
-def checked(params: Params | None, grads: Params, masks: Masks) -> Params:
-    """Returns the parameters that `update` was given, after checking that gradients and masks belong to them."""
-    return aligned(params, grads, masks)[0]
-
-
 @functools.partial(jax.jit, static_argnames="scalars")
 def hold(updates: Params, params: Params, masks: Masks, *, scalars: bool = True) -> Params:
     """Returns updates that are `-params` where pruned, in the wider of both dtypes: the sum has to be exactly 0.
@@ -221,11 +216,14 @@ def placed(state: PyTree, params: Params) -> PyTree:
     meshes = {p.sharding.mesh for p in jax.tree.leaves(params) if _spread(p)}
     if len(meshes) != 1:
         return state
-    everywhere = jax.sharding.NamedSharding(meshes.pop(), jax.sharding.PartitionSpec())
+    mesh = meshes.pop()
 
     def one(x: Any) -> Any:
-        known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-        return jax.device_put(x, everywhere) if known and not _spread(x) else x
+        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or _spread(x):
+            return x
+        # One entry for each axis, as compiled functions spell the shardings of their results.
+        everywhere = jax.sharding.PartitionSpec(*[None] * x.ndim)
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, everywhere))
 
     return jax.tree.map(one, state)
 

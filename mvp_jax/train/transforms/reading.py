@@ -12,7 +12,6 @@ import optax
 from mvp_jax.core import counts, trees
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.types import Array, Masks, Params, PyTree
-from mvp_jax.train.transforms.straight_through import StraightThroughState
 
 
 def field(state: Any, name: str) -> Any:
@@ -96,13 +95,26 @@ def masks_of(opt_state: optax.OptState, params: Params | None = None) -> Masks:
     found = [field(state, "masks") for state in states(opt_state)]
     if not found:
         raise ValueError(
-            "no masks in this optimiser state; make the optimiser with transforms.keep_mask or prune_on_schedule"
+            "no masks in this optimiser state; make the optimiser with transforms.keep_mask, prune_on_schedule, rigl, "
+            "sparse_evolution or straight_through"
         )
     return _joined(found, params)
 
 
+def _zeroed(opt_state: optax.OptState, params: Params) -> Masks | None:
+    """Returns the masks that parameters are held to, if there are any.
+
+    Straight-through estimation trains dense parameters, so its masks (a state with counts but no times) are left out.
+    """
+    found = [field(s, "masks") for s in states(opt_state) if not has(s, "keep") or has(s, "times")]
+    if not found:
+        masks_of(opt_state)  # raises an error if there are none at all
+        return None
+    return _joined(found, params)
+
+
 def _joined(found: Sequence[Masks], params: Params | None) -> Masks:
-    """Returns what all of several masks keep, in the containers of the parameters if they are given."""
+    """Returns what all masks keep, as `masks_of` does."""
     masks = found[0]
     for other in found[1:]:
         masks = _both(masks, other)
@@ -122,7 +134,7 @@ def apply_updates(params: Params, updates: Params, opt_state: optax.OptState) ->
 
     The wrappers give updates that make finite parameters 0 where pruned. No sum makes 0 of an infinite parameter or of
     nan, and what stands after a wrapper in an `optax.chain` may change the updates; this zeroes pruned places by
-    `where`, whatever they are. Masks of `straight_through` are not applied: its parameters stay dense.
+    `where`, whatever they are. The dense parameters of `straight_through` are left as they are.
 
     Args:
         params: the parameters.
@@ -138,18 +150,8 @@ def apply_updates(params: Params, updates: Params, opt_state: optax.OptState) ->
     >>> apply_updates(params, updates, state)["w"].tolist()
     [0.5, 0.0]
     """
-    params = optax.apply_updates(params, updates)
-    held = _held(opt_state)
-    return masks_lib.apply(params, _joined(held, params)) if held else params
-
-
-def _held(opt_state: optax.OptState) -> list[Masks]:
-    """Returns the masks that parameters keep to: all but those of `straight_through`, whose parameters stay dense."""
-    found = list(states(opt_state))
-    if not found:
-        masks_of(opt_state)  # says what is missing
-    dense = set(StraightThroughState._fields)
-    return [field(s, "masks") for s in found if set(s if isinstance(s, Mapping) else s._fields) != dense]
+    new, masks = optax.apply_updates(params, updates), _zeroed(opt_state, params)
+    return new if masks is None else masks_lib.apply(new, masks)
 
 
 @jax.jit
@@ -166,8 +168,7 @@ def _alive(params: Params, masks: Masks) -> list[tuple[counts.Words, counts.Word
 def check(params: Params, opt_state: optax.OptState, tx: optax.GradientTransformation | None = None) -> None:
     """Raises an error unless the parameters are 0 wherever the masks in the state remove them.
 
-    Masks of `straight_through` do not count, as its parameters stay dense. It reads numbers on the host: call it
-    outside of compiled functions, once after the first steps or now and then.
+    It reads numbers on the host: call it outside of compiled functions, once after the first steps or now and then.
 
     Args:
         params: the parameters after a step (before the first one, nothing has been zeroed).
@@ -188,12 +189,12 @@ def check(params: Params, opt_state: optax.OptState, tx: optax.GradientTransform
     ...
     ValueError: 1 pruned weights are not zero: 'w' (1). Something after the wrapper changed its updates...
     """
-    held = _held(opt_state)
-    masks = _joined(held, params) if held else jax.tree.map(lambda _: jnp.ones((), bool), params)
+    masks = _zeroed(opt_state, params)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, masks))):
         raise ValueError("params or masks are traced, but check reads numbers on the host; call it outside of jit")
-    found = jax.device_get(_alive(params, masks_lib.fitting(masks, params)))
-    alive = {p: (counts.host(n), counts.host(b)) for p, (n, b) in zip(trees.flatten(params), found, strict=True)}
+    found = [] if masks is None else jax.device_get(_alive(params, masks_lib.fitting(masks, params)))
+    names = list(trees.flatten(params)) if found else []
+    alive = {p: (counts.host(n), counts.host(b)) for p, (n, b) in zip(names, found, strict=True)}
     alive = {p: n for p, n in alive.items() if n[0]}
     if alive:
         raise ValueError(_said(alive))

@@ -196,13 +196,14 @@ def _regrowth(
         chosen = holding.chosen(params, prunable)
         start = jax.random.fold_in(key, 0) if initial == "random" else None  # type: ignore[arg-type]
         kept, masks = _first(params, chosen, pattern, float(sparsity), start)
-        return RegrowthState(
+        state = RegrowthState(
             count=jnp.zeros((), jnp.int32),
             kept=holding.copies(kept),
             masks=holding.copies(masks),
             inner=tx.init(masks_lib.apply(params, masks)),
             key=holding.copies(jax.random.key_data(key)) if random else None,  # type: ignore[arg-type]
         )
+        return holding.placed(state, params)
 
     def update(
         grads: Params, state: RegrowthState, params: Params | None = None, **extra: Any

@@ -154,12 +154,13 @@ def straight_through(
                 "(`prunable`), or a sparsity that leaves some entries"
             )
         kept = pattern.select(pattern.entries(params, chosen), keep, whole)
-        return StraightThroughState(
+        state = StraightThroughState(
             count=jnp.zeros((), jnp.int32),
             keep=holding.copies(jax.tree.map(allocation.as_count, keep)),
             masks=holding.copies(pattern.masks(kept, params, chosen)),
             inner=tx.init(params),
         )
+        return holding.placed(state, params)
 
     def update(
         grads: Params, state: StraightThroughState, params: Params | None = None, **extra: Any

@@ -100,3 +100,14 @@ def test_a_state_with_another_target_warns():
         transforms.check(PARAMS, make(0.5, pattern="uniform").init(PARAMS), make(0.75, pattern="uniform"))
     with pytest.warns(UserWarning, match="1 schedules of pruning, the optimiser 0"):
         transforms.check(PARAMS, state, optax.adam(0.1))
+
+
+def test_the_dense_parameters_of_straight_through_are_left_alone():
+    tx = transforms.straight_through(optax.sgd(0.1), sparsity=0.5, prunable=["w"])
+    new, state = step(tx, PARAMS, tx.init(PARAMS))
+    transforms.check(new, state)
+    same, _ = step(tx, PARAMS, tx.init(PARAMS), apply=True)
+    np.testing.assert_array_equal(same["w"], new["w"])
+    assert np.count_nonzero(same["w"]) == 4
+    with pytest.raises(ValueError, match="no masks in this optimiser state"):
+        transforms.check(new, optax.sgd(0.1).init(PARAMS))
