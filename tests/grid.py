@@ -81,7 +81,7 @@ KEEP = {"g": np.arange(32) % 3 > 0}
 
 
 def _ballots(x):
-    return jax.tree.map(lambda v: jnp.stack([v > 0, v > 8, v < 16]), x)
+    return jax.tree.map(lambda v: jnp.stack([v > 0, v > 8, v < -16]), x)
 
 
 def _elect(rule, scope):

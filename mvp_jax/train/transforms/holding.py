@@ -221,8 +221,9 @@ def placed(state: PyTree, params: Params) -> PyTree:
     def one(x: Any) -> Any:
         if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or _spread(x):
             return x
-        # One entry for each axis, as compiled functions spell the shardings of their results.
-        everywhere = jax.sharding.PartitionSpec(*[None] * x.ndim)
+        # As compiled functions spell the shardings of their results: on explicit axes with an entry for each axis.
+        explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
+        everywhere = jax.sharding.PartitionSpec(*[None] * (x.ndim if explicit else 0))
         return jax.device_put(x, jax.sharding.NamedSharding(mesh, everywhere))
 
     return jax.tree.map(one, state)
