@@ -21,6 +21,7 @@ from mvp_jax.graph.analysis import (
     trace,
 )
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
+from mvp_jax.graph.kernel_axes import contracted
 from mvp_jax.graph.rules import PrimitiveRule
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Traced",
     "analyse",
     "collections",
+    "contracted",
     "explain",
     "find",
     "groups",
