@@ -17,7 +17,11 @@ CONFIGS = {
     "vit": (vit.micro(layers=2, dim=12, heads=3, mlp=8, classes=3), 12, ()),
     "bert": (bert.micro(16, positions=7, layers=2, dim=12, heads=3, mlp=8, classes=3), 12, ()),
     "clip_vision": (clip.micro_vision(layers=1, dim=12, heads=6, mlp=8, classes=3, projection=4), 6, ()),
-    "clip_text": (clip.micro_text(16, positions=7, layers=1, dim=12, heads=6, mlp=8, classes=3, projection=4), 6, ()),
+    "clip_text": (
+        clip.micro_text(16, positions=7, layers=1, dim=12, heads=6, mlp=8, classes=3, projection=4, eos=None),
+        6,
+        (),
+    ),
     "resnet": (resnet.resnet8(width=4, image_size=8, channels=2, classes=3), 6, ("stages/.*/kernel",)),
 }
 
