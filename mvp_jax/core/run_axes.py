@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree
 
-Axes: TypeAlias = int | tuple[int, ...]
+RunAxes: TypeAlias = int | tuple[int, ...]
 """An axis, or several that are read as one, the last running fastest."""
 
 
@@ -18,7 +18,7 @@ def is_axes(x: Any) -> bool:
     return isinstance(x, int) or (isinstance(x, tuple) and all(isinstance(a, int) for a in x))
 
 
-def along(axes: PyTree) -> tuple[tuple[str, Axes], ...]:
+def along(axes: PyTree) -> tuple[tuple[str, RunAxes], ...]:
     """Rules over paths, hashable, that say what a tree of axes says.
 
     Args:
@@ -30,7 +30,7 @@ def along(axes: PyTree) -> tuple[tuple[str, Axes], ...]:
     >>> along({"out": {"kernel": (0, 1)}, "query": {"kernel": (0,), "bias": ()}})
     (('out/kernel', (0, 1)), ('query/bias', ()), ('query/kernel', (0,)))
     """
-    paths: dict[Axes, list[str]] = {}
+    paths: dict[RunAxes, list[str]] = {}
     for keys, value in jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes):
         paths.setdefault(value, []).append(re.escape(trees.path_of(keys)))
     return tuple((paths[a][0] if len(paths[a]) == 1 else f"(?:{'|'.join(paths[a])})", a) for a in paths)
@@ -83,11 +83,11 @@ def of_leaves(axis: Any, tree: PyTree, chosen: list[bool]) -> list[tuple[int, ..
     return found
 
 
-def _matched(rules: tuple[tuple[str, Axes], ...], names: list[str]) -> list[Any]:
+def _matched(rules: tuple[tuple[str, RunAxes], ...], names: list[str]) -> list[Any]:
     idle = [p for p, _ in rules if not any(re.fullmatch(p, n) for n in names)]
     if idle:
         raise ValueError(f"rules of axes that match no leaf: {idle[:3]}; the paths are {names[:8]}")
     return [next((a for p, a in rules if re.fullmatch(p, n)), None) for n in names]
 
 
-__all__ = ["Axes", "along", "as_rules", "is_axes", "of_leaves"]
+__all__ = ["RunAxes", "along", "as_rules", "is_axes", "of_leaves"]
