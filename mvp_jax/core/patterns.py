@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.core import allocation, layouts, prune, trees, units
+from mvp_jax.core import allocation, layouts, prune, run_axes, trees, units
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Scores
@@ -281,7 +281,10 @@ class NofM:
 
     Attributes:
         m: the length of a run.
-        axis: along which the runs lie; hardware wants the axis that a product sums over.
+        axis: along which the runs lie; hardware wants the axes that a product sums over. An axis or a tuple of axes
+            read as one, for all leaves; rules `[(path, axes), ...]`; or a tree of axes, as `graph.contracted` finds
+            them, which is kept as rules. Where nothing is said it is axis 0 of kernels `[in, out]` and axis 2 of
+            `[h, w, in, out]`; any other kernel is refused. A `SparsityProblem` finds the axes itself.
 
     >>> pattern, params, prunable = NofM(4, axis=0), {"w": jnp.array([[1.0], [4.0], [3.0], [2.0]])}, {"w": True}
     >>> keep = pattern.counts(params, prunable, 0.5)
@@ -292,12 +295,13 @@ class NofM:
     """
 
     m: int = 4
-    axis: int = 0
+    axis: Any = None
     scope: Literal["leaf", "tree"] = dataclasses.field(default="leaf", init=False)
 
     def __post_init__(self) -> None:
         if self.m < 2:
             raise ValueError(f"m is {self.m}; a run has at least 2 entries")
+        object.__setattr__(self, "axis", run_axes.as_rules(self.axis))
 
     def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
         return Weights().entries(values, prunable, how)
@@ -313,10 +317,14 @@ class NofM:
 
     def counts(self, params: Params, prunable: PyTree, sparsity: float) -> PyTree:
         """Returns how many entries of every run of `m` stay at a sparsity, an integer."""
-        for (path, p), chosen in zip(trees.flatten(params).items(), jax.tree.leaves(_flags(prunable)), strict=True):
+        chosen = jax.tree.leaves(_flags(prunable))
+        axes = run_axes.of_leaves(self.axis, params, chosen)
+        for (path, p), used, along in zip(trees.flatten(params).items(), chosen, axes, strict=True):
             shape = jnp.shape(p)
-            if chosen and (not -len(shape) <= self.axis < len(shape) or shape[self.axis] % self.m):
-                raise ValueError(f"runs of {self.m} do not divide axis {self.axis} of {path!r}, shape {shape}")
+            known = all(-len(shape) <= a < len(shape) for a in along)
+            if used and (not known or math.prod(shape[a] for a in along) % self.m):
+                shown = along[0] if len(along) == 1 else along
+                raise ValueError(f"runs of {self.m} do not divide axis {shown} of {path!r}, shape {shape}")
         return allocation.keep_count(self.m, sparsity)
 
     def select(
@@ -328,7 +336,9 @@ class NofM:
         *,
         method: TopkMethod = "auto",
     ) -> Masks:
-        return prune.n_of_m(scores, keep, self.m, axis=self.axis, within=_prunable(within), tie_break=tie_break)
+        chosen = [jnp.ndim(m) > 0 for m in jax.tree.leaves(within)]
+        axes = jax.tree.unflatten(jax.tree.structure(scores), run_axes.of_leaves(self.axis, scores, chosen))
+        return prune.n_of_m(scores, keep, self.m, axis=axes, within=_prunable(within), tie_break=tie_break)
 
     def masks(self, kept: Masks, params: Params, prunable: PyTree) -> Masks:
         return masks_lib.exempt(kept, _flags(prunable))

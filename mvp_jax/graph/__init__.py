@@ -20,6 +20,7 @@ from mvp_jax.graph.analysis import (
     trace,
 )
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
+from mvp_jax.graph.kernel_axes import contracted
 from mvp_jax.graph.rules import PrimitiveRule
 from mvp_jax.graph.variables import check_arrays, collections
 
@@ -34,6 +35,7 @@ __all__ = [
     "analyse",
     "check_arrays",
     "collections",
+    "contracted",
     "explain",
     "find",
     "groups",

@@ -305,7 +305,10 @@ def test_n_of_m_compiles_once_for_all_counts():
             r"blocks \(3, 2\) do not divide .* \(2, 8, 4\)",
         ),
         (lambda: patterns.Blocks((2, 2, 2)).whole(VALUES, PRUNABLE), r"do not divide .* \(4, 8\)"),
-        (lambda: patterns.NofM(4).counts(VALUES, PRUNABLE, 0.5), "runs of 4 do not divide axis 0 of 'a', shape"),
+        (
+            lambda: patterns.NofM(4, axis=0).counts(VALUES, PRUNABLE, 0.5),
+            "runs of 4 do not divide axis 0 of 'a', shape",
+        ),
         (lambda: patterns.NofM(4, axis=2).counts(VALUES, PRUNABLE, 0.5), "do not divide axis 2 of 'b', shape"),
         (lambda: patterns.Weights().counts(VALUES, PRUNABLE, 1.0), r"sparsity is 1.0, but must lie in \[0, 1\)"),
         (lambda: patterns.Weights().select({"w": jnp.ones(3)}, 4, {"w": jnp.ones(3, bool)}), "keep is 4.* 3 entries"),

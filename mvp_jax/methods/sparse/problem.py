@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 
+from mvp_jax import graph
 from mvp_jax.core import patterns, trees
 from mvp_jax.core.patterns import Pattern
 from mvp_jax.core.trees import PathRules
@@ -33,7 +34,8 @@ class SparsityProblem:
             of compiled functions, so give the same function every time. To be trained with label smoothing it must
             take `smoothing` as well.
         valid: held-out examples, for methods that choose between models; `None`: there are none.
-        pattern: what an entry is; single weights by default.
+        pattern: what an entry is; single weights by default. N:M without an axis runs along the axes that the model's
+            products sum over, which are found here.
         rules: rules over the parameters' paths that say what is prunable; `None`: the model's own rules.
 
     Raises:
@@ -57,6 +59,9 @@ class SparsityProblem:
         if self.valid is not None:
             contract.check_examples(self.valid, self.loss, self.model.num_classes, "valid")
         self.pattern.check(self.sparsity)
+        if isinstance(self.pattern, patterns.NofM) and self.pattern.axis is None:
+            axes = graph.contracted(lambda v, x: self.model.apply(v, x)[0], self.variables, self.train["x"][:1])
+            object.__setattr__(self, "pattern", dataclasses.replace(self.pattern, axis=axes))
         if not any(jax.tree.leaves(self.prunable)):
             raise ValueError(
                 "nothing is prunable: the model names no rules; give rules=[...] over the parameters' paths"
