@@ -20,7 +20,7 @@ INT32_MAX = (1 << 31) - 1
 
 _BITS = 16
 _LOW = np.uint32((1 << _BITS) - 1)
-_LARGEST_SUM = (1 << 32) - 1
+LARGEST_SUM = (1 << 32) - 1
 """How many entries a sum in uint32 can count."""
 
 
@@ -116,12 +116,12 @@ def int32(a: Count) -> Array:
     return single(a).astype(jnp.int32) if isinstance(a, Words) else a
 
 
-def times(a: Words, n: int) -> Words:
-    """A count multiplied by a Python integer."""
+def times(a: Words, n: Any) -> Words:
+    """A count multiplied by a Python integer, or counts by as many of them (a list or a NumPy array)."""
     # Four products of 16 bits each; whatever passes 2^47 cannot be held anyway.
-    high, low = n >> _BITS, np.uint32(n & int(_LOW))
+    high, low = words(n)
     carry = a.low * low
-    middle = a.high * low + a.low * np.uint32(high) + ((a.high * np.uint32(high)) << _BITS)
+    middle = a.high * low + a.low * high + ((a.high * high) << _BITS)
     return Words(middle + (carry >> _BITS), carry & _LOW)
 
 
@@ -146,7 +146,7 @@ def true(mask: Array) -> Words:
     >>> host(true(jnp.array([True, False, True])))
     2
     """
-    if mask.size <= _LARGEST_SUM:
+    if mask.size <= LARGEST_SUM:
         return words(jnp.sum(mask, dtype=jnp.uint32))
     axis = max(range(mask.ndim), key=lambda a: mask.shape[a])
     halves = jnp.split(mask, [mask.shape[axis] // 2], axis=axis)

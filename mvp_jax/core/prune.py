@@ -49,12 +49,7 @@ def _highest(
 ) -> tuple[list, counts.Words]:
     """Masks, and how many entries of each segment are eligible."""
     asked = keep if isinstance(keep, counts.Words) else counts.words(jnp.maximum(keep, 0))
-    each = [topk.eligible_count(x, w) for x, w in zip(scores, within, strict=True)]
-    eligible = asked
-    if each:
-        whole = counts.Words(*(jnp.stack([jnp.asarray(n[i]) for n in each]) for i in (0, 1)))
-        eligible = counts.by_segment(whole, segments)
-    return topk.highest(scores, within, ties, counts.least(asked, eligible), segments, method), eligible
+    return topk.highest(scores, within, ties, asked, segments, method)
 
 
 def by_leaf(

@@ -66,7 +66,7 @@ def of_leaves(axis: Any, tree: PyTree, chosen: list[bool]) -> list[tuple[int, ..
         given = [axis] * len(leaves)
     else:
         given = _matched(axis, list(leaves))
-    found = []
+    found: list[tuple[int, ...]] = []
     for (path, leaf), a, used in zip(leaves.items(), given, chosen, strict=True):
         if not used:
             found.append((0,))

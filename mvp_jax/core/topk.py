@@ -11,13 +11,15 @@ Everything here is traced by its callers, which validate and jit. A leaf has few
 have more.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mvp_jax.core import counts
 from mvp_jax.core.counts import Words
@@ -28,7 +30,7 @@ from mvp_jax.core.topk_bisection import (
     flat_index,
     order,
 )
-from mvp_jax.core.topk_sampling import ROW, JoinedLeaves, Sampling
+from mvp_jax.core.topk_sampling import ROW, Halving, JoinedLeaves, Sampling
 from mvp_jax.core.types import Array
 
 TopkMethod: TypeAlias = Literal["auto", "sampling", "bisection"]
@@ -38,6 +40,9 @@ TopkMethod: TypeAlias = Literal["auto", "sampling", "bisection"]
 # time (measured on two CPU cores).
 _SMALL = 1 << 17
 _NARROW = 1 << 12
+# Below this, 32 passes over joined leaves cost less than the second and a half that sampling takes longer to compile,
+# unless a program selects more often than some ten times.
+_MIDDLE = 1 << 23
 _LARGEST_LEAF = (1 << 32) - 1
 
 
@@ -73,6 +78,16 @@ def _threshold(find: Bisection | Sampling, keys: Sequence[Array], k: counts.Coun
     return jnp.where(some, t, ~jnp.zeros((), t.dtype)), counts.where(some, above, counts.small(k, 0))
 
 
+def _if_any(select: Callable[..., Array], keys: Array, ties: Any, keep: counts.Count) -> Array:
+    """The mask that `select(keys, ties, keep)` gives, without a computation where nothing is to be kept.
+
+    Such a branch is also a program of its own. Without it XLA fuses the selection into every leaf that is cut out of
+    the joined mask, and each of them takes a tenth of a second to compile.
+    """
+    some = jnp.any(counts.at_least(keep, counts.small(keep, 1)))
+    return lax.cond(some, select, lambda k, t, n: jnp.zeros(k.shape, bool) & (k > 0), keys, ties, keep)
+
+
 def _is_local(values: Sequence[Any]) -> bool:
     """Whether arrays lie on one device, as far as can be known when they are traced.
 
@@ -90,21 +105,22 @@ def highest(
     ties: Sequence[Any] | None,
     keep: Words,
     segments: Sequence[int],
-    method: TopkMethod = "auto",
-) -> list[Array]:
+    method: str = "auto",
+) -> tuple[list[Array], Words]:
     """Masks of the highest scores in every segment, a segment being one leaf or several neighbours.
 
     Args:
         scores: real arrays.
         within: for each a mask that broadcasts to it, or `None` if all of it is eligible.
         ties: second scores of the same shapes, for entries equal in the first; the lower flat index decides last.
-        keep: a count for each segment, at most the number of eligible entries; traced.
+        keep: a count for each segment; where it passes the number of eligible entries, all of them are kept; traced.
         segments: the segment of each array, counted from 0 without gaps, in order.
         method: `sampling` and `bisection` agree to the bit; `auto` takes the faster one for size and platform. Arrays
             on a mesh, float64 and 2^31 entries or more are bisected in any case.
 
     Returns:
-        Boolean arrays of the scores' shapes, `keep` of them `True` in each segment.
+        Boolean arrays of the scores' shapes, `keep` of them `True` in each segment; and how many entries of each
+        segment are eligible.
 
     Raises:
         ValueError: for an array of 2^32 entries or more.
@@ -123,36 +139,35 @@ def highest(
         )
     sizes = np.bincount(segments, lengths).astype(np.int64) if shapes else np.zeros(1, np.int64)
     if sizes.max() == 0:
-        return [jnp.zeros(s, bool) for s in shapes]
+        return [jnp.zeros(s, bool) for s in shapes], jax.tree.map(jnp.asarray, counts.words(sizes))
     single = all(x.dtype != jnp.float64 for x in (*scores, *(ties or ())))
     joinable = _is_local([*scores, *(w for w in within if w is not None), *(ties or ())]) and single
     if not joinable or sizes.sum() >= (1 << 31) - ROW * len(sizes):
         method = "bisection"
     if method == "auto" and (sizes.max() < _NARROW or sizes.max() * len(sizes) < _SMALL):
-        table = JoinedLeaves(shapes, segments, int(sizes.max()))
-        if (sizes > 0).all():
-            second = None if ties is None else table.keys(ties, within)
-            return table.split(highest_along(table.keys(scores, within), second, counts.int32(keep)[:, None], (1,)))
-        method = "bisection"
+        method = "rows" if (sizes > 0).all() else "bisection"
     if method == "auto":
-        method = "sampling" if jax.default_backend() == "cpu" else "bisection"
-    return (_by_sampling if method == "sampling" else _by_bisection)(segments, scores, within, ties, keep)
+        fewer = "halving" if sizes.sum() < _MIDDLE else "sampling"
+        method = fewer if jax.default_backend() == "cpu" else "bisection"
+    if method == "bisection":
+        eligible = counts.by_segment(eligible_counts(scores, within), segments)
+        keys = [order(x, w) for x, w in zip(scores, within, strict=True)]
+        others = None if ties is None else [order(x, w) for x, w in zip(ties, within, strict=True)]
+        return _take(Bisection(Segments(segments)), keys, others, counts.least(keep, eligible)), eligible
+    table = JoinedLeaves(shapes, segments, int(sizes.max()) if method == "rows" else ROW)
+    find = {"rows": None, "halving": Halving(table), "sampling": Sampling(table)}[method]
+    select = _take_rows if find is None else functools.partial(_take_joined, find)
+    joined, second = table.keys(scores, within), None if ties is None else table.keys(ties, within)
+    eligible = table.eligible(joined, all(w is None for w in within))
+    return table.split(_if_any(select, joined, second, counts.least(keep, eligible))), eligible
 
 
-def _by_bisection(
-    segments: Sequence[int], scores: Sequence[Any], within: Sequence[Any], ties: Sequence[Any] | None, keep: Words
-) -> list[Array]:
-    keys = [order(x, w) for x, w in zip(scores, within, strict=True)]
-    second = None if ties is None else [order(x, w) for x, w in zip(ties, within, strict=True)]
-    return _take(Bisection(Segments(segments)), keys, second, keep)
+def _take_rows(keys: Array, ties: Array | None, keep: Words) -> Array:
+    return highest_along(keys, ties, counts.int32(keep)[:, None], (1,))
 
 
-def _by_sampling(
-    segments: Sequence[int], scores: Sequence[Any], within: Sequence[Any], ties: Sequence[Any] | None, keep: Words
-) -> list[Array]:
-    table = JoinedLeaves([jnp.shape(x) for x in scores], segments, ROW)
-    second = None if ties is None else [table.keys(ties, within)]
-    return table.split(_take(Sampling(table), [table.keys(scores, within)], second, keep)[0])
+def _take_joined(find: Sampling, keys: Array, ties: Array | None, keep: Words) -> Array:
+    return _take(find, [keys], None if ties is None else [ties], keep)[0]
 
 
 def highest_along(keys: Array, ties: Array | None, keep: Array, axes: tuple[int, ...]) -> Array:
@@ -172,12 +187,30 @@ def highest_along(keys: Array, ties: Array | None, keep: Array, axes: tuple[int,
     return _take(Bisection(Slices(axes)), [keys], None if ties is None else [ties], keep)[0]
 
 
-def eligible_count(x: Any, w: Any) -> Words:
-    """How many entries of a leaf are eligible: all of `x` if the mask `w` is `None`; `w` broadcasts to `x`."""
-    n = math.prod(jnp.shape(x))
-    if w is None:
-        return Words(*map(jnp.asarray, counts.words(n)))
-    return counts.times(counts.true(w), counts.times_of(jnp.shape(w), jnp.shape(x)))
+def eligible_counts(scores: Sequence[Any], within: Sequence[Any]) -> Words:
+    """How many entries of each leaf are eligible: all of it if its mask is `None`. Masks broadcast to their leaves.
+
+    Args:
+        scores: the leaves.
+        within: for each of them a mask or `None`.
+
+    Returns:
+        Counts of the shape `[leaves]`.
+    """
+    large = [w is not None and w.size > counts.LARGEST_SUM for w in within]
+    if any(large):
+        each = [counts.true(w) if big else counts.words(_sum(w)) for w, big in zip(within, large, strict=True)]
+        found = Words(*(jnp.stack([n[i] for n in each]) for i in (0, 1)))
+    else:
+        # One array of sums, so that what follows is a few operations on it and not some for each leaf.
+        found = counts.words(jnp.stack([_sum(w) for w in within]))
+    whole = [math.prod(jnp.shape(x)) for x in scores]
+    stands = [n if w is None else n // max(w.size, 1) for n, w in zip(whole, within, strict=True)]
+    return counts.times(found, stands)
 
 
-__all__ = ["TopkMethod", "eligible_count", "highest", "highest_along", "order"]
+def _sum(mask: Array | None) -> Array:
+    return jnp.uint32(1) if mask is None else jnp.sum(mask, dtype=jnp.uint32)
+
+
+__all__ = ["TopkMethod", "eligible_counts", "highest", "highest_along", "order"]
