@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.core import allocation, layouts, prune, run_axes, trees, units
+from mvp_jax.core import allocation, layouts, precision, prune, run_axes, trees, units
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Scores
@@ -94,7 +94,7 @@ def _prunable(kept: Masks) -> Masks:
 
 def _reduced(x: Array, axes: Sequence[int], how: How, keepdims: bool = False) -> Array:
     axes = tuple(axes)
-    x = x.astype(jnp.float32)
+    x = precision.widen(x)
     x = jnp.abs(x) if how == "l1" else jnp.square(x) if how == "l2" else x
     total = jnp.sum(x, axis=axes, keepdims=keepdims)
     return jnp.sqrt(total) if how == "l2" else jnp.square(total) if how == "sum_square" else total
@@ -174,7 +174,7 @@ class Weights(_Shared):
 
     def entries(self, values: PyTree, prunable: PyTree, how: How = "l2") -> Scores:
         alone = {"sum": lambda x: x, "sum_square": jnp.square}.get(how, jnp.abs)
-        return _where(prunable, values, alone, np.float32(0))
+        return _where(prunable, values, lambda x: alone(precision.widen(x)), np.float32(0))
 
     def _grid(self, shape: Sequence[int]) -> Sequence[int]:
         return shape

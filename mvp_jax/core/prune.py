@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mvp_jax.core import allocation, counts, layouts, topk, trees
+from mvp_jax.core import allocation, counts, layouts, precision, topk, trees
 from mvp_jax.core.topk import TopkMethod
 from mvp_jax.core.types import Array, Masks, PyTree, Scores
 
@@ -305,7 +305,7 @@ def _block_axes(ndim: int, block: tuple[int, ...]) -> tuple[dict[int, int], tupl
 def _block_sums(x: Any, *, block: tuple[int, ...]) -> Array:
     x = jnp.asarray(x)
     runs, inner = _block_axes(x.ndim, block)
-    return jnp.sum(layouts.split(x if x.dtype == jnp.float64 else x.astype(jnp.float32), runs), axis=inner)
+    return jnp.sum(layouts.split(precision.widen(x), runs), axis=inner)
 
 
 @functools.partial(jax.jit, static_argnames="block")

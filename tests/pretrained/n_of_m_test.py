@@ -18,7 +18,7 @@ CONFIGS = {
     "bert": (bert.micro(16, positions=7, layers=2, dim=12, heads=3, mlp=8, classes=3), 12, ()),
     "clip_vision": (clip.micro_vision(layers=1, dim=12, heads=6, mlp=8, classes=3, projection=4), 6, ()),
     "clip_text": (
-        clip.micro_text(16, positions=7, layers=1, dim=12, heads=6, mlp=8, classes=3, projection=4, eos=None),
+        clip.micro_text(16, positions=7, layers=1, dim=12, heads=6, mlp=8, classes=3, projection=4, eos=3),
         6,
         (),
     ),
