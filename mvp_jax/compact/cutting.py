@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from mvp_jax.compact import copies
 from mvp_jax.compact.copies import ArrayCuts
-from mvp_jax.core import trees
+from mvp_jax.core import layouts, trees
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, PyTree, Units
 from mvp_jax.core.units import Group, Slot
@@ -125,7 +125,7 @@ def anywhere(units: Units) -> dict[str, Any]:
     >>> anywhere({"fc": jnp.array([True, False])})
     {'fc': array([ True, False])}
     """
-    return {name: placement.whole(u) if isinstance(u, jax.core.Tracer) else np.asarray(u) for name, u in units.items()}
+    return {name: layouts.whole(u) if isinstance(u, jax.core.Tracer) else np.asarray(u) for name, u in units.items()}
 
 
 # One program per shape: cutting the next task's model at the same sizes compiles nothing.

@@ -221,7 +221,7 @@ def verify(
         if not any(layouts.explicit(x) for x in jax.tree.leaves(variables)):
             raise
         # Only the slim arrays need to lie in a way in which the function runs: masked ones are compared whole.
-        variables = jax.tree.map(placement.whole, variables)
+        variables = jax.tree.map(layouts.whole, variables)
         dense = apply(variables, *inputs)
     differences, changes = [], []
     for one in jax.random.split(key, cuts):

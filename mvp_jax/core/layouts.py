@@ -4,7 +4,7 @@ On a mesh with explicit axes JAX refuses to split an axis whose parts would not 
 every device first, and the result goes back to the sharding of its source. On other meshes the compiler does this.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -72,6 +72,33 @@ def full(like: Any, shape: tuple[int, ...]) -> Array:
     return lax.full(shape, True, bool, sharding=NamedSharding(sharding.mesh, PartitionSpec(*kept)))
 
 
+def gathered(x: Array, axes: Collection[int]) -> Array:
+    """An array some of whose axes are whole on every device of its mesh with explicit axes; any other array as it is.
+
+    >>> gathered(jnp.arange(3), {0}).tolist()
+    [0, 1, 2]
+    """
+    sharding = explicit(x)
+    if sharding is None:
+        return x
+    spec = _spec(sharding, x.ndim)
+    if all(spec[a] is None for a in axes):
+        return x
+    kept = PartitionSpec(*(None if a in axes else s for a, s in enumerate(spec)))
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, kept))
+
+
+def whole(x: Any) -> Any:
+    """An array, or `None`, that is whole on every device of its mesh with explicit axes; any other array as it is.
+
+    For small arrays, of which JAX looks up, sorts or contracts entries along unsharded axes only.
+
+    >>> whole(jnp.arange(3)).tolist()
+    [0, 1, 2]
+    """
+    return x if x is None or explicit(x) is None else gathered(x, range(x.ndim))
+
+
 def split(x: Array, runs: Mapping[int, int]) -> Array:
     """An array with some of its axes split in two: which run, and where in it.
 
@@ -87,11 +114,7 @@ def split(x: Array, runs: Mapping[int, int]) -> Array:
     """
     sharding = explicit(x)
     if sharding is not None:
-        spec = _spec(sharding, x.ndim)
-        uneven = [a for a, m in runs.items() if (x.shape[a] // m) % _devices(sharding, a)]
-        if uneven:
-            spec = [None if a in uneven else s for a, s in enumerate(spec)]
-            x = jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        x = gathered(x, [a for a, m in runs.items() if (x.shape[a] // m) % _devices(sharding, a)])
     # One axis at a time, the last first: JAX follows the sharding of no more than one through a reshape.
     for a in sorted(runs, reverse=True):
         x = jnp.reshape(x, (*x.shape[:a], x.shape[a] // runs[a], runs[a], *x.shape[a + 1 :]))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mvp_jax.core import labels as labels_lib
-from mvp_jax.core import precision
+from mvp_jax.core import layouts, precision
 from mvp_jax.core.types import Array
 
 # Scores of near-equal tasks differ in the third digit, which a GPU's default TF32 products would blur.
@@ -45,7 +45,7 @@ def leep(source_probs: Array, labels: Array, num_classes: int, *, where: Array |
     labels_lib.check_rows(source_probs, labels, "source_probs")
     labels_lib.check(labels, num_classes, where, "labels")
     labels_lib.check_probs(source_probs, where)
-    return _leep(source_probs, labels, num_classes, where)
+    return _leep(*map(layouts.whole, (source_probs, labels)), num_classes, layouts.whole(where))
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -90,7 +90,8 @@ def nce(
         raise ValueError(f"{jnp.shape(source_labels)} source labels for {jnp.shape(labels)} labels; give one each")
     labels_lib.check(source_labels, num_source_classes, where, "source_labels")
     labels_lib.check(labels, num_classes, where, "labels")
-    return _leep(jax.nn.one_hot(source_labels, num_source_classes, dtype=jnp.float32), labels, num_classes, where)
+    source = jax.nn.one_hot(layouts.whole(source_labels), num_source_classes, dtype=jnp.float32)
+    return _leep(source, layouts.whole(labels), num_classes, layouts.whole(where))
 
 
 def logme(features: Array, labels: Array, num_classes: int, *, where: Array | None = None) -> Array:
@@ -122,7 +123,7 @@ def logme(features: Array, labels: Array, num_classes: int, *, where: Array | No
     """
     labels_lib.check_rows(features, labels, "features")
     labels_lib.check(labels, num_classes, where, "labels")
-    return _logme(features, labels, num_classes, where)
+    return _logme(*map(layouts.whole, (features, labels)), num_classes, layouts.whole(where))
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -198,7 +199,7 @@ def cka(a: Array, b: Array, *, where: Array | None = None) -> Array:
         raise ValueError(
             f"features of shapes {jnp.shape(a)} and {jnp.shape(b)}; give [N, D] and [N, E] of one set of N"
         )
-    return _cka(a, b, where)
+    return _cka(*map(layouts.whole, (a, b, where)))
 
 
 @jax.jit
@@ -246,7 +247,7 @@ def prototypes(features: Array, labels: Array, num_classes: int, *, where: Array
     """
     labels_lib.check_rows(features, labels, "features")
     labels_lib.check(labels, num_classes, where, "labels")
-    return _prototypes(features, labels, num_classes, where)
+    return _prototypes(*map(layouts.whole, (features, labels)), num_classes, layouts.whole(where))
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -284,7 +285,7 @@ def prototype_cosine(target: Array, source: Array, *, centre: Array | None = Non
             f"prototypes of shapes {jnp.shape(target)} and {jnp.shape(source)}; "
             "they must be [Y, D] and [Z, D] of one feature space"
         )
-    return _prototype_cosine(target, source, centre)
+    return _prototype_cosine(*map(layouts.whole, (target, source, centre)))
 
 
 @jax.jit
@@ -318,7 +319,7 @@ def rank(scores: Array) -> Array:
     >>> rank(jnp.array([0.1, float("nan"), 0.7, 0.1])).tolist()
     [2, 0, 3, 1]
     """
-    return jnp.argsort(-precision.widen(scores), stable=True).astype(jnp.int32)
+    return jnp.argsort(-precision.widen(layouts.whole(scores)), stable=True).astype(jnp.int32)
 
 
 def nearest(scores: Array, k: int) -> Array:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
 
 PathRules: TypeAlias = Sequence[str | tuple[str, Any]]
@@ -141,6 +142,7 @@ def unstack(tree: PyTree) -> list[PyTree]:
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tree)}
     if len(sizes) != 1:
         raise ValueError(f"leaves lead with different sizes {sorted(sizes)}; a stack has one member axis")
+    tree = jax.tree.map(lambda leaf: layouts.gathered(leaf, (0,)), tree)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(sizes.pop())]
 
 

@@ -12,7 +12,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from mvp_jax.core import allocation, layouts, precision, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Units, UnitScores
@@ -148,18 +147,13 @@ def reduce(
             raise ValueError(f"group {group.name!r} has no producing slot to score; mark one `scored=True`")
         sums = [_along(leaves[s.path], s.axis, how) for s in slots]
         of_units = [
-            jnp.sum(_whole(t)[s.index(group.size)], axis=1) if s.length else t for s, t in zip(slots, sums, strict=True)
+            jnp.sum(layouts.whole(t)[s.index(group.size)], axis=1) if s.length else t
+            for s, t in zip(slots, sums, strict=True)
         ]
         total = functools.reduce(jnp.add, of_units)
         return jnp.sqrt(total) if how == "l2" else jnp.square(total) if how == "sum_square" else total
 
     return {g.name: one(g) for g in groups}
-
-
-def _whole(x: Array) -> Array:
-    """An array on every device where a mesh has explicit axes, on which JAX picks entries of unsharded axes only."""
-    sharding = layouts.explicit(x)
-    return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def only_finite(scores: UnitScores, *, stacklevel: int = 1) -> dict[str, Array]:
@@ -276,7 +270,7 @@ def spread(kept: Array, slot: Slot) -> Array:
     owner = np.full(slot.length, -1)
     index = slot.index(kept.shape[-1])
     owner[index] = np.arange(len(index))[:, None]
-    return jnp.where(owner < 0, True, _whole(kept)[owner])
+    return jnp.where(owner < 0, True, layouts.whole(kept)[owner])
 
 
 def count(units: Units) -> dict[str, int]:

@@ -45,18 +45,8 @@ def take(x: Array, index: Array | np.ndarray, axis: int) -> Array:
     sharding = layouts.explicit(x)
     if sharding is None:
         return jnp.take(x, index, axis=axis)
-    at = (*[slice(None)] * axis, whole(index))
+    at = (*[slice(None)] * axis, layouts.whole(index))
     return x.at[at].get(out_sharding=without(sharding, x.ndim, {axis}))
-
-
-def whole(x: Any) -> Any:
-    """An array that is whole on every device of its Explicit mesh; any other array as it is.
-
-    >>> whole(jnp.arange(3)).tolist()
-    [0, 1, 2]
-    """
-    sharding = layouts.explicit(x)
-    return x if sharding is None else jax.sharding.reshard(x, without(sharding, x.ndim, range(x.ndim)))
 
 
 def put(x: np.ndarray, beside: Any, axes: Collection[int]) -> Array:
