@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvp_jax.core import counts as counts_lib
 from mvp_jax.core import prune
 
 Number: TypeAlias = Any
@@ -128,7 +129,7 @@ SCHEDULES: Mapping[str, Schedule] = {"geometric": geometric, "cubic": cubic, "li
 def counts(
     schedule: str | Schedule, steps: int, n: int, final_sparsity: float, initial_sparsity: float = 0.0
 ) -> np.ndarray:
-    """How many of `n` entries stay after each of `steps` rounds: int32[steps], on the host, to index in a loop.
+    """How many of `n` entries stay after each of `steps` rounds, on the host, to index in a loop.
 
     Args:
         schedule: a name in `SCHEDULES`, or a function like those.
@@ -138,7 +139,8 @@ def counts(
         initial_sparsity: the share of entries removed before the first round, in [0, 1).
 
     Returns:
-        The counts after rounds 1 ... `steps`; the last is `prune.keep_count(n, final_sparsity)`.
+        int32[steps] (int64 if there are 2^31 or more), the counts after rounds 1 ... `steps`; the last is
+        `prune.keep_count(n, final_sparsity)`.
 
     Raises:
         ValueError: for an unknown name.
@@ -151,6 +153,5 @@ def counts(
             raise ValueError(f"unknown schedule {schedule!r}; choose one of {sorted(SCHEDULES)}")
         schedule = SCHEDULES[schedule]
     rounds = range(1, steps + 1)
-    return np.array(
-        [prune.keep_count(n, schedule(t, steps, final_sparsity, initial_sparsity)) for t in rounds], np.int32
-    )
+    found = [prune.keep_count(n, schedule(t, steps, final_sparsity, initial_sparsity)) for t in rounds]
+    return np.array(found, np.int32 if max(found, default=0) <= counts_lib.INT32_MAX else np.int64)

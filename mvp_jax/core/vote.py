@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.core import allocation, prune, trees
+from mvp_jax.core import allocation, counts, prune, trees
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core.types import Array, Key, Masks, Params, PyTree, Scores
 
@@ -175,16 +175,23 @@ def elect(
         return _select(scores, keep, scope, within, tie_break)
     decided = _decide(ballots, w, rule=rule)
     if within is not None:
-        trees.check_same_structure(scores, within, "ballots", "within")
+        within = trees.align(within, scores, "within", "ballots")
         decided = masks_lib.intersect(decided, within)
     if keep is None:
         return decided
     floor = _select(scores, keep, scope, within, tie_break)
-    counts = jax.tree.map(masks_lib.count, (decided, floor))
+    return _with_floor(decided, floor, scope=scope)
+
+
+@functools.partial(jax.jit, static_argnames="scope")
+def _with_floor(decided: Masks, floor: Masks, *, scope: VoteScope) -> Masks:
+    """What was decided; the floor where that keeps fewer entries, in a leaf or in the whole tree."""
+    pairs = list(zip(jax.tree.leaves(decided), jax.tree.leaves(floor), strict=True))
+    kept = [(counts.true(d), counts.true(f)) for d, f in pairs]
     if scope == "tree":
-        totals = [functools.reduce(jnp.add, jax.tree.leaves(c)) for c in counts]
-        counts = tuple(jax.tree.map(lambda _, t=t: t, scores) for t in totals)
-    return jax.tree.map(lambda d, f, n, m: jnp.where(n < m, f, d), decided, floor, *counts)
+        kept = [tuple(counts.total([k[i] for k in kept]) for i in (0, 1))] * len(pairs)  # type: ignore[list-item]
+    chosen = [jnp.where(counts.at_least(n, m), d, f) for (d, f), (n, m) in zip(pairs, kept, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(decided), chosen)
 
 
 def _lead(mask: Array, leaf: Array) -> Array:
@@ -247,14 +254,14 @@ def soup(
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"members hold {x.dtype} at {path!r}, which has no mean; leave it out of the soup")
     if masks is not None:
-        trees.check_same_structure(members, masks, "members", "masks")
+        masks = trees.align(masks, members, "masks", "members")
         if _members(masks, "masks", boolean=True) != k:
             raise ValueError(f"masks lead with {_members(masks, 'masks')}, members with {k}")
         for path, m, x in zip(leaves, jax.tree.leaves(masks), leaves.values(), strict=True):
             if m.ndim > x.ndim or any(a not in (1, b) for a, b in zip(m.shape[:0:-1], x.shape[:0:-1], strict=False)):
                 raise ValueError(f"the mask of {path!r}, shape {m.shape}, does not broadcast to {x.shape}")
     if fallback is not None:
-        trees.check_same_structure(members, fallback, "members", "fallback")
+        fallback = trees.align(fallback, members, "fallback", "members")
         for path, f, x in zip(leaves, jax.tree.leaves(fallback), leaves.values(), strict=True):
             if jnp.shape(f) != x.shape[1:]:
                 raise ValueError(f"fallback has shape {jnp.shape(f)} at {path!r}, but members have {x.shape[1:]}")

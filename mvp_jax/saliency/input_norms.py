@@ -115,7 +115,7 @@ def pick(variables: PyTree, prunable: PyTree | trees.PathRules) -> Kernels:
         isinstance(r[0] if isinstance(r, tuple) and r else r, str) for r in prunable
     )
     tree = trees.select(params, prunable) if rules else prunable
-    trees.check_same_structure(params, tree, "params", "prunable")
+    tree = trees.align(tree, params, "prunable", "params")
     picked = jax.tree.leaves(tree)
     if not all(isinstance(p, bool | np.bool_) for p in picked):
         raise ValueError(

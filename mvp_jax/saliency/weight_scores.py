@@ -83,7 +83,7 @@ def taylor_terms(params: Params, grads: Params) -> PyTree:
 
     Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
     """
-    trees.check_same_structure(params, grads, "params", "grads")
+    grads = trees.align(grads, params, "grads", "params")
     return _products(params, grads)
 
 
@@ -107,7 +107,7 @@ def taylor(params: Params, grads: Params) -> Scores:
 
     Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
     """
-    trees.check_same_structure(params, grads, "params", "grads")
+    grads = trees.align(grads, params, "grads", "params")
     return _squares(params, grads)
 
 
@@ -146,7 +146,7 @@ def snip(params: Params, grads: Params) -> Scores:
     Reference: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", 2019, arXiv:1810.02340,
     eq. 6.
     """
-    trees.check_same_structure(params, grads, "params", "grads")
+    grads = trees.align(grads, params, "grads", "params")
     return _magnitudes(params, grads)
 
 
@@ -293,7 +293,7 @@ def wanda(params: Params, norms: Scores) -> Scores:
     Reference: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", 2023,
     arXiv:2306.11695, eq. 1.
     """
-    trees.check_same_structure(params, norms, "params", "norms")
+    norms = trees.align(norms, params, "norms", "params")
     for (path, p), n in zip(trees.flatten(params).items(), jax.tree.leaves(norms), strict=True):
         if jnp.ndim(n) and jnp.shape(n) != jnp.shape(p):
             have = f"norms of {path!r} have shape {jnp.shape(n)}, the parameter {jnp.shape(p)}"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mvp_jax.core import counts, masks
+from mvp_jax.core import counts, masks, schedules, vote
 
 LARGE = st.integers(0, (1 << 47) - 1)
 
@@ -77,3 +77,10 @@ def test_counts_out_of_range_are_refused():
     for bad in (-1, 1 << 47):
         with pytest.raises(ValueError, match="counts go from 0"):
             counts.words(bad)
+
+
+def test_a_schedule_and_a_vote_over_billions():
+    assert schedules.counts("linear", 2, 6_000_000_000, 0.5).tolist() == [4_500_000_000, 3_000_000_000]
+    ballots = {k: jax.ShapeDtypeStruct((3, *s.shape), bool) for k, s in PARAMS.items()}
+    got = jax.eval_shape(lambda b: vote.elect(b, 2_500_000_000, scope="tree", rule="union"), ballots)
+    assert got["b"].shape == (60_000, 30_000)
