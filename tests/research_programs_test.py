@@ -1,4 +1,4 @@
-"""Four small programs as a researcher would write them, each with the wrappers and nothing that the docs do not show."""
+"""Four small programs as a researcher writes them, with the wrappers and nothing that the docs do not show."""
 
 import equinox as eqx
 import jax
