@@ -210,7 +210,7 @@ def placed(state: PyTree, params: Params) -> PyTree:
     """Returns a new state on the mesh of the parameters: else the second call of a compiled step would compile again.
 
     Args:
-        state: what `init` made; arrays that lie on a mesh already stay as they are.
+        state: what `init` made; arrays that lie on a mesh already stay where they are.
         params: the parameters; if they do not lie on one mesh, or are traced, the state is left alone.
     """
     meshes = {p.sharding.mesh for p in jax.tree.leaves(params) if _spread(p)}
@@ -218,13 +218,17 @@ def placed(state: PyTree, params: Params) -> PyTree:
         return state
     mesh = meshes.pop()
 
+    explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
+
     def one(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or _spread(x):
+        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or (_spread(x) and x.sharding.mesh != mesh):
             return x
-        # As compiled functions spell the shardings of their results: on explicit axes with an entry for each axis.
-        explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
-        everywhere = jax.sharding.PartitionSpec(*[None] * (x.ndim if explicit else 0))
-        return jax.device_put(x, jax.sharding.NamedSharding(mesh, everywhere))
+        # Spelled as compiled functions spell the shardings of their results: on explicit axes with an entry for each.
+        spec = x.sharding.spec if _spread(x) else ()
+        spec = (*spec, *[None] * (x.ndim - len(spec) if explicit else 0))
+        if _spread(x) and tuple(x.sharding.spec) == spec:
+            return x
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
 
     return jax.tree.map(one, state)
 
