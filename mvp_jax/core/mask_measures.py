@@ -240,5 +240,4 @@ def _cosine(*parts: counts.Words) -> Array:
     """From the counts of entries in both, in the first and in the second masks."""
     both, left, right = map(counts.number, parts)
     none = (left == 0) & (right == 0)
-    # Two roots: the product of two counts of 2^31 could leave float32's range of whole numbers, and of 2^64 its range.
-    return jnp.where(none, 1, both / jnp.maximum(jnp.sqrt(left) * jnp.sqrt(right), 1)).astype(jnp.float32)
+    return jnp.where(none, 1, both / jnp.maximum(jnp.sqrt(left * right), 1)).astype(jnp.float32)

@@ -84,7 +84,8 @@ def _if_any(select: Callable[..., Array], keys: Array, ties: Any, keep: counts.C
     Such a branch is also a program of its own. Without it XLA fuses the selection into every leaf that is cut out of
     the joined mask, and each of them takes a tenth of a second to compile.
     """
-    some = jnp.any(counts.at_least(keep, counts.small(keep, 1)))
+    some = counts.at_least(keep, counts.small(keep, 1))
+    some = jnp.reshape(some, ()) if some.size == 1 else jnp.any(some)
     return lax.cond(some, select, lambda k, t, n: jnp.zeros(k.shape, bool) & (k > 0), keys, ties, keep)
 
 
