@@ -174,6 +174,12 @@ def _stack(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]
     return [out]
 
 
+def _unstack(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
+    axis = params["axis"] % len(ins[0])
+    freeze(ins[0][axis], "it is split into single units")
+    return [[e for a, e in enumerate(ins[0]) if a != axis] for _ in shapes]
+
+
 def _stack_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     if all(z is None for z in zs):
         return [None]
@@ -193,6 +199,7 @@ def _emit_tile(seen: Seen, values: list[Any], size: Callable[[Expr], int], param
 
 SHAPING: dict[str, PrimitiveRule] = {
     "stack": PrimitiveRule(_stack, _stack_zeros),
+    "unstack": PrimitiveRule(_unstack, moved),
     "tile": PrimitiveRule(_tile, moved, _emit_tile),
     "broadcast_in_dim": PrimitiveRule(_broadcast, _broadcast_zeros, _emit_broadcast),
     "reshape": PrimitiveRule(_reshape, moved, _emit_reshape),
