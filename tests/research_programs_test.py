@@ -43,8 +43,8 @@ def test_nnx_prunes_gradually_then_fine_tunes_under_the_mask_and_exports(tmp_pat
 
     found = transforms.masks_of(optimizer.opt_state, nnx.state(model, nnx.Param))
     kernels = trees.select(found, [".*kernel"])
-    n = 8 * 64 + 64 * 4
-    assert int(masks.count(masks.eligible(found, kernels), nnx.state(model, nnx.Param))) == prune.keep_count(n, 0.9)
+    # A tenth of 8 * 64 + 64 * 4 weights, rounded as the number removed is.
+    assert int(masks.count(masks.eligible(found, kernels), nnx.state(model, nnx.Param))) == 77
     assert "hidden/kernel" in masks.summary(found, nnx.state(model, nnx.Param))
 
     optimizer = nnx.Optimizer(model, transforms.keep_mask(optax.adam(1e-2), found), wrt=nnx.Param)
@@ -78,9 +78,14 @@ def test_linen_with_a_train_state_small_steps_and_hyperparameters():
     for i in range(50):
         state, loss = step(state, X[i % 2 :: 2], Y[i % 2 :: 2])
         losses.append(float(loss))
+    programs = step._cache_size()
     inner = state.opt_state.inner_opt_state
-    inner.hyperparams["learning_rate"] = jnp.asarray(1e-3)
-    state, _ = step(state.replace(opt_state=state.opt_state._replace(inner_opt_state=inner)), X, Y)
+    inner.hyperparams["learning_rate"] = jnp.zeros(())
+    still = state.replace(opt_state=state.opt_state._replace(inner_opt_state=inner))
+    for x, y in ((X, Y), (X, Y)):  # two small steps are an update
+        still, _ = step(still, x[::2], y[::2])
+    assert all(map(np.array_equal, jax.tree.leaves(still.params), jax.tree.leaves(state.params)))
+    assert step._cache_size() == programs
 
     assert losses[-1] < losses[0] / 2
     found = transforms.masks_of(state.opt_state, state.params)
@@ -114,10 +119,13 @@ def test_equinox_with_rigl_and_then_two_of_four():
     rigl = transforms.rigl(
         optax.adam(1e-2), sparsity=0.8, steps=30, every=5, prunable=[".*weight"], key=jax.random.key(1)
     )
-    first = masks.apply(params, transforms.masks_of(rigl.init(params), params))
-    _sparse, found, losses = train(rigl, params, 60)
+    sparse, found, losses = train(rigl, params, 60)
     assert losses[-1] < losses[5]
-    assert int(masks.count(found, params)) == int(masks.count(masks.nonzero(first, [".*weight"]), params))
+    weights = trees.select(params, [".*weight"])
+    # A fifth of 8 * 64 + 64 * 4 weights.
+    assert int(masks.count(masks.eligible(found, weights), params)) == 154
+    alive = masks.eligible(masks.nonzero(sparse, [".*weight"]), weights)
+    assert 100 < int(masks.count(alive, params)) <= 154
 
     # Equinox keeps its kernels as [out, in]: the products sum over axis 1.
     runs = patterns.NofM(4, axis=graph.contracted(apply, params, X))
