@@ -217,16 +217,18 @@ def placed(state: PyTree, params: Params) -> PyTree:
     if len(meshes) != 1:
         return state
     mesh = meshes.pop()
-
     explicit = jax.sharding.AxisType.Explicit in mesh.axis_types
 
     def one(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or (_spread(x) and x.sharding.mesh != mesh):
+        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+            return x
+        lies = x.sharding if isinstance(x.sharding, jax.sharding.NamedSharding) else None
+        if lies is not None and lies.mesh != mesh:
             return x
         # Spelled as compiled functions spell the shardings of their results: on explicit axes with an entry for each.
-        spec = x.sharding.spec if _spread(x) else ()
+        spec = () if lies is None else tuple(lies.spec)
         spec = (*spec, *[None] * (x.ndim - len(spec) if explicit else 0))
-        if _spread(x) and tuple(x.sharding.spec) == spec:
+        if lies is not None and tuple(lies.spec) == spec:
             return x
         return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
 
