@@ -3,9 +3,9 @@ r"""The `k` highest of many scores over several arrays, exactly and without sort
 Scores become unsigned integers of the same order (a float's bits), and the k-th highest is found by counting how many
 are at least as high as a guess. On accelerators, and for arrays on a mesh of devices, guesses bisect the range bit by
 bit: each device compares and counts its own part, nothing but counts is exchanged, and masks are sharded as the scores
-are. On one CPU the leaves are joined so that one program counts them all, and where there are many entries a sample says
-where to look. Ties fall to the lower flat index: entries equal to the threshold are counted leaf by leaf (or in rows), and only the leaf or row in
-which the count is reached is looked into.
+are. On one CPU the leaves are joined so that one program counts them all, and where there are many entries a sample
+says where to look. Ties fall to the lower flat index: entries equal to the threshold are counted leaf by leaf (or in
+rows), and only the leaf or row in which the count is reached is looked into.
 
 Everything here is traced by its callers, which validate and jit. A leaf has fewer than 2^32 entries, a tree may
 have more.
