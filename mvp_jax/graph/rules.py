@@ -107,6 +107,11 @@ def where_all(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return per_axis(seen, zs, range(len(zs)), "all")
 
 
+def where_first(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where the first operand is: bits that are shifted."""
+    return per_axis(seen, zs, (0,), "all")
+
+
 def where_any(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     """Zero where any operand is: products."""
     return per_axis(seen, zs, range(len(zs)), "any")
