@@ -31,6 +31,9 @@ RULES: dict[str, PrimitiveRule] = {
     **PASSING,
 }
 
+ELEMENTWISE = frozenset(name for name, rule in RULES.items() if rule.dims is rules.same)
+"""Primitives that treat every entry by itself."""
+
 INLINED = frozenset(
     [
         "jit",
