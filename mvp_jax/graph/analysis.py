@@ -13,8 +13,9 @@ from mvp_jax.graph import placement, zeros
 from mvp_jax.graph import program as programs
 from mvp_jax.graph.dims import Dim, freeze, places, roots, unify
 from mvp_jax.graph.primitives import RULES
-from mvp_jax.graph.program import Program, Tracer, Value
+from mvp_jax.graph.program import Program, Value
 from mvp_jax.graph.rules import PrimitiveRule
+from mvp_jax.graph.tracer import Tracer
 from mvp_jax.graph.variables import collections as collections
 from mvp_jax.graph.variables import returned, settings
 from mvp_jax.graph.zeros import Approximation

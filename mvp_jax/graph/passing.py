@@ -136,7 +136,7 @@ PASSING: dict[str, PrimitiveRule] = {
     "device_put": PrimitiveRule(_each, _each_zeros, _emit_put),
     **{name: PrimitiveRule(_sum, _sum_zeros) for name in _SUMMED.split()},
     **{name: PrimitiveRule(_dealt(name, *where), moved) for name, where in _DEALT.items()},
-    "bitcast_convert_type": PrimitiveRule(_bits, _bits_zeros),
+    "bitcast_convert_type": PrimitiveRule(_bits, _bits_zeros, signed=True),
     "fft": PrimitiveRule(_transform, moved),
     **{name: PrimitiveRule(_drawn, never) for name in _DRAWN.split()},
 }

@@ -106,7 +106,9 @@ def mixture_of_experts() -> Case:
     }
     stream = "embed/kernel:1 embed/bias:0 router:0 w1:1 w2:2 out/kernel:0"
     frozen = why("w1,w2:0", "group") | why("router:1", "argmax")
-    return case(apply, shapes, (normal(7, 4),), unit(6, stream), unit(10, "w1:2 w2:1"), frozen=frozen)
+    return case(
+        apply, shapes, (normal(7, 4),), unit(6, stream), unit(10, "w2:1", makes="w1:2", name="w1"), frozen=frozen
+    )
 
 
 def gradient_of_experts() -> Case:
