@@ -1,6 +1,6 @@
 """What is known of a traced function: its arrays, its equations and its programs, each with expressions for its axes.
 
-`tracer` makes these records of a jaxpr, `zeros` writes into them what it finds, `replay` runs them on smaller arrays.
+`reading` makes these records of a jaxpr, `zeros` writes into them what it finds, `replay` runs them on smaller arrays.
 """
 
 import dataclasses

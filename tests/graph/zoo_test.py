@@ -203,7 +203,7 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), *indexing.NEVER, *passing.NEVER, "linear_attention"]
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), *indexing.NEVER, *passing.NEVER]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tests.zoo.adversarial import never, number, read, relu, sigmoid, total
-from tests.zoo.borderline import either, exact
+from tests.zoo.adversarial import exact, never, number, read, relu, sigmoid, total
+from tests.zoo.borderline import either
 from tests.zoo.cases import Builders, Case, case, dense, dense_shapes, normal, tokens, unit, why
 
 ROWS = jnp.array([3, 1])

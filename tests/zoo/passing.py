@@ -13,8 +13,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from tests.zoo.adversarial import ALL, framed, never, read, relu, total
-from tests.zoo.borderline import exact
+from tests.zoo.adversarial import ALL, exact, framed, never, read, relu, total
 from tests.zoo.cases import Builders, Case, case, unit, why
 
 
