@@ -26,13 +26,14 @@ from tests.zoo import (
     convnets,
     frameworks,
     indexing,
+    loops,
     others,
     passing,
     transformers,
 )
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
-CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES | indexing.CASES | passing.CASES
+CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES | indexing.CASES | loops.CASES | passing.CASES
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
 
@@ -90,7 +91,7 @@ def test_every_claim_is_looked_at():
 
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 24
-    further = (adversarial, borderline, indexing, passing)
+    further = (adversarial, borderline, indexing, loops, passing)
     assert len(ARCHITECTURES) + sum(len(module.CASES) for module in further) == len(CASES)
 
 
@@ -203,7 +204,7 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), *indexing.NEVER, *passing.NEVER]
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), *indexing.NEVER, *loops.NEVER, *passing.NEVER]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))
