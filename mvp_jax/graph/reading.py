@@ -52,7 +52,8 @@ def _constants(
     """What is known of an equation's results where all operands are constants."""
     fill = given[0].fill if given and name in _SPREADS else None
     if fill is not None and name == "convert_element_type":
-        fill = float(np.asarray(fill).astype(params["new_dtype"]))
+        with np.errstate(all="ignore"):
+            fill = _uniform(np.asarray(fill).astype(params["new_dtype"]))
     if name in _ARITHMETIC and all(v.fill is not None for v in given):
         fill = float(_ARITHMETIC[name](*(v.fill for v in given if v.fill is not None)))
     return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]

@@ -17,6 +17,10 @@ Zeros: TypeAlias = tuple[frozenset[Dim], ...] | None
 """For each axis the sets of units at whose removed indices the value is zero; `None`: zero everywhere."""
 
 
+Shapes: TypeAlias = list[tuple[int, ...]]
+"""The shape of each result of an equation."""
+
+
 class Seen(NamedTuple):
     """One use of a primitive: its parameters, the axes of its operands and results, and known uniform values."""
 
