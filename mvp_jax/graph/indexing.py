@@ -3,10 +3,7 @@
 from typing import Any, NamedTuple
 
 from mvp_jax.graph.dims import Axes, Dim, freeze, resolve, unify
-from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Zeros, leak, nothing
-
-Shapes = list[tuple[int, ...]]
-
+from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Shapes, Zeros, leak, nothing
 
 # --- Scattering ------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,7 @@ from jax.sharding import NamedSharding
 
 from mvp_jax.graph import placement
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze
-from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Zeros, moved, never, nothing
-
-Shapes = list[tuple[int, ...]]
-
+from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Shapes, Zeros, moved, never, nothing
 
 # --- Each operand by itself ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from mvp_jax.graph.shaping import SHAPING
 
 _ZERO_AT_ZERO = (
     "abs neg sign sqrt cbrt square tanh tan sin asin atan sinh asinh atanh erf erf_inv expm1 log1p floor ceil round "
-    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint reshard add sub max min "
+    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint reshard add sub "
     "add_any or xor real imag conj name population_count"
 )
 _NEVER_ZERO = "exp exp2 cos cosh acos logistic erfc not eq ne lt le gt ge is_finite nextafter clz threefry2x32"
@@ -22,6 +22,8 @@ RULES: dict[str, PrimitiveRule] = {
     **{name: PrimitiveRule(rules.same, rules.no_zero_divisor) for name in ("div", "rem")},
     **{name: PrimitiveRule(rules.same, rules.singular) for name in ("log", "rsqrt", "lgamma", "digamma", "acosh")},
     **{name: PrimitiveRule(rules.same, rules.power) for name in ("pow", "integer_pow")},
+    "max": PrimitiveRule(rules.same, rules.maximum),
+    "min": PrimitiveRule(rules.same, rules.minimum),
     **{name: PrimitiveRule(rules.same, rules.where_first) for name in _SHIFTS},
     # The angle of -1 ± 0i is ±π, and a root of it ±i.
     "atan2": PrimitiveRule(rules.same, rules.never, signed=True),

@@ -5,10 +5,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from mvp_jax.graph.dims import Axes, Dim, Expr
+from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve
 from mvp_jax.graph.rules import Seen
 
 T = TypeVar("T")
@@ -146,3 +146,12 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
 def called(params: Mapping[str, Any]) -> Any:
     """The program that an inlined primitive calls."""
     return next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
+
+
+def merged(program: Program) -> Iterator[Prod]:
+    """The axes of a program, and of those that it calls, that a reshape made of several."""
+    for node in program.nodes:
+        if node.seen.name == "reshape":
+            yield from (e for axes in node.seen.outs for e in map(resolve, axes) if isinstance(e, Prod))
+        for inner in node.inner:
+            yield from merged(inner)

@@ -31,12 +31,18 @@ def _uniform(x: Any) -> float | None:
 
 
 _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p", "squeeze", "expand_dims"}
-_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+_ARITHMETIC: dict[str, Callable[[float, float], float | bool]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "max": max,
     "min": min,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
+    "eq": operator.eq,
+    "ne": operator.ne,
 }
 
 
@@ -45,8 +51,11 @@ def _constants(
 ) -> list[Value]:
     """What is known of an equation's results where all operands are constants."""
     fill = given[0].fill if given and name in _SPREADS else None
+    if fill is not None and name == "convert_element_type":
+        with np.errstate(all="ignore"):
+            fill = _uniform(np.asarray(fill).astype(params["new_dtype"]))
     if name in _ARITHMETIC and all(v.fill is not None for v in given):
-        fill = _ARITHMETIC[name](*(v.fill for v in given if v.fill is not None))
+        fill = float(_ARITHMETIC[name](*(v.fill for v in given if v.fill is not None)))
     return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]
 
 
