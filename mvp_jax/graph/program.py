@@ -6,7 +6,8 @@ inputs (tables, masks, `iota`) stay as they are and are cut where they are used,
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ class Value(NamedTuple):
         fill: the number that all entries equal, if it is known.
         sources: paths of the parameters that it is made of alone.
         active: whether it depends on the inputs.
+        compute: of a constant, how to compute it.
     """
 
     dims: Axes | None
@@ -37,6 +39,7 @@ class Value(NamedTuple):
     fill: float | None = None
     sources: frozenset[str] = frozenset()
     active: bool = False
+    compute: Callable[[], Any] | None = None
 
 
 class Note(NamedTuple):
@@ -128,7 +131,7 @@ class Tracer:
     def program(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> Program:
         """Reads a program whose arguments are as given."""
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
-        env |= {v: Value(None, np.shape(c), _uniform(c)) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+        env |= {v: _constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         nodes = []
         for eqn in jaxpr.eqns:
             node, outs = self.equation(eqn, [read(env, v) for v in eqn.invars])
@@ -154,17 +157,22 @@ class Tracer:
         if all(constants):
             fill = given[0].fill if given and name in _SPREADS else None
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            return node, [Value(None, s, fill) for s in shapes]
+            results = functools.cache(functools.partial(_evaluated, eqn, given))
+            return node, [
+                Value(None, s, fill, compute=functools.partial(_one_of, results, i)) for i, s in enumerate(shapes)
+            ]
         used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
         if name == "scan":
             return self._scan(eqn, used, constants)
         if name == "cond":
             return self._cond(eqn, used, constants)
         ins = [v.dims or [] for v in used]
-        rule = self.rules.get(name)
-        outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(eqn.params, ins, shapes)
-        seen = Seen(eqn.params, ins, outs, [v.fill for v in used], name)
-        self._note(name, eqn.params, used, outs)
+        rule, params = self.rules.get(name), eqn.params
+        if rule is not None and rule.look is not None:
+            params = rule.look(params, ins, [v.compute and functools.partial(_known, v.compute) for v in given])
+        outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(params, ins, shapes)
+        seen = Seen(params, ins, outs, [v.fill for v in used], name)
+        self._note(name, params, used, outs)
         active = any(v.active for v in used)
         sources = frozenset[str]() if active else frozenset[str]().union(*(v.sources for v in used))
         node = Node(eqn=eqn, kind="plain" if rule else "opaque", seen=seen, constants=constants)
@@ -191,8 +199,8 @@ class Tracer:
         for v in used[split:]:
             freeze((v.dims or [])[0], "a scan runs along it")
         # What a carry depends on changes from step to step: it counts as depending on everything.
-        carry = [v._replace(active=True, sources=frozenset(), fill=None) for v in used[n_consts:split]]
-        xs = [v._replace(dims=(v.dims or [])[1:], shape=v.shape[1:]) for v in used[split:]]
+        carry = [v._replace(active=True, sources=frozenset(), fill=None, compute=None) for v in used[n_consts:split]]
+        xs = [v._replace(dims=(v.dims or [])[1:], shape=v.shape[1:], compute=None) for v in used[split:]]
         jaxpr, consts = open_jaxpr(eqn.params["jaxpr"])
         inner = self.program(jaxpr, consts, [*used[:n_consts], *carry, *xs])
         results = [_with_dims(v) for v in inner.outs]
@@ -241,7 +249,7 @@ class Tracer:
             depthwise = params["feature_group_count"] > 1 and resolve(read).size == 1
             add(Note("read", read, used[1].sources))
             add(Note("touch" if depthwise else "make", made, used[1].sources, "filter"))
-        elif name == "gather" and used[0].sources:
+        elif name == "gather" and used[0].sources and "order" not in params:
             for e in used[0].dims or []:
                 add(Note("make", e, used[0].sources, "neuron"))
         elif any(v.active for v in used):
@@ -256,8 +264,41 @@ class Tracer:
 def read(env: Mapping[Any, Value], v: Any) -> Value:
     """The value of a variable or literal."""
     if isinstance(v, core.Literal):
-        return Value(None, np.shape(v.val), _uniform(v.val))
+        return _constant(v.val)
     return env[v]
+
+
+def _constant(x: Any) -> Value:
+    return Value(None, np.shape(x), _uniform(x), compute=lambda: x)
+
+
+def _evaluated(eqn: Any, given: Sequence[Value]) -> list[Any]:
+    """The results of an equation on constants."""
+    if eqn.effects:
+        raise ValueError(f"{eqn.primitive.name} does more than compute")
+    return bind(eqn, [v.compute() for v in given if v.compute is not None], eqn.params)
+
+
+def _one_of(results: Callable[[], list[Any]], i: int) -> Any:
+    return results()[i]
+
+
+def _known(compute: Callable[[], Any]) -> np.ndarray | None:
+    """A constant on the host, computed at once also while something else is traced; `None` if it cannot be."""
+    try:
+        with jax.ensure_compile_time_eval():
+            value = compute()
+            return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    except Exception:  # a place in a mesh, a value of an outer trace: whatever the reason, it is not known here
+        return None
+
+
+def bind(eqn: Any, values: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
+    """Applies the primitive of an equation to other operands."""
+    bound = eqn.primitive.get_bind_params(dict(params))
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    out = eqn.primitive.bind(*functions, *values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _with_dims(v: Value) -> Value:

@@ -13,10 +13,10 @@ from jax import lax
 from jax.extend import core
 
 from mvp_jax.core.types import Array
-from mvp_jax.core.units import positions
 from mvp_jax.graph import placement
-from mvp_jax.graph.dims import Axes, Dim, Expr, places, resolve
-from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split
+from mvp_jax.graph.dims import Axes, Dim, Expr, resolve
+from mvp_jax.graph.places import places
+from mvp_jax.graph.program import Node, Program, bind, called, open_jaxpr, scan_split
 from mvp_jax.graph.rules import PrimitiveRule
 
 
@@ -38,15 +38,16 @@ class Replay:
         for place in places(e):
             if place.root not in self.kept:
                 continue
-            at = positions(place.root.size, place.start, place.step, place.repeats)
             keep = np.ones(resolve(e).size, bool) if keep is None else keep
-            keep[at[~self.kept[place.root]]] = False
+            keep[place.indices()[~self.kept[place.root]]] = False
         return keep
 
     def size(self, e: Expr) -> int:
         """The length of an axis after cutting."""
         keep = self.vector(e)
         return resolve(e).size if keep is None else int(np.count_nonzero(keep))
+
+    __call__ = size
 
     def cut(self, x: Any, axes: Axes) -> Any:
         """An array of the dense function without the removed entries."""
@@ -82,7 +83,7 @@ class Replay:
 
     def _node(self, node: Node, values: list[Any]) -> list[Any]:
         if node.kind == "constant":
-            return _bind(node.eqn, values, node.eqn.params)
+            return bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
             return self._call(node, values)
         values = [
@@ -97,8 +98,8 @@ class Replay:
         rule = self.rules.get(node.seen.name)
         params = placement.fitted_params(node.eqn.params, lambda: [self.size(e) for e in node.seen.outs[0]])
         if rule is None or rule.emit is None:
-            return _bind(node.eqn, values, params)
-        out = rule.emit(node.seen, values, self.size, params)
+            return bind(node.eqn, values, params)
+        out = rule.emit(node.seen, values, self, params)
         return list(out) if node.eqn.primitive.multiple_results else [out]
 
     def _call(self, node: Node, values: list[Any]) -> list[Any]:
@@ -138,11 +139,3 @@ def _is_relu(node: Node) -> bool:
         return False
     body = open_jaxpr(called(eqns[0].params))[0].eqns
     return [e.primitive.name for e in body] == ["max"] and isinstance(body[0].invars[1], core.Literal)
-
-
-def _bind(eqn: Any, values: list[Any], params: Mapping[str, Any]) -> list[Any]:
-    """Applies a primitive with the parameters that it had."""
-    bound = eqn.primitive.get_bind_params(dict(params))
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mvp_jax.graph.dims import Dim, Prod, Sum, freeze, places, product, reshape, resolve, roots, take, total, unify
+from mvp_jax.graph.dims import Dim, Prod, Sum, freeze, product, reshape, resolve, roots, take, total, unify
+from mvp_jax.graph.places import places
 
 
 def layout(e):
@@ -15,7 +16,7 @@ def layout(e):
             at = np.array([p.start + unit * p.step])
             for count, stride in p.repeats:
                 at = (at[:, None] + stride * np.arange(count)).ravel()
-            for i in at:
+            for i in (p.order[i] for i in at) if p.order else at:
                 owner[i].append((order[id(p.root)], unit))
     return [sorted(o) for o in owner]
 
