@@ -7,6 +7,7 @@ inputs (tables, masks, `iota`) stay as they are and are cut where they are used,
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,8 +15,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from mvp_jax.graph import binding
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, resolve, unify
-from mvp_jax.graph.primitives import INLINED
+from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
 from mvp_jax.graph.rules import PrimitiveRule, Seen
 
 Kind = Literal["constant", "plain", "call", "scan", "cond", "opaque"]
@@ -31,6 +33,7 @@ class Value(NamedTuple):
         fill: the number that all entries equal, if it is known.
         sources: paths of the parameters that it is made of alone.
         active: whether it depends on the inputs.
+        steady: of a constant, the axes along which its entries are known not to vary.
         compute: of a constant, how to compute it.
     """
 
@@ -39,6 +42,7 @@ class Value(NamedTuple):
     fill: float | None = None
     sources: frozenset[str] = frozenset()
     active: bool = False
+    steady: frozenset[int] = frozenset()
     compute: Callable[[], Any] | None = None
 
 
@@ -51,6 +55,21 @@ class Note(NamedTuple):
     how: str = ""
 
 
+@dataclasses.dataclass(kw_only=True)
+class Facts:
+    """What the second pass found out about one equation; the replay reads it.
+
+    Attributes:
+        zeros: for each result, where it is zero once units are removed.
+        folded: sets of units whose removed entries, all alike, are counted where this equation combines entries.
+        skipped: sets of units whose removed entries are left out of a mean, which is taken over the kept ones.
+    """
+
+    zeros: tuple[Any, ...] = ()
+    folded: frozenset[Dim] = frozenset()
+    skipped: frozenset[Dim] = frozenset()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Node:
     """One equation with its axes.
@@ -61,6 +80,10 @@ class Node:
         seen: its axes, the way rules see them; a constant operand has axes of its own for this one use.
         constants: which operands are constants.
         inner: the programs that it calls.
+        steady: of each constant operand, the axes along which it does not vary.
+        active: whether an operand depends on the inputs.
+        at: how many notes were taken before it.
+        facts: what the second pass found out, written there.
     """
 
     eqn: Any
@@ -68,6 +91,15 @@ class Node:
     seen: Seen
     constants: tuple[bool, ...]
     inner: tuple["Program", ...] = ()
+    steady: tuple[frozenset[int], ...] = ()
+    active: bool = False
+    at: int = 0
+    facts: Facts = dataclasses.field(default_factory=Facts, compare=False, repr=False)
+
+    @property
+    def remat(self) -> bool:
+        """Whether it is a call whose values are computed again for the derivative."""
+        return self.seen.name in ("remat", "remat2", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +151,41 @@ def _uniform(x: Any) -> float | None:
 
 
 _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p", "squeeze", "expand_dims"}
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "max": max,
+    "min": min,
+}
+
+
+def _constants(
+    name: str, params: Mapping[str, Any], given: Sequence[Value], shapes: Sequence[tuple[int, ...]]
+) -> list[Value]:
+    """What is known of an equation's results where all operands are constants."""
+    fill = given[0].fill if given and name in _SPREADS else None
+    if name in _ARITHMETIC and all(v.fill is not None for v in given):
+        fill = _ARITHMETIC[name](*(v.fill for v in given if v.fill is not None))
+    return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]
+
+
+def _steady(
+    name: str, params: Mapping[str, Any], given: Sequence[Value], shape: tuple[int, ...], fill: float | None
+) -> frozenset[int]:
+    """The axes along which a constant does not vary, as far as it is worth knowing: tables of positions, masks."""
+    every = frozenset(range(len(shape)))
+    if fill is not None:
+        return every
+    if name == "iota":
+        return every - {params["dimension"]}
+    if name == "broadcast_in_dim":
+        places = enumerate(params["broadcast_dimensions"])
+        return every - {d for a, d in places if a not in given[0].steady and given[0].shape[a] != 1}
+    full = [v for v in given if len(v.shape) == len(shape)]
+    if name in ELEMENTWISE and full:
+        return frozenset[int].intersection(*(v.steady for v in full))
+    return frozenset()
 
 
 class Tracer:
@@ -155,12 +222,10 @@ class Tracer:
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
-            fill = given[0].fill if given and name in _SPREADS else None
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            results = functools.cache(functools.partial(_evaluated, eqn, given))
-            return node, [
-                Value(None, s, fill, compute=functools.partial(_one_of, results, i)) for i, s in enumerate(shapes)
-            ]
+            results = binding.evaluated(eqn, [v.compute for v in given])
+            values = _constants(name, eqn.params, given, shapes)
+            return node, [v._replace(compute=functools.partial(results, i)) for i, v in enumerate(values)]
         used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
         if name == "scan":
             return self._scan(eqn, used, constants)
@@ -169,13 +234,22 @@ class Tracer:
         ins = [v.dims or [] for v in used]
         rule, params = self.rules.get(name), eqn.params
         if rule is not None and rule.look is not None:
-            params = rule.look(params, ins, [v.compute and functools.partial(_known, v.compute) for v in given])
+            params = rule.look(params, ins, [v.compute and functools.partial(binding.known, v.compute) for v in given])
         outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(params, ins, shapes)
         seen = Seen(params, ins, outs, [v.fill for v in used], name)
+        at = len(self.notes)
         self._note(name, params, used, outs)
         active = any(v.active for v in used)
         sources = frozenset[str]() if active else frozenset[str]().union(*(v.sources for v in used))
-        node = Node(eqn=eqn, kind="plain" if rule else "opaque", seen=seen, constants=constants)
+        node = Node(
+            eqn=eqn,
+            kind="plain" if rule else "opaque",
+            seen=seen,
+            constants=constants,
+            steady=tuple(v.steady for v in given),
+            active=active,
+            at=at,
+        )
         return node, [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
 
     def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
@@ -270,35 +344,6 @@ def read(env: Mapping[Any, Value], v: Any) -> Value:
 
 def _constant(x: Any) -> Value:
     return Value(None, np.shape(x), _uniform(x), compute=lambda: x)
-
-
-def _evaluated(eqn: Any, given: Sequence[Value]) -> list[Any]:
-    """The results of an equation on constants."""
-    if eqn.effects:
-        raise ValueError(f"{eqn.primitive.name} does more than compute")
-    return bind(eqn, [v.compute() for v in given if v.compute is not None], eqn.params)
-
-
-def _one_of(results: Callable[[], list[Any]], i: int) -> Any:
-    return results()[i]
-
-
-def _known(compute: Callable[[], Any]) -> np.ndarray | None:
-    """A constant on the host, computed at once also while something else is traced; `None` if it cannot be."""
-    try:
-        with jax.ensure_compile_time_eval():
-            value = compute()
-            return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
-    except Exception:  # a place in a mesh, a value of an outer trace: whatever the reason, it is not known here
-        return None
-
-
-def bind(eqn: Any, values: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
-    """Applies the primitive of an equation to other operands."""
-    bound = eqn.primitive.get_bind_params(dict(params))
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _with_dims(v: Value) -> Value:
