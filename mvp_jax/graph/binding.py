@@ -17,7 +17,10 @@ def bind(eqn: Any, values: Sequence[Any], params: Mapping[str, Any]) -> list[Any
 
 
 def evaluated(eqn: Any, operands: Sequence[Callable[[], Any] | None]) -> Callable[[int], Any]:
-    """`i -> result` of an equation on constants, computed once, when it is first asked for."""
+    """`i -> result` of an equation on constants, computed once, when it is first asked for.
+
+    The result raises `ValueError` for an equation that does more than compute, or an operand that is not known.
+    """
 
     @functools.cache
     def results() -> list[Any]:

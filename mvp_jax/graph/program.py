@@ -223,9 +223,7 @@ class Tracer:
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            results = binding.evaluated(eqn, [v.compute for v in given])
-            values = _constants(name, eqn.params, given, shapes)
-            return node, [v._replace(compute=functools.partial(results, i)) for i, v in enumerate(values)]
+            return node, _computable(eqn, given, _constants(name, eqn.params, given, shapes))
         used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
         if name == "scan":
             return self._scan(eqn, used, constants)
@@ -250,7 +248,8 @@ class Tracer:
             active=active,
             at=at,
         )
-        return node, [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
+        values = [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
+        return node, _computable(eqn, given, values)
 
     def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
         why = f"{name} has no rule"
@@ -344,6 +343,14 @@ def read(env: Mapping[Any, Value], v: Any) -> Value:
 
 def _constant(x: Any) -> Value:
     return Value(None, np.shape(x), _uniform(x), compute=lambda: x)
+
+
+def _computable(eqn: Any, given: Sequence[Value], results: list[Value]) -> list[Value]:
+    """Results that can be computed when they are asked for, if all operands can: also constants of a loop's body."""
+    if any(v.compute is None for v in given):
+        return results
+    compute = binding.evaluated(eqn, [v.compute for v in given])
+    return [v._replace(compute=functools.partial(compute, i)) for i, v in enumerate(results)]
 
 
 def _with_dims(v: Value) -> Value:

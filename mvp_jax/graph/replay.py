@@ -56,8 +56,6 @@ class Sizes:
         keep = self.vector(e)
         return resolve(e).size if keep is None else int(np.count_nonzero(keep))
 
-    __call__ = size
-
     def cut(self, x: Any, axes: Axes) -> Any:
         """An array of the dense function without the removed entries."""
         keeps = {a: keep for a, e in enumerate(axes) if (keep := self.vector(e)) is not None and not keep.all()}

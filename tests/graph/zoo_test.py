@@ -17,10 +17,21 @@ import pytest
 from mvp_jax import compact, graph
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core import units as units_lib
-from tests.zoo import adversarial, attention, borderline, branches, cases, convnets, frameworks, others, transformers
+from tests.zoo import (
+    adversarial,
+    attention,
+    borderline,
+    branches,
+    cases,
+    convnets,
+    frameworks,
+    others,
+    permutations,
+    transformers,
+)
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
-CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES
+CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES | permutations.CASES
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
 
@@ -78,7 +89,7 @@ def test_every_claim_is_looked_at():
 
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 24
-    assert len(ARCHITECTURES) + len(adversarial.CASES) + len(borderline.CASES) == len(CASES)
+    assert sum(map(len, (ARCHITECTURES, adversarial.CASES, borderline.CASES, permutations.CASES))) == len(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)

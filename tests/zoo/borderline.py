@@ -138,7 +138,7 @@ CASES: Builders = {
         "cumsum": (_either, ("cumsum", lambda p, z: read(p, jnp.cumsum(relu(z), -1))), {}),
         "index": (_either, ("slice|index|squeeze", lambda p, z: read(p, relu(z)) * z[..., 3:4]), {}),
         "strided": (_either, ("slice", lambda p, z: read(p, relu(z)[:, ::2])), {"read": 4}),
-        "reverse": (_either, ("rev", lambda p, z: read(p, z[:, ::-1])), {}),
+        "reverse": (_exact, (lambda p, z: read(p, z[:, ::-1]),), {}),
         "roll_only": (_either, ("slice|concat|partition|itself", lambda p, z: read(p, jnp.roll(z, 3, -1))), {}),
         "scatter": (_either, ("scatter", lambda p, z: read(p, relu(z).at[:, jnp.array([1, 4])].add(1.0))), {}),
         "while_loop": (_either, ("while", _while), {}),
