@@ -240,8 +240,22 @@ def _unify_orders(a: Expr, b: Expr) -> None:
     elif any(isinstance(e, Permuted) and isinstance(e.inner, Dim) for e in (a, b)):
         a = _in_order(a)
         unify(a, b if isinstance(a, Dim) else _in_order(b))
-    else:
+    elif _entries(a) != _entries(b):
         _give_up(a, b, "two orders of an axis do not fit together")
+
+
+def _entries(e: Expr) -> list[frozenset[tuple[Dim, int]]]:
+    """The units that decide about each entry of an axis: two axes with equal ones are one, however they are written."""
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return [frozenset([(e, i)]) for i in range(e.size)]
+    if isinstance(e, Permuted):
+        inner = _entries(e.inner)
+        return [inner[i] for i in e.order]
+    parts = [_entries(p) for p in e.parts]
+    if isinstance(e, Sum):
+        return [entry for part in parts for entry in part]
+    return [frozenset().union(*entry) for entry in itertools.product(*parts)]
 
 
 def _give_up(a: Expr, b: Expr, why: str) -> None:

@@ -150,7 +150,10 @@ def test_masked_is_slim(name, ratios):
     assert counts[0] < sum(leaf.size for leaf in jax.tree.leaves(case.variables))
 
 
-@pytest.mark.parametrize("name", ["resnet_option_a", "vit_fused_split", "lstm", "bilinear", "gpt"])
+PERMUTED = ["two_layers_added", "inside_a_concatenation", "heads_and_dimensions", "shuffle_by_index", "grouped_after"]
+
+
+@pytest.mark.parametrize("name", ["resnet_option_a", "vit_fused_split", "lstm", "bilinear", "gpt", *PERMUTED])
 def test_expand_masks_the_same_entries(name):
     case, groups = built(name), analysed(name).groups
     units = random_units(name, groups, 0.5)
@@ -160,7 +163,7 @@ def test_expand_masks_the_same_entries(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("name", ["resnet_option_a", "vit_separate", "lstm"])
+@pytest.mark.parametrize("name", ["resnet_option_a", "vit_separate", "lstm", *PERMUTED])
 def test_slim_models_go_on_training(name):
     """Compiled, at another batch size, and differentiated: the gradient is the masked model's, cut."""
     case, groups = built(name), analysed(name).groups
@@ -201,7 +204,7 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), "linear_attention"]
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), "linear_attention", *permutations.NAIVE]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))

@@ -269,3 +269,6 @@ CASES |= {
         grouped_after,
     )
 }
+
+NAIVE = ("flip_added", "order_multiplied", "flip_in_a_loop", "traced_order", "twice_the_same")
+"""Where units have to stay, and removing them plainly shows it."""
