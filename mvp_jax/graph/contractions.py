@@ -7,10 +7,20 @@ from jax import lax
 
 from mvp_jax.graph import reorders
 from mvp_jax.graph.dims import Axes, Dim, at_most, freeze, product, resolve, roots, unify
-from mvp_jax.graph.rules import Dims, Fold, Lengths, PrimitiveRule, Seen, Zeros, leak, moved, nothing, same, shape_of
-
-Shapes = list[tuple[int, ...]]
-
+from mvp_jax.graph.rules import (
+    Dims,
+    Fold,
+    Lengths,
+    PrimitiveRule,
+    Seen,
+    Shapes,
+    Zeros,
+    leak,
+    moved,
+    nothing,
+    same,
+    shape_of,
+)
 
 # --- Reductions and orders -------------------------------------------------------------------------------------------
 

@@ -25,13 +25,15 @@ from tests.zoo import (
     cases,
     convnets,
     frameworks,
+    indexing,
     others,
+    passing,
     permutations,
     transformers,
 )
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
-CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES | permutations.CASES
+CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES | indexing.CASES | passing.CASES | permutations.CASES
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
 
@@ -89,7 +91,8 @@ def test_every_claim_is_looked_at():
 
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 24
-    assert sum(map(len, (ARCHITECTURES, adversarial.CASES, borderline.CASES, permutations.CASES))) == len(CASES)
+    further = (adversarial, borderline, indexing, passing, permutations)
+    assert len(ARCHITECTURES) + sum(len(module.CASES) for module in further) == len(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -204,7 +207,12 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), "linear_attention", *permutations.NAIVE]
+NAIVE = [
+    *(set(adversarial.CASES) - {"batch_norm_without_scale"}),
+    *indexing.NEVER,
+    *passing.NEVER,
+    *permutations.NAIVE,
+]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))
