@@ -85,11 +85,15 @@ Axes: TypeAlias = list[Expr]
 def resolve(e: Expr) -> Expr:
     """What an expression stands for by now."""
     while True:
-        if isinstance(e, Permuted):
-            _settle(e)
-        if not isinstance(e, Dim | Permuted) or e.ref is None:
+        if isinstance(e, Dim):
+            ref = e.ref
+        elif isinstance(e, Permuted):
+            ref = _settle(e)
+        else:
             return e
-        e = e.ref
+        if ref is None:
+            return e
+        e = ref
 
 
 def roots(e: Expr) -> Iterator[Dim]:
@@ -132,11 +136,11 @@ def permuted(e: Expr, order: Sequence[int] | np.ndarray) -> Expr:
     return resolve(Permuted(resolve(e), np.asarray(order, np.intp)))
 
 
-def _settle(e: Permuted) -> None:
-    """Puts a permuted axis the simplest way that is known by now: one order at most, around as little as can be."""
+def _settle(e: Permuted) -> Expr | None:
+    """Puts a permuted axis the simplest way that is known by now; what it stands for, if that is no order any more."""
     inner = resolve(e.inner)
     if e.ref is not None or e.tried is inner:
-        return
+        return e.ref
     if isinstance(inner, Permuted):
         e.order, inner = inner.order[e.order], inner.inner
     e.inner = e.tried = inner
@@ -146,6 +150,7 @@ def _settle(e: Permuted) -> None:
         e.ref = _product_of_orders(inner, e.order)
     elif isinstance(inner, Sum):
         e.ref = _sum_of_orders(inner, e.order)
+    return e.ref
 
 
 def _product_of_orders(e: Prod, order: np.ndarray) -> Expr | None:
