@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, get_args
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
 from mvp_jax.graph import zeros
-from mvp_jax.graph.dims import Dim, freeze, places, roots
+from mvp_jax.graph.dims import Dim, freeze, roots
+from mvp_jax.graph.places import Place, places
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import merged
 from mvp_jax.graph.rules import PrimitiveRule
@@ -219,6 +220,7 @@ def describe(traced: Traced, ways: Mapping[Dim, frozenset[str]] | None = None) -
                 source = f"{leaf.collection}:{leaf.path}"
                 # A square kernel may make and read the same units; where it is used as it is, each axis tells.
                 role = here.get((source, id(e))) or made.get(d, {}).get(source, set())
+                length = leaf.value.shape[axis]
                 slots.setdefault(d, []).append(
                     Slot(
                         path=leaf.path,
@@ -228,7 +230,8 @@ def describe(traced: Traced, ways: Mapping[Dim, frozenset[str]] | None = None) -
                         start=place.start,
                         step=place.step,
                         repeats=place.repeats,
-                        length=0 if leaf.value.shape[axis] == d.size else leaf.value.shape[axis],
+                        length=0 if length == d.size and place == Place(d) else length,
+                        order=place.order,
                     )
                 )
     slots = {d: s for d, s in slots.items() if any(x.collection == "params" for x in s)}
@@ -349,12 +352,12 @@ def find(traced: Traced, group: Group) -> Dim:
         ValueError: if its units are not a set of their own here, or may not be cut.
     """
     by_place = {
-        (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats): p.root
+        (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats, p.order): p.root
         for leaf in traced.leaves
         for axis, e in enumerate(leaf.value.dims or [])
         for p in places(e)
     }
-    found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats)) for s in group.slots}
+    found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats, s.order)) for s in group.slots}
     d = found.pop() if len(found) == 1 else None
     if d is None or d.size != group.size:
         paths = sorted({f"{s.collection}/{s.path}" for s in group.slots})

@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve
@@ -26,6 +26,7 @@ class Value(NamedTuple):
         steady: of a constant, the axes along which its entries are known not to vary.
         sources: paths of the parameters that it is made of alone.
         active: whether it depends on the inputs.
+        compute: of a constant, how to compute it.
     """
 
     dims: Axes | None
@@ -34,6 +35,7 @@ class Value(NamedTuple):
     sources: frozenset[str] = frozenset()
     active: bool = False
     steady: frozenset[int] = frozenset()
+    compute: Callable[[], Any] | None = None
 
 
 class Note(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.extend import core
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, freeze, resolve, roots
+from mvp_jax.graph.dims import Axes, Dim, Expr, Permuted, Prod, freeze, resolve, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Node, Note, Program, Value, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import Fold, PrimitiveRule, Zeros
@@ -241,6 +241,8 @@ def _times(e: Expr, d: Dim) -> int:
     e = resolve(e)
     if isinstance(e, Dim):
         return int(e is d)
+    if isinstance(e, Permuted):
+        return _times(e.inner, d)
     return (sum if isinstance(e, Prod) else max)(_times(part, d) for part in e.parts)
 
 
