@@ -16,7 +16,7 @@ from mvp_jax.core import layouts, masks
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Key, PyTree, Units, Variables
 from mvp_jax.core.units import Group
-from mvp_jax.graph import placement
+from mvp_jax.graph import derivatives, placement
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 
@@ -85,12 +85,14 @@ def slim(
     units: Units,
     *inputs: Any,
     rules: graph.PrimitiveRules = (),
+    keep: Sequence[str] = (),
 ) -> tuple[Callable[..., Any], PyTree]:
     """A physically smaller version of any traced function, and its variables.
 
     The function's jaxpr is run again on the smaller arrays, equation by equation; literals stay what they were, so the
-    result equals the masked function to rounding. Custom derivatives other than `jax.nn.relu`'s are replaced by the
-    derivative of what the function computes.
+    result equals the masked function to rounding. A derivative written by hand (`jax.custom_vjp`, `jax.custom_jvp`) is
+    replaced by the derivative of what the function computes, with a warning, unless `keep` names the function: the
+    gradient of a straight-through estimator would be 0.
 
     Args:
         apply: pure, `apply(variables, *inputs)`; may return more than the groups were found with, such as new batch
@@ -100,13 +102,20 @@ def slim(
         units: `{name: bool[C]}` for exactly these groups, not traced.
         *inputs: examples of the inputs, as arrays or shapes.
         rules: rules for further primitives, the same that `graph.groups` was given.
+        keep: names of functions whose own derivative stays, as they were defined: `("round_ste",)`. Gradients are then
+            those of the masked function, cut; a group that this forbids raises, and `graph.groups` with the same `keep`
+            finds the others. JAX's own functions need no naming: they compute what they are differentiated as.
 
     Returns:
         `slim_apply(slim_variables, *inputs)` and `slim_variables`. `slim_apply` works under `jit`, `grad` and `vmap`
         and takes other shapes of inputs too: `apply` is traced once for each.
 
     Raises:
-        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function.
+        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function, or `keep`
+            names none of its functions with a custom derivative.
+
+    Warns:
+        CustomDerivativeWarning: once for each function outside JAX whose own derivative is lost.
 
     >>> def mlp(params, x):
     ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
@@ -128,7 +137,11 @@ def slim(
         key = (of_inputs, *((i.shape, i.dtype, i.weak_type, i.sharding) for i in (*leaves, *shapes)))
         if key not in known:
             traced = graph.trace(
-                apply, jax.tree.unflatten(structure, leaves), *jax.tree.unflatten(of_inputs, shapes), rules=table
+                apply,
+                jax.tree.unflatten(structure, leaves),
+                *jax.tree.unflatten(of_inputs, shapes),
+                rules=table,
+                keep=keep,
             )
             graph.leaks(traced, table)
             known[key] = traced, Replay({graph.find(traced, g): kept[g.name] for g in groups}, table)
@@ -145,6 +158,8 @@ def slim(
         return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
 
     traced, replay = traced_for(dense, inputs)
+    derivatives.check_kept(keep, traced.customs)
+    derivatives.warn_lost(traced.customs)
     smaller = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
     leaves = [
         replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
@@ -194,6 +209,7 @@ def verify(
     cuts: int = 5,
     ratio: float = 0.5,
     rules: graph.PrimitiveRules = (),
+    keep: Sequence[str] = (),
 ) -> Verification:
     """Compares slim functions with masked ones on random cuts: the check to run on a model of one's own.
 
@@ -207,6 +223,7 @@ def verify(
         ratio: the largest share of a group's units that is removed. Each cut draws for each group how many units go, at
             least one and at most this share; one always stays.
         rules: rules for further primitives, the same that `graph.groups` was given.
+        keep: names of functions whose own derivative stays, the same that `slim` is to be given.
 
     Returns:
         Relative differences for each cut; float32 rounding gives about 1e-6.

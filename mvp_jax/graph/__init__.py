@@ -19,6 +19,7 @@ from mvp_jax.graph.analysis import (
     leaks,
     trace,
 )
+from mvp_jax.graph.derivatives import CustomDerivativeWarning, CustomFunction
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
 from mvp_jax.graph.kernel_axes import contracted
 from mvp_jax.graph.rules import PrimitiveRule
@@ -26,6 +27,8 @@ from mvp_jax.graph.variables import check_arrays, collections
 
 __all__ = [
     "Analysis",
+    "CustomDerivativeWarning",
+    "CustomFunction",
     "Explanation",
     "Frozen",
     "GroupExplanation",

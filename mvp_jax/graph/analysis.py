@@ -9,7 +9,7 @@ import jax
 from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
-from mvp_jax.graph import placement, zeros
+from mvp_jax.graph import derivatives, placement, zeros
 from mvp_jax.graph import program as programs
 from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
@@ -63,6 +63,7 @@ class Traced(NamedTuple):
         notes: which arrays make, touch or read units, in the order in which the function does it.
         structure: the tree structure of the variables.
         results: the tree structure of what the function returns.
+        customs: the functions with derivatives of their own that it calls.
     """
 
     program: Program
@@ -70,6 +71,7 @@ class Traced(NamedTuple):
     notes: tuple[programs.Note, ...]
     structure: Any
     results: Any
+    customs: tuple[derivatives.CustomFunction, ...] = ()
 
 
 class Analysis(NamedTuple):
@@ -88,7 +90,9 @@ class Analysis(NamedTuple):
     roots: Mapping[str, Dim]
 
 
-def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> tuple[Group, ...]:
+def groups(
+    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = (), keep: Sequence[str] = ()
+) -> tuple[Group, ...]:
     """The coupled groups of a function: sets of units that can be removed, each with every axis that goes with it.
 
     A group is reported only if removing its units computes the same as setting their parameters to zero.
@@ -101,6 +105,7 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
             parameters.
         *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole.
         rules: rules for primitives that are not known, or that are to be read otherwise: `((name, rule), ...)`.
+        keep: names of functions whose custom derivative is to hold after cutting too, as `compact.slim` takes them.
 
     Returns:
         Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
@@ -108,7 +113,8 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
         not be cut.
 
     Raises:
-        ValueError: if a leaf of the variables is no array: a function, a string, or a setting that `apply` branches on.
+        ValueError: if a leaf of the variables is no array (a function, a string, or a setting that `apply` branches
+            on), or `keep` names no custom function.
 
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
@@ -121,10 +127,12 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
     >>> [(g.name, g.size, [(s.path, s.axis, s.scored) for s in g.slots]) for g in groups(mlp, params, jnp.ones((1, 3)))]
     [('fc1', 8, [('fc1/bias', 0, True), ('fc1/kernel', 1, True), ('fc2/kernel', 0, False)])]
     """
-    return analyse(apply, variables, *inputs, rules=rules).groups
+    return analyse(apply, variables, *inputs, rules=rules, keep=keep).groups
 
 
-def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> Analysis:
+def analyse(
+    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = (), keep: Sequence[str] = ()
+) -> Analysis:
     """Coupled groups of a function, as `groups` finds them, and what may not be cut and why.
 
     Args:
@@ -132,12 +140,14 @@ def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: P
         variables: any pytree of arrays or shapes, with or without an entry `params`.
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
+        keep: names of functions whose custom derivative is kept.
 
     Returns:
         The groups, the frozen axes with reasons, and the function as it was read.
     """
     table = RULES | dict(rules)
-    traced = trace(apply, variables, *inputs, rules=table)
+    traced = trace(apply, variables, *inputs, rules=table, keep=keep)
+    derivatives.check_kept(keep, traced.customs)
     for value in traced.program.outs:
         for e in value.dims or []:
             freeze(e, "an axis of the output")
@@ -146,7 +156,11 @@ def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: P
 
 
 def trace(
-    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, PrimitiveRule] = RULES
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    rules: Mapping[str, PrimitiveRule] = RULES,
+    keep: Sequence[str] = (),
 ) -> Traced:
     """Reads a function: the first pass of `analyse`, which leaves the axes of its results free.
 
@@ -155,6 +169,7 @@ def trace(
         variables: arrays or shapes.
         *inputs: arrays or shapes.
         rules: the whole table of rules, by primitive.
+        keep: names of functions whose custom derivative is kept.
 
     Returns:
         The function with an expression for every axis of every array.
@@ -183,11 +198,11 @@ def trace(
     for var in closed.jaxpr.invars[count:]:
         shape = tuple(var.aval.shape)
         args.append(Value([Dim(n, "an axis of the input") for n in shape], shape, active=True))
-    tracer = Tracer(rules)
+    reader = derivatives.Reader(keep)
+    tracer = Tracer(rules, reader)
     program = tracer.program(closed.jaxpr, closed.consts, args)
-    return Traced(
-        program, tuple(leaves), tuple(tracer.notes), jax.tree.structure(variables), jax.tree.structure(results)
-    )
+    structures = jax.tree.structure(variables), jax.tree.structure(results)
+    return Traced(program, tuple(leaves), tuple(tracer.notes), *structures, tuple(reader.found))
 
 
 def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:

@@ -71,7 +71,11 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.PrimitiveRules = ()
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    rules: analysis.PrimitiveRules = (),
+    keep: Sequence[str] = (),
 ) -> Explanation:
     """The groups of a function with what hangs on each, and what may not be cut and why.
 
@@ -80,6 +84,7 @@ def explain(
         variables: any pytree of arrays or shapes.
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
+        keep: names of functions whose custom derivative is to hold after cutting too.
 
     Returns:
         An explanation, which prints as tables: the groups with their shares of parameters and operations, then the axes
@@ -100,7 +105,7 @@ def explain(
     a[0]      3  an axis of the input
     b[1]      2  reduce_max over it
     """
-    found = analysis.analyse(apply, variables, *inputs, rules=rules)
+    found = analysis.analyse(apply, variables, *inputs, rules=rules, keep=keep)
     leaves = [leaf for leaf in found.traced.leaves if leaf.collection == "params"]
     shapes = {leaf.path: leaf.value.shape for leaf in leaves}
     total = sum(math.prod(shape) for shape in shapes.values())

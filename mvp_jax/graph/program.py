@@ -6,7 +6,7 @@ inputs (tables, masks, `iota`) stay as they are and are cut where they are used,
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, resolve, unify
 from mvp_jax.graph.primitives import INLINED
 from mvp_jax.graph.rules import PrimitiveRule, Seen
 
-Kind = Literal["constant", "plain", "call", "scan", "cond", "opaque"]
+Kind = Literal["constant", "plain", "call", "scan", "cond", "opaque", "custom"]
 Role = Literal["make", "touch", "read", "head", "qk", "value", "summed"]
 
 
@@ -58,6 +58,7 @@ class Node:
         seen: its axes, the way rules see them; a constant operand has axes of its own for this one use.
         constants: which operands are constants.
         inner: the programs that it calls.
+        derivative: the rule of a function whose own derivative is kept.
     """
 
     eqn: Any
@@ -65,6 +66,7 @@ class Node:
     seen: Seen
     constants: tuple[bool, ...]
     inner: tuple["Program", ...] = ()
+    derivative: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,10 +121,16 @@ _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy
 
 
 class Tracer:
-    """Reads jaxprs by a table of rules, and collects the notes."""
+    """Reads jaxprs by a table of rules, and collects the notes.
 
-    def __init__(self, rules: Mapping[str, PrimitiveRule]):
+    Args:
+        rules: by primitive.
+        custom: asked before a call is walked into: reads it some other way, or returns `None`.
+    """
+
+    def __init__(self, rules: Mapping[str, PrimitiveRule], custom: Callable[..., Any] = lambda *_: None):
         self.rules = rules
+        self.custom = custom
         self.notes: list[Note] = []
 
     def program(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> Program:
@@ -148,7 +156,8 @@ class Tracer:
         """Reads one equation."""
         name = eqn.primitive.name
         if name in INLINED:
-            return self._call(eqn, given)
+            found: tuple[Node, list[Value]] | None = self.custom(self, eqn, given)
+            return found or self._call(eqn, given)
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):

@@ -85,6 +85,9 @@ class Replay:
             return _bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
             return self._call(node, values)
+        if node.kind == "custom":
+            results: list[Any] = node.derivative.replay(values, self.run)
+            return results
         values = [
             self.cut(v, axes) if constant else v
             for v, axes, constant in zip(values, node.seen.ins, node.constants, strict=True)

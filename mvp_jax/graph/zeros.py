@@ -52,6 +52,9 @@ def _equation(node: Node, zs: list[Zeros], rules: dict[str, PrimitiveRule]) -> l
         case "call":
             inner = node.inner[0]
             return follow(inner, zs[len(zs) - len(inner.jaxpr.invars) :], rules)
+        case "custom":
+            followed: list[Zeros] = node.derivative.zeros(zs, lambda program, given: follow(program, given, rules))
+            return followed
         case "cond":
             each = [follow(p, zs[1:], rules) for p in node.inner]
             return [_both(node.seen, i, [z[i] for z in each]) for i in range(len(each[0]))]
