@@ -125,6 +125,21 @@ def slim(
     >>> small(cut_params, jnp.ones((2, 3))).tolist(), cut_params["b"].shape
     ([[4.0, 6.0], [4.0, 6.0]], (2, 2))
     """
+    small, smaller, customs = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
+    derivatives.warn_lost(customs)
+    return small, smaller
+
+
+def _slim(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    units: Units,
+    *inputs: Any,
+    rules: graph.PrimitiveRules,
+    keep: Sequence[str],
+) -> tuple[Callable[..., Any], PyTree, tuple[graph.CustomFunction, ...]]:
+    """As `slim`, and the functions with derivatives of their own."""
     _check_kept(units, groups)
     kept = {name: np.asarray(u) for name, u in units.items()}
     table = RULES | dict(rules)
@@ -132,7 +147,7 @@ def slim(
     dense, structure = jax.tree.flatten(jax.tree.map(placement.typed, variables))
     known: dict[Any, tuple[graph.Traced, Replay]] = {}
 
-    def traced_for(leaves: list[Any], inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
+    def read(leaves: list[Any], inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
         shapes, of_inputs = jax.tree.flatten(jax.tree.map(placement.typed, inputs))
         key = (of_inputs, *((i.shape, i.dtype, i.weak_type, i.sharding) for i in (*leaves, *shapes)))
         if key not in known:
@@ -143,7 +158,8 @@ def slim(
                 rules=table,
                 keep=keep,
             )
-            graph.leaks(traced, table)
+            roots = {g.name: graph.find(traced, g) for g in groups}
+            graph.leaks(traced, table, {roots[g.name]: frozenset(g.approximate) for g in groups if g.approximate})
             known[key] = traced, Replay({graph.find(traced, g): kept[g.name] for g in groups}, table)
         return known[key]
 
@@ -154,17 +170,16 @@ def slim(
             raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
         # The dense function is traced as if its variables lay where the slim ones do.
         lying = [placement.typed(x, d.shape) for x, d in zip(got, dense, strict=True)]
-        traced, replay = traced_for(lying, inputs)
+        traced, replay = read(lying, inputs)
         return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
 
-    traced, replay = traced_for(dense, inputs)
+    traced, replay = read(dense, inputs)
     derivatives.check_kept(keep, traced.customs)
-    derivatives.warn_lost(traced.customs)
     smaller = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
     leaves = [
         replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
     ]
-    return slim_apply, jax.tree.unflatten(traced.structure, leaves)
+    return slim_apply, jax.tree.unflatten(traced.structure, leaves), traced.customs
 
 
 def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:
@@ -223,7 +238,7 @@ def verify(
         ratio: the largest share of a group's units that is removed. Each cut draws for each group how many units go, at
             least one and at most this share; one always stays.
         rules: rules for further primitives, the same that `graph.groups` was given.
-        keep: names of functions whose own derivative stays, the same that `slim` is to be given.
+        keep: names of functions whose own derivative stays, as `slim` takes them.
 
     Returns:
         Relative differences for each cut; float32 rounding gives about 1e-6.
@@ -249,7 +264,8 @@ def verify(
             removed = int(rng.integers(1, max(2, round(ratio * g.size) + 1)))
             units[g.name] = jnp.asarray(order >= min(removed, g.size - 1))
         masked = apply(mask(variables, groups, units), *inputs)
-        small, small_variables = slim(apply, variables, groups, units, *inputs, rules=rules)
+        # Outputs are compared, not derivatives: nothing to warn of.
+        small, small_variables, _ = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
         differences.append(_distance(masked, jax.jit(small)(small_variables, *inputs)))
         changes.append(_distance(masked, dense))
     return Verification(tuple(differences), tuple(changes))

@@ -129,7 +129,8 @@ class Reader:
         self._depth -= 1
         # Who makes units and who reads them is said by the function, not by its derivative.
         del tracer.notes[notes:]
-        seen = Seen(eqn.params, [], [], [], eqn.primitive.name)
+        ins, outs = ([v.dims or [] for v in values] for values in (given, primal.outs))
+        seen = Seen(eqn.params, ins, outs, [v.fill for v in given], eqn.primitive.name)
         constants = tuple(v.dims is None for v in given)
         node = Node(eqn=eqn, kind="custom", seen=seen, constants=constants, inner=(primal,), derivative=derivative)
         return node, list(primal.outs)
