@@ -1,143 +1,25 @@
 """Rules that people write for derivatives, read with axes and written again with fewer units.
 
 The rule of a `jax.custom_vjp` function is a forward and a backward program, that of a `jax.custom_jvp` function one for
-results and tangents. They run on the same values as the function, so their axes are those of its arguments and
-results; what would carry something from removed units to others is frozen, and a new function of the same kind runs
-them on smaller arrays.
+results and tangents. What would carry something from removed units to others is frozen, and a new function of the same
+kind runs them on smaller arrays.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad
 
-from mvp_jax.graph.dims import Axes, Dim, freeze, roots, unify
+from mvp_jax.graph import rule_programs
 from mvp_jax.graph.program import Program, Tracer, Value, open_jaxpr
 from mvp_jax.graph.rules import Zeros
 
 Follow = Callable[[Program, list[Zeros]], list[Zeros]]
 Run = Callable[[Program, list[Any]], list[Any]]
-
-
-class Opened(NamedTuple):
-    """A jaxpr, with those values that it closes over and that are traced as its first arguments."""
-
-    invars: list[Any]
-    constvars: list[Any]
-    eqns: list[Any]
-    outvars: list[Any]
-
-
-class Blame:
-    """Says of units that get frozen meanwhile that a custom derivative is why."""
-
-    def __init__(self, name: str, values: Sequence[Value]):
-        self.name = name
-        self.values = values
-
-    def _dims(self) -> set[Dim]:
-        return {d for v in self.values for e in v.dims or [] for d in roots(e)}
-
-    def __enter__(self) -> None:
-        self.before = {id(d) for d in self._dims() if d.why}
-
-    def __exit__(self, *_: object) -> None:
-        for d in self._dims():
-            if d.why and id(d) not in self.before and not d.why.startswith("in the derivative of"):
-                d.why = f"in the derivative of {self.name}: {d.why}"
-
-
-def _axes(v: Value) -> Axes:
-    return v.dims if v.dims is not None else [Dim(n) for n in v.shape]
-
-
-def whole(program: Program) -> Program:
-    """The program with axes for every result, also for constant ones: those leave it in the smaller shape."""
-    return dataclasses.replace(program, outs=tuple(v._replace(dims=_axes(v)) for v in program.outs))
-
-
-def _meet(some: Sequence[Value], others: Sequence[Value]) -> None:
-    """Says that values of the same shapes are cut alike."""
-    for v, w in zip(some, others, strict=True):
-        for a, b in zip(v.dims or [], w.dims or [], strict=True):
-            unify(a, b)
-
-
-def _program(
-    tracer: Tracer, eqn: Any, given: list[Value], jaxpr: Any, consts: Sequence[Any], args: list[Value], name: str
-) -> tuple[Program, tuple[int, ...]]:
-    """A rule's program, and which operands of the equation it takes first because it closes over them."""
-    closed: list[int] = []
-    traced, constvars, known = [], [], []
-    for var, value in zip(jaxpr.constvars, consts, strict=True):
-        if not isinstance(value, jax.core.Tracer):
-            constvars.append(var)
-            known.append(value)
-            continue
-        # Such a value was a variable of the function around; the equation has it as an operand, or JAX itself fails.
-        at = [i for i, v in enumerate(eqn.invars) if v is getattr(value, "val", None)]
-        if not at:
-            raise ValueError(
-                f"the derivative of {name!r} cannot be kept: its rule uses a traced value that is no argument of the "
-                "function; make it one"
-            )
-        traced.append(var)
-        closed.append(at[0])
-    opened = Opened([*traced, *jaxpr.invars], constvars, list(jaxpr.eqns), list(jaxpr.outvars))
-    return tracer.program(opened, known, [*(given[i] for i in closed), *args]), tuple(closed)
-
-
-def _is_differentiable(aval: Any) -> bool:
-    return bool(jnp.issubdtype(aval.dtype, np.inexact))
-
-
-def _both(a: Zeros, b: Zeros) -> Zeros:
-    """Where two values of the same axes are zero."""
-    if a is None or b is None:
-        return b if a is None else a
-    return tuple(x & y for x, y in zip(a, b, strict=True))
-
-
-def _complement(v: Value, z: Zeros) -> Zeros:
-    """Everything but where a value is zero."""
-    if z is None:
-        return tuple(frozenset[Dim]() for _ in v.shape)
-    return tuple(frozenset(roots(e)) - known for e, known in zip(v.dims or [], z, strict=True))
-
-
-def _must_vanish(v: Value, z: Zeros, cotangent: Zeros, name: str) -> None:
-    """Freezes the units at whose removal neither an argument nor its cotangent is zero."""
-    if z is None or cotangent is None:
-        return
-    for a, e in enumerate(v.dims or []):
-        for d in roots(e):
-            if d not in z[a] and d not in cotangent[a]:
-                freeze(d, f"in the derivative of {name}: a cotangent that is not zero where units are removed")
-
-
-def _must_not_move(name: str, moves: Sequence[bool]) -> None:
-    if any(moves):
-        raise ValueError(
-            f"{name!r} closes over a value that is differentiated, which its derivative says nothing about; make the "
-            "value an argument"
-        )
-
-
-def _filled(t: Any) -> Any:
-    """A tangent or cotangent as an array."""
-    if not isinstance(t, SymbolicZero):
-        return t
-    return np.zeros(t.shape, t.dtype) if t.dtype == jax.dtypes.float0 else jnp.zeros(t.shape, t.dtype)
-
-
-def _no_tangent(x: Any) -> Any:
-    return jnp.zeros_like(x) if _is_differentiable(x) else np.zeros(np.shape(x), jax.dtypes.float0)
-
 
 # --- custom_vjp ------------------------------------------------------------------------------------------------------
 
@@ -187,16 +69,18 @@ class BackwardRule:
         plain = follow(self.primal, zs[n:])
         outs = follow(self.fwd, [*(zs[i] for i in self.fwd_closed), *zs[self.count :]])
         split = len(outs) - len(plain)
-        results = [_both(a, b) for a, b in zip(plain, outs[split:], strict=True)]
+        results = [rule_programs.both(a, b) for a, b in zip(plain, outs[split:], strict=True)]
         cotangents = [
-            _complement(v, z) for v, z, taken in zip(self.primal.outs, results, self.into, strict=True) if taken
+            rule_programs.complement(v, z)
+            for v, z, taken in zip(self.primal.outs, results, self.into, strict=True)
+            if taken
         ]
-        with Blame(self.name, [*self.given, *self.primal.outs]):
+        with rule_programs.Blame(self.name, [*self.given, *self.primal.outs]):
             back = follow(
                 self.bwd, [*(zs[i] for i in self.bwd_closed), *self._residuals(outs[:split], zs), *cotangents]
             )
         for i, cotangent in zip(self.back, back, strict=True):
-            _must_vanish(self.given[i], zs[i], cotangent, self.name)
+            rule_programs.must_vanish(self.given[i], zs[i], cotangent, self.name)
         return results
 
     def replay(self, values: list[Any], run: Run) -> list[Any]:
@@ -208,7 +92,7 @@ class BackwardRule:
 
         def fwd(*values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             if self.count:
-                _must_not_move(self.name, [v.perturbed for v in values[: self.count]])
+                rule_programs.must_not_move(self.name, [v.perturbed for v in values[: self.count]])
                 values = tuple(v.value for v in values)
             outs = run(self.fwd, [*(values[i] for i in self.fwd_closed), *values[self.count :]])
             split = len(outs) - len(self.primal.outs)
@@ -216,7 +100,7 @@ class BackwardRule:
             return tuple(outs[split:]), tuple(residuals)
 
         def bwd(residuals: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
-            taken = [_filled(c) for c, used in zip(cotangents, self.into, strict=True) if used]
+            taken = [rule_programs.filled(c) for c, used in zip(cotangents, self.into, strict=True) if used]
             found = dict(zip(self.back, run(self.bwd, [*residuals, *taken]), strict=True))
             return tuple(found.get(i) for i in range(len(self.given)))
 
@@ -227,30 +111,33 @@ class BackwardRule:
         return list(custom(*values))
 
 
-def read_vjp(tracer: Tracer, eqn: Any, given: list[Value], name: str, primal: Program) -> BackwardRule:
+def read_vjp(
+    tracer: Tracer, eqn: Any, given: list[Value], name: str, primal: Program, aliases: rule_programs.Aliases
+) -> BackwardRule:
     """Reads both rules of a `custom_vjp` function whose own program was read."""
     params, count = eqn.params, eqn.params["num_consts"]
     args = given[count:]
     jaxpr, consts = params["fwd_jaxpr_thunk"].call_wrapped(*[True] * len(args))
-    fwd, fwd_closed = _program(tracer, eqn, given, jaxpr, consts, args, name)
+    fwd, fwd_closed = rule_programs.read_rule(tracer, eqn, given, (jaxpr, consts), args, name, aliases)
     split = len(fwd.outs) - len(primal.outs)
-    fwd = dataclasses.replace(fwd, outs=(*fwd.outs[:split], *whole(fwd).outs[split:]))
-    _meet(primal.outs, fwd.outs[split:])
+    fwd = dataclasses.replace(fwd, outs=(*fwd.outs[:split], *rule_programs.whole(fwd).outs[split:]))
+    rule_programs.meet(primal.outs, fwd.outs[split:])
     residuals = tuple(params["out_trees"]()[2])
     computed = iter(zip(fwd.outs[:split], jaxpr.outvars[:split], strict=True))
     stored = [next(computed) if i is None else (given[i], eqn.invars[i]) for i in residuals]
-    into = tuple(_is_differentiable(v.aval) for v in eqn.outvars)
+    into = tuple(rule_programs.is_differentiable(v.aval) for v in eqn.outvars)
     backward, back = _traced_bwd(params["bwd"], [v.aval for _, v in stored], [v.aval for v in eqn.outvars], into)
     cotangents = [v for v, taken in zip(primal.outs, into, strict=True) if taken]
     cotangents = [Value(v.dims, v.shape, active=True) for v in cotangents]
-    body, known = open_jaxpr(backward)
-    bwd, bwd_closed = _program(tracer, eqn, given, body, known, [*(v for v, _ in stored), *cotangents], name)
+    bwd, bwd_closed = rule_programs.read_rule(
+        tracer, eqn, given, open_jaxpr(backward), [*(v for v, _ in stored), *cotangents], name, aliases
+    )
     # The rule leaves out the operands that the function closes over: they come first.
     at = [i + count for i in back]
-    bwd = whole(bwd)
+    bwd = rule_programs.whole(bwd)
     for i, cotangent in zip(at, bwd.outs, strict=True):
         if given[i].dims is not None:
-            _meet([given[i]], [cotangent])
+            rule_programs.meet([given[i]], [cotangent])
     return BackwardRule(
         name=name,
         given=tuple(given),
@@ -291,7 +178,7 @@ def _traced_bwd(
 
 
 def _abstract(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
 # --- custom_jvp ------------------------------------------------------------------------------------------------------
@@ -331,12 +218,12 @@ class TangentRule:
         plain = follow(self.primal, zs[n:])
         args = zs[self.count :]
         tangents = [z for z, taken in zip(args, self.into, strict=True) if taken]
-        with Blame(self.name, [*self.given, *self.primal.outs]):
+        with rule_programs.Blame(self.name, [*self.given, *self.primal.outs]):
             outs = follow(self.jvp, [*(zs[i] for i in self.closed), *args, *tangents])
         split = len(plain)
         moved = iter(outs[split:])
         return [
-            _both(_both(a, b), next(moved) if there else None)
+            rule_programs.both(rule_programs.both(a, b), next(moved) if there else None)
             for a, b, there in zip(plain, outs[:split], self.out, strict=True)
         ]
 
@@ -348,13 +235,14 @@ class TangentRule:
             return tuple(run(self.primal, list(values[n:])))
 
         def jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-            _must_not_move(self.name, [not isinstance(t, SymbolicZero) for t in tangents[: self.count]])
-            taken = [_filled(t) for t, used in zip(tangents[self.count :], self.into, strict=True) if used]
+            rule_programs.must_not_move(self.name, [not isinstance(t, SymbolicZero) for t in tangents[: self.count]])
+            taken = [rule_programs.filled(t) for t, used in zip(tangents[self.count :], self.into, strict=True) if used]
             outs = run(self.jvp, [*(primals[i] for i in self.closed), *primals[self.count :], *taken])
             split = len(self.primal.outs)
             results, moved = outs[:split], iter(outs[split:])
             return tuple(results), tuple(
-                next(moved) if there else _no_tangent(r) for r, there in zip(results, self.out, strict=True)
+                next(moved) if there else rule_programs.no_tangent(r)
+                for r, there in zip(results, self.out, strict=True)
             )
 
         function.__name__ = function.__qualname__ = self.name
@@ -364,24 +252,26 @@ class TangentRule:
         return list(custom(*values))
 
 
-def read_jvp(tracer: Tracer, eqn: Any, given: list[Value], name: str, primal: Program) -> TangentRule:
+def read_jvp(
+    tracer: Tracer, eqn: Any, given: list[Value], name: str, primal: Program, aliases: rule_programs.Aliases
+) -> TangentRule:
     """Reads the rule of a `custom_jvp` function whose own program was read."""
     params, count = eqn.params, eqn.params["num_consts"]
     args, avals = given[count:], [v.aval for v in eqn.invars[count:]]
     # A rule that knows of symbolic zeros is told of those that there always are: integers have no tangent.
-    without = [bool(params["symbolic_zeros"]) and not _is_differentiable(a) for a in avals]
+    without = [bool(params["symbolic_zeros"]) and not rule_programs.is_differentiable(a) for a in avals]
     jaxpr, consts, zero = params["jvp_jaxpr_fun"].call_wrapped(*without)
     tangents = [_tangent(v, a) for v, a, z in zip(args, avals, without, strict=True) if not z]
     split = len(eqn.outvars)
     moved = iter(jaxpr.outvars[split:])
     given_back = {i: next(moved) for i, z in enumerate(zero) if not z}
-    out = tuple(i in given_back and _is_differentiable(v.aval) for i, v in enumerate(eqn.outvars))
+    out = tuple(i in given_back and rule_programs.is_differentiable(v.aval) for i, v in enumerate(eqn.outvars))
     results = [*jaxpr.outvars[:split], *(given_back[i] for i, there in enumerate(out) if there)]
-    body = Opened(list(jaxpr.invars), list(jaxpr.constvars), list(jaxpr.eqns), results)
-    jvp, closed = _program(tracer, eqn, given, body, consts, [*args, *tangents], name)
-    jvp = whole(jvp)
-    _meet(primal.outs, jvp.outs[:split])
-    _meet([v for v, there in zip(primal.outs, out, strict=True) if there], jvp.outs[split:])
+    body = rule_programs.Opened(list(jaxpr.invars), list(jaxpr.constvars), list(jaxpr.eqns), results)
+    jvp, closed = rule_programs.read_rule(tracer, eqn, given, (body, consts), [*args, *tangents], name, aliases)
+    jvp = rule_programs.whole(jvp)
+    rule_programs.meet(primal.outs, jvp.outs[:split])
+    rule_programs.meet([v for v, there in zip(primal.outs, out, strict=True) if there], jvp.outs[split:])
     return TangentRule(
         name=name,
         given=tuple(given),
@@ -395,7 +285,7 @@ def read_jvp(tracer: Tracer, eqn: Any, given: list[Value], name: str, primal: Pr
 
 
 def _tangent(v: Value, aval: Any) -> Value:
-    if not _is_differentiable(aval):
+    if not rule_programs.is_differentiable(aval):
         return Value(None, v.shape)
     # A constant's tangent is zero, and as long as the constant.
     return Value(v.dims, v.shape, 0.0 if v.dims is None else None, active=v.dims is not None)

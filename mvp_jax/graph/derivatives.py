@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mvp_jax.graph import custom_rules
+from mvp_jax.graph import custom_rules, rule_programs
 from mvp_jax.graph.program import Node, Tracer, Value, called, open_jaxpr
 from mvp_jax.graph.rules import Seen
 
@@ -101,6 +101,7 @@ class Reader:
         self.found: dict[CustomFunction, None] = {}
         self._depth = 0
         self._inside = 0
+        self._aliases: rule_programs.Aliases = {}
 
     def __call__(self, tracer: Tracer, eqn: Any, given: list[Value]) -> tuple[Node, list[Value]] | None:
         """One equation with its rule; `None` if it is to be read as a plain call."""
@@ -120,12 +121,12 @@ class Reader:
 
     def _kept(self, tracer: Tracer, eqn: Any, given: list[Value], name: str) -> tuple[Node, list[Value]]:
         jaxpr, consts = open_jaxpr(called(eqn.params))
-        primal = custom_rules.whole(tracer.program(jaxpr, consts, given[len(given) - len(jaxpr.invars) :]))
+        primal = rule_programs.whole(tracer.program(jaxpr, consts, given[len(given) - len(jaxpr.invars) :]))
         notes = len(tracer.notes)
         self._depth += 1
-        with custom_rules.Blame(name, [*given, *primal.outs]):
+        with rule_programs.Blame(name, [*given, *primal.outs]):
             read = custom_rules.read_vjp if eqn.primitive.name == "custom_vjp_call" else custom_rules.read_jvp
-            derivative = read(tracer, eqn, given, name, primal)
+            derivative = read(tracer, eqn, given, name, primal, self._aliases)
         self._depth -= 1
         # Who makes units and who reads them is said by the function, not by its derivative.
         del tracer.notes[notes:]
