@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from mvp_jax.graph import custom_rules, rule_programs
-from mvp_jax.graph.program import Node, Tracer, Value, called, open_jaxpr
+from mvp_jax.graph.program import Node, Value, called, open_jaxpr
+from mvp_jax.graph.reading import Tracer
 from mvp_jax.graph.rules import Seen
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep

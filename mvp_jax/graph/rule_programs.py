@@ -13,7 +13,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from mvp_jax.graph.dims import Axes, Dim, freeze, roots, unify
-from mvp_jax.graph.program import Program, Tracer, Value
+from mvp_jax.graph.program import Program, Value
+from mvp_jax.graph.reading import Tracer
 from mvp_jax.graph.rules import Zeros
 
 
