@@ -240,14 +240,13 @@ class _Frame:
         rule = self.replay.rules.get(node.seen.name)
         if rule is None or rule.fold is None:
             return out
-        leaking = sorted((d for d in facts.folded if sizes.removed(d) and d not in removed), key=id)
-        for count in range(1, len(leaking) + 1):
-            for some in map(frozenset, itertools.combinations(leaking, count)):
-                taken = self.taken(node, removed, some)
-                if taken is not None:
-                    times = math.prod(self.replay.size.removed(d) for d in some)
-                    more = self.apply(node, removed | some, taken)
-                    out = [rule.fold.join(a, b, times) for a, b in zip(out, more, strict=True)]
+        leaking = {d for d in facts.folded if sizes.removed(d) and d not in removed}
+        for some in _subsets(leaking, [node.seen.ins[i][a] for (i, a), *_ in rule.fold.axes(node.seen)]):
+            taken = self.taken(node, removed, some)
+            if taken is not None:
+                times = math.prod(self.replay.size.removed(d) for d in some)
+                more = self.apply(node, removed | some, taken)
+                out = [rule.fold.join(a, b, times) for a, b in zip(out, more, strict=True)]
         if any(sizes.removed(d) for d in facts.skipped):
             # The mean over the kept entries: their sum, as if the removed ones had the same mean.
             axes = [node.seen.ins[i][a] for (i, a), *_ in rule.fold.axes(node.seen)]
@@ -335,6 +334,32 @@ def _is_zero(zeros: Zeros, axes: Axes, removed: Removed) -> bool:
     if zeros is None:
         return True
     return any(d in there for there, e in zip(zeros, axes, strict=True) for d in removed & frozenset(roots(e)))
+
+
+def _subsets(leaking: set[Dim], axes: Sequence[Expr]) -> list[Removed]:
+    """The sets of units of which removed ones meet in an entry of some axes: each part of a concatenation by itself."""
+    order = list(dict.fromkeys(d for e in axes for d in roots(e)))
+    meeting: list[Removed] = [NOBODY]
+    for e in axes:
+        meeting = list(dict.fromkeys(a | b for a in meeting for b in _meeting(e, leaking)))
+    found: dict[Removed, None] = {}
+    for together in meeting:
+        several = sorted(together, key=order.index)
+        for count in range(1, len(several) + 1):
+            found |= dict.fromkeys(map(frozenset, itertools.combinations(several, count)))
+    return list(found)
+
+
+def _meeting(e: Expr, leaking: set[Dim]) -> list[Removed]:
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return [frozenset({e} & leaking)]
+    if isinstance(e, Permuted):
+        return _meeting(e.inner, leaking)
+    parts = [_meeting(part, leaking) for part in e.parts]
+    if isinstance(e, Sum):
+        return list(dict.fromkeys(itertools.chain(*parts)))
+    return list(dict.fromkeys(frozenset().union(*several) for several in itertools.product(*parts)))
 
 
 def _involved(e: Expr, d: Dim) -> np.ndarray:

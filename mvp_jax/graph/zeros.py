@@ -24,9 +24,6 @@ Approximation: TypeAlias = Literal["norm", "positions", "kernel_standardisation"
 Means: TypeAlias = Callable[[], frozenset[int]]
 """Gives the sums of a program, by the identity of their nodes, that are means; found only if it is asked for."""
 
-MOST_FOLDED = 4
-"""How many sets of units may be counted in one combination: each subset of them takes a term."""
-
 
 class Known(NamedTuple):
     """What is known of one array once units are masked.
@@ -274,7 +271,7 @@ def _count_removed(
             zero = any(d in node.seen.zero(zs[i], i, a) for i, a in places)
             if d.why or (zero and fold.skips_zeros):
                 continue
-            if len(folded) < MOST_FOLDED and all(_is_one(node, i, d, unevens[i]) for i, _ in places):
+            if all(_is_one(node, i, d, unevens[i]) for i, _ in places):
                 folded.add(d)
             elif id(node) in means() and within.may(d, _way(node)):
                 skipped.add(d)
