@@ -182,6 +182,11 @@ class Tracer:
         body = self.program(*open_jaxpr(eqn.params["body_jaxpr"]), [*for_body, *carry])
         body = dataclasses.replace(body, outs=tuple(map(_with_dims, body.outs)))
         _unify_all(carry, body.outs)
+        # Under `vmap` every member of a batch, which comes first everywhere, runs until its own condition holds.
+        condition = dataclasses.replace(condition, outs=tuple(map(_with_dims, condition.outs)))
+        for v in carry:
+            for a, b in zip(condition.outs[0].dims or [], v.dims or [], strict=False):
+                unify(a, b)
         outs: list[Axes] = [v.dims or [] for v in carry]
         seen = Seen(eqn.params, [v.dims or [] for v in used], outs, [v.fill for v in used], "while")
         node = Node(eqn=eqn, kind="while", seen=seen, constants=constants, inner=(condition, body))

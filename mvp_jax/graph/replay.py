@@ -198,13 +198,19 @@ class _Frame:
     def loop(self, node: Node, values: list[Any]) -> list[Any]:
         for_condition, for_body, start = while_parts(node.eqn.params, values)
         condition, body = node.inner
-        return list(
-            lax.while_loop(
-                lambda carry: self.replay.run(condition, [*for_condition, *carry])[0],
-                lambda carry: tuple(self.replay.run(body, [*for_body, *carry])),
-                tuple(start),
-            )
-        )
+
+        def goes_on(carry: tuple[Array, ...]) -> Array:
+            return jnp.asarray(self.replay.run(condition, [*for_condition, *carry])[0])
+
+        def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            new, still = self.replay.run(body, [*for_body, *carry]), goes_on(carry)
+            if still.ndim == 0:
+                return tuple(new)
+            # Under `vmap`: members of the batch that are done stay as they are.
+            wide = [still.reshape(still.shape + (1,) * (x.ndim - still.ndim)) for x in new]
+            return tuple(jnp.where(w, x, old) for w, x, old in zip(wide, new, carry, strict=True))
+
+        return list(lax.while_loop(lambda carry: goes_on(carry).any(), step, tuple(start)))
 
     def shard_map(self, node: Node, values: list[Any]) -> list[Any]:
         params = node.eqn.params
@@ -347,5 +353,8 @@ def _is_relu(node: Node) -> bool:
     eqns = open_jaxpr(called(node.eqn.params))[0].eqns
     if len(eqns) != 1 or eqns[0].params.get("name") != "relu":
         return False
-    body = open_jaxpr(called(eqns[0].params))[0].eqns
-    return [e.primitive.name for e in body] == ["max"] and isinstance(body[0].invars[1], core.Literal)
+    # Inside `shard_map` the zero is cast to what differs between devices.
+    *casts, last = open_jaxpr(called(eqns[0].params))[0].eqns
+    numbers = [v.val for e in (*casts, last) for v in e.invars if isinstance(v, core.Literal)]
+    plain = all(e.primitive.name in ("pvary", "convert_element_type") for e in casts)
+    return plain and last.primitive.name == "max" and numbers == [0]
