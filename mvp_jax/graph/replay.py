@@ -210,7 +210,11 @@ class _Frame:
             wide = [still.reshape(still.shape + (1,) * (x.ndim - still.ndim)) for x in new]
             return tuple(jnp.where(w, x, old) for w, x, old in zip(wide, new, carry, strict=True))
 
-        return list(lax.while_loop(lambda carry: goes_on(carry).any(), step, tuple(start)))
+        def any_goes_on(carry: tuple[Array, ...]) -> Array:
+            return goes_on(carry).any()
+
+        last: tuple[Array, ...] = lax.while_loop(any_goes_on, step, tuple(start))
+        return list(last)
 
     def shard_map(self, node: Node, values: list[Any]) -> list[Any]:
         params = node.eqn.params

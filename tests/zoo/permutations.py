@@ -116,7 +116,7 @@ def heads_and_dimensions() -> Case:
 
     def apply(p, x):
         q, k, v = (dense(p[name], x) for name in "qkv")
-        y = attend(q, k, v).reshape(2, 5, 12)
+        y = attend(q, k, v).reshape(*x.shape[:2], 12)
         return dense(p["out"], y[..., ::-1][..., TWELVE])
 
     shapes = {name: dense_shapes(6, 3, 4) for name in "qkv"} | {"out": dense_shapes(12, 5)}
@@ -130,7 +130,7 @@ def heads_in_another_order() -> Case:
 
     def apply(p, x):
         q, k, v = ((x @ p[name]).reshape(2, 5, 3, 4) for name in "qkv")
-        y = attend(q, k, v).reshape(2, 5, 12)[..., np.arange(12).reshape(3, 4)[[2, 0, 1]].ravel()]
+        y = attend(q, k, v).reshape(*x.shape[:2], 12)[..., np.arange(12).reshape(3, 4)[[2, 0, 1]].ravel()]
         y = y.reshape(2, 5, 3, 4) * p["gain"][:, None]
         return dense(p["out"], y.reshape(2, 5, 12)[..., ::-1])
 
