@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
-from mvp_jax.graph import zeros
+from mvp_jax.graph import derivatives, zeros
 from mvp_jax.graph.dims import Dim, freeze, roots
 from mvp_jax.graph.places import Place, places
 from mvp_jax.graph.primitives import RULES
@@ -60,6 +60,7 @@ def groups(
     *inputs: Any,
     rules: PrimitiveRules = (),
     allow: Sequence[Approximation] = (),
+    keep: Sequence[str] = (),
 ) -> tuple[Group, ...]:
     """The coupled groups of a function: sets of units that can be removed, each with every axis that goes with it.
 
@@ -82,6 +83,7 @@ def groups(
             - `"positions"`: fixed tables that are added (sinusoidal positions) count as masked with the units.
             - `"kernel_standardisation"`: the mean of a standardised kernel is taken over its kept inputs, and a removed
               filter that is divided by its own deviation of zero is not computed.
+        keep: names of functions whose custom derivative is to hold after cutting too, as `compact.slim` takes them.
 
     Returns:
         Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
@@ -90,7 +92,7 @@ def groups(
 
     Raises:
         ValueError: if a leaf of the variables is no array (a function, a string, or a setting that `apply` branches
-            on), or `allow` names no way that is known.
+            on), `allow` names no way that is known, or `keep` no function with a custom derivative.
 
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
@@ -104,7 +106,7 @@ def groups(
     >>> [(g.name, g.size, [(s.path, s.axis, s.scored) for s in g.slots]) for g in groups(mlp, params, jnp.ones((1, 3)))]
     [('fc1', 8, [('fc1/bias', 0, True), ('fc1/kernel', 1, True), ('fc2/kernel', 0, False)])]
     """
-    return analyse(apply, variables, *inputs, rules=rules, allow=allow).groups
+    return analyse(apply, variables, *inputs, rules=rules, allow=allow, keep=keep).groups
 
 
 def analyse(
@@ -113,6 +115,7 @@ def analyse(
     *inputs: Any,
     rules: PrimitiveRules = (),
     allow: Sequence[Approximation] = (),
+    keep: Sequence[str] = (),
 ) -> Analysis:
     """Coupled groups of a function, as `groups` finds them, and what may not be cut and why.
 
@@ -122,6 +125,7 @@ def analyse(
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
         allow: ways in which the slim function may differ from the masked one, as in `groups`.
+        keep: names of functions whose custom derivative is kept.
 
     Returns:
         The groups, the frozen axes with reasons, and the function as it was read.
@@ -133,7 +137,8 @@ def analyse(
     if unknown:
         raise ValueError(f"allow={unknown} is not known; allowed are {list(get_args(Approximation))}")
     table = RULES | dict(rules)
-    traced = trace(apply, variables, *inputs, rules=table)
+    traced = trace(apply, variables, *inputs, rules=table, keep=keep)
+    derivatives.check_kept(keep, traced.customs)
     for i, value in enumerate(traced.program.outs):
         for e in value.dims or [] if i not in traced.returned else []:
             freeze(e, "an axis of the output")

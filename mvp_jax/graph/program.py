@@ -12,7 +12,7 @@ from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve
 from mvp_jax.graph.rules import Seen
 
 T = TypeVar("T")
-Kind = Literal["constant", "plain", "call", "scan", "cond", "while", "shard_map", "opaque"]
+Kind = Literal["constant", "plain", "call", "scan", "cond", "while", "shard_map", "opaque", "custom"]
 Role = Literal["make", "touch", "read", "head", "qk", "value", "summed"]
 
 
@@ -76,6 +76,7 @@ class Node:
         active: whether an operand depends on the inputs.
         at: how many notes were taken before it.
         facts: what the second pass found out, written there.
+        derivative: the rule of a function whose own derivative is kept.
     """
 
     eqn: Any
@@ -87,6 +88,7 @@ class Node:
     active: bool = False
     at: int = 0
     facts: Facts = dataclasses.field(default_factory=Facts, compare=False, repr=False)
+    derivative: Any = None
 
     @property
     def remat(self) -> bool:

@@ -80,10 +80,16 @@ def _steady(
 
 
 class Tracer:
-    """Reads jaxprs by a table of rules, and collects the notes."""
+    """Reads jaxprs by a table of rules, and collects the notes.
 
-    def __init__(self, rules: Mapping[str, PrimitiveRule]):
+    Args:
+        rules: by primitive.
+        custom: asked before a call is walked into: reads it some other way, or returns `None`.
+    """
+
+    def __init__(self, rules: Mapping[str, PrimitiveRule], custom: Callable[..., Any] = lambda *_: None):
         self.rules = rules
+        self.custom = custom
         self.notes: list[Note] = []
 
     def program(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> Program:
@@ -109,7 +115,8 @@ class Tracer:
         """Reads one equation."""
         name = eqn.primitive.name
         if name in INLINED:
-            return self._call(eqn, given)
+            found: tuple[Node, list[Value]] | None = self.custom(self, eqn, given)
+            return found or self._call(eqn, given)
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):

@@ -149,6 +149,9 @@ class _Frame:
             return bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
             return self.call(node, values)
+        if node.kind == "custom":
+            results: list[Any] = node.derivative.replay(values, self.replay.run)
+            return results
         if node.kind in ("plain", "opaque"):
             return self.plain(node, NOBODY)
         values = [

@@ -134,10 +134,19 @@ def _equation(node: Node, known: list[Known], within: Pass, means: Means) -> lis
             found, outs = _while(node, [k.zeros for k in known], within), node.seen.outs
         case "shard_map":
             found, outs = _shard_map(node, [k.zeros for k in known], within), node.seen.outs
+        case "custom":
+            given = [k.zeros for k in known]
+            found = [Known(z) for z in node.derivative.zeros(given, lambda p, zs: _alone(p, zs, within))]
+            outs = node.seen.outs
         case _:
             found, outs = _scan(node, [k.zeros for k in known], within), node.seen.outs
     node.facts.zeros = tuple(k.zeros for k in found)
     return closed(outs, node.facts.zeros)
+
+
+def _alone(program: Program, zs: Sequence[Zeros], within: Pass) -> list[Zeros]:
+    """Zeros of the results of a program that is replayed by itself."""
+    return [k.zeros for k in follow(program, closed([axes or [] for axes in program.ins], zs), within)]
 
 
 def closed(axes: Sequence[Axes], zeros: Sequence[Zeros]) -> list[Known]:

@@ -130,6 +130,7 @@ def test_frozen_axes_have_the_right_reason(name):
         assert at in cut or any(re.search(pattern, r) for r in reasons[at]), (at, pattern, reasons[at])
 
 
+@pytest.mark.filterwarnings("ignore::mvp_jax.graph.CustomDerivativeWarning")
 @pytest.mark.parametrize("ratios", [REMOVED[1::2], pytest.param(REMOVED[::2], marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_masked_is_slim(name, ratios):
