@@ -239,6 +239,9 @@ def test_what_cuts_across_an_order_of_several_sets_is_frozen():
     assert why(take(mixed, 0, 2), mixed) == {"a slice cuts across it"}
     mixed = permuted(product([Dim(2), Dim(2)]), [0, 3, 1, 2])
     assert why(*reshape([mixed], (2, 2)), mixed) == {"a reshape cuts across it"}
+    rest = permuted(total([Dim(2), Dim(2), Dim(3)]), [2, 0, 3, 1, 4, 5, 6])
+    assert layout(take(rest, 0, 4)) == [[(1, 0)], [(0, 0)], [(1, 1)], [(0, 1)]]
+    assert why(rest) == {""}
     whole = permuted(total([Dim(2), Dim(2)]), [0, 2, 1, 3])
     outer, flat = reshape([Dim(3), whole], (3, 4))
     assert flat is whole

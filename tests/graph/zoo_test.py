@@ -215,7 +215,7 @@ NAIVE = [
     *indexing.NEVER,
     *loops.NEVER,
     *passing.NEVER,
-    *permutations.NAIVE,
+    *permutations.NEVER,
 ]
 
 
