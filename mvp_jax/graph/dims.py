@@ -7,7 +7,7 @@ reason. Splitting an axis further (a reshape, a slice) refines its expression in
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import jax
@@ -43,20 +43,22 @@ class Dim:
 class Prod:
     """Axes flattened into one, the last running fastest."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("known", "parts", "size")
 
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
+        self.known: tuple[Dim, ...] = ()  # what `roots` found
         self.size: int = math.prod(p.size for p in self.parts)
 
 
 class Sum:
     """Axes laid end to end."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("known", "parts", "size")
 
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
+        self.known: tuple[Dim, ...] = ()  # what `roots` found
         self.size: int = sum(p.size for p in self.parts)
 
 
@@ -67,27 +69,39 @@ Axes: TypeAlias = list[Expr]
 
 def resolve(e: Expr) -> Expr:
     """What an expression stands for by now."""
+    last = e
+    while isinstance(last, Dim) and last.ref is not None:
+        last = last.ref
+    # Whoever came a long way goes there directly from now on: a residual stream is renamed in every block.
     while isinstance(e, Dim) and e.ref is not None:
-        e = e.ref
-    return e
+        e.ref, e = last, e.ref
+    return last
 
 
-def roots(e: Expr) -> Iterator[Dim]:
+def roots(e: Expr) -> tuple[Dim, ...]:
     """The sets of units that an axis is made of, in order; one may come more than once."""
     e = resolve(e)
     if isinstance(e, Dim):
-        yield e
-    else:
-        for part in e.parts:
-            yield from roots(part)
+        return (e,)
+    # An expression changes only where one of its sets of units comes to stand for something else.
+    if not e.known or any(d.ref is not None for d in e.known):
+        if isinstance(e, Sum):  # each slice of a long axis would nest the rest of it one level deeper
+            e.parts = tuple(_flat(Sum, e))
+        e.known = tuple(d for part in e.parts for d in roots(part))
+    return e.known
 
 
 def _flat(kind: type[Prod] | type[Sum], e: Expr) -> list[Expr]:
     """The parts of a product (a sum), and of the products (sums) among them; anything else is its own part."""
-    e = resolve(e)
-    if isinstance(e, Dim) or not isinstance(e, kind):
-        return [e]
-    return [q for p in e.parts for q in _flat(kind, p)]
+    found: list[Expr] = []
+    left = [e]
+    while left:
+        e = resolve(left.pop())
+        if isinstance(e, Dim) or not isinstance(e, kind):
+            found.append(e)
+        else:
+            left += reversed(e.parts)
+    return found
 
 
 def product(parts: Sequence[Expr]) -> Expr:
@@ -126,7 +140,7 @@ def unify(a: Expr, b: Expr) -> None:
         if not isinstance(b, Dim):
             a, b = b, a
         assert isinstance(b, Dim)
-        if any(r is b for r in roots(a)):
+        if b in roots(a):
             _give_up(a, b, "an axis would contain itself")
         else:
             if isinstance(a, Dim) and b.why:
@@ -160,7 +174,7 @@ def _refine(kind: type[Prod] | type[Sum], left: list[Expr], right: list[Expr]) -
         if not at_most(b.size, a.size):
             left, right, a, b = right, left, b, a
         uneven = kind is Prod and a.size % b.size
-        if not isinstance(a, Dim) or uneven or any(r is a for r in roots(b)):
+        if not isinstance(a, Dim) or uneven or a in roots(b):
             verb = "split" if kind is Prod else "partition"
             _give_up(kind(left), kind(right), f"two ways to {verb} an axis do not fit together")
             return
@@ -285,9 +299,9 @@ def places(e: Expr) -> list[Place]:
         return [Place(e)]
     if isinstance(e, Sum):
         found, at = [], 0
-        for part in e.parts:
-            found += [p._replace(start=p.start + at) for p in places(part)]
-            at += resolve(part).size
+        for part in _flat(Sum, e):
+            found += [Place(p.root, p.start + at, p.step, p.repeats) for p in places(part)]
+            at += part.size
         return found
     found = []
     sizes = [resolve(p).size for p in e.parts]
