@@ -190,7 +190,7 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), "linear_attention"]
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"})]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))
