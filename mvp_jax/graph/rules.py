@@ -17,6 +17,10 @@ Zeros: TypeAlias = tuple[frozenset[Dim], ...] | None
 """For each axis the sets of units at whose removed indices the value is zero; `None`: zero everywhere."""
 
 
+Shapes: TypeAlias = list[tuple[int, ...]]
+"""The shape of each result of an equation."""
+
+
 class Seen(NamedTuple):
     """One use of a primitive: its parameters, the axes of its operands and results, and known uniform values."""
 
@@ -69,12 +73,14 @@ class PrimitiveRule(NamedTuple):
         emit: `(use, operands, kept size of an axis, params) -> results`, on the smaller arrays; `None`: bind the
             primitive with the parameters it had.
         fold: how removed entries that are not zero but all alike are counted; `None`: they freeze their units.
+        signed: whether a result tells -0.0 from 0.0, so that removed entries that are zero need not have equal ones.
     """
 
     dims: Dims
     zeros: ZerosRule
     emit: Emit | None = None
     fold: Fold | None = None
+    signed: bool = False
 
 
 def leak(e: Expr, zero: frozenset[Dim], why: str) -> None:
@@ -126,6 +132,11 @@ def where_all(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return per_axis(seen, zs, range(len(zs)), "all")
 
 
+def where_first(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where the first operand is: bits that are shifted."""
+    return per_axis(seen, zs, (0,), "all")
+
+
 def where_any(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     """Zero where any operand is: products."""
     return per_axis(seen, zs, range(len(zs)), "any")
@@ -163,8 +174,28 @@ def power(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return nothing(seen) if y == 0 else singular(seen, zs)
 
 
+def _bounded(seen: Seen, zs: list[Zeros], idle: Callable[[float], bool]) -> list[Zeros]:
+    """Zero where the value is, if the other operand is a constant that does not move zero."""
+    for i, fill in enumerate(seen.fills):
+        if fill is not None and fill != 0 and idle(fill):
+            return per_axis(seen, zs, (1 - i,), "all")
+    return where_all(seen, zs)
+
+
+def maximum(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where both are, and where one is if the other is a negative constant: max(0, c) = 0."""
+    return _bounded(seen, zs, lambda fill: fill < 0)
+
+
+def minimum(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where both are, and where one is if the other is a positive constant: min(0, c) = 0."""
+    return _bounded(seen, zs, lambda fill: fill > 0)
+
+
 def select(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
-    """Zero where every choice is."""
+    """Zero where every choice is, or the one that a known condition makes."""
+    if seen.fills[0] is not None:
+        return per_axis(seen, zs, (1 + int(seen.fills[0]),), "all")
     return per_axis(seen, zs, range(1, len(zs)), "all")
 
 

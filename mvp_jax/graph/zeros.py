@@ -7,18 +7,22 @@ its input, is even). A sum over removed entries that are even is counted; whatev
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.extend import core
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, freeze, resolve, roots
 from mvp_jax.graph.primitives import RULES
-from mvp_jax.graph.program import Node, Note, Program, Value, scan_split
+from mvp_jax.graph.program import Node, Note, Program, Value, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import Fold, PrimitiveRule, Zeros
 
 Approximation: TypeAlias = Literal["norm", "positions", "kernel_standardisation"]
 """A way in which a slim function may differ from the masked one, if the user allows it."""
+
+Means: TypeAlias = Callable[[], frozenset[int]]
+"""Gives the sums of a program, by the identity of their nodes, that are means; found only if it is asked for."""
 
 MOST_FOLDED = 4
 """How many sets of units may be counted in one combination: each subset of them takes a term."""
@@ -63,10 +67,10 @@ class Pass:
 def follow(program: Program, given: Sequence[Known], within: Pass) -> list[Known]:
     """What is known of a program's results, given what is known of its arguments; freezes what leaks."""
     env: dict[Any, Known] = dict(zip(program.jaxpr.invars, given, strict=True))
-    means = _means(program) if within.allowed else frozenset[int]()
+    means = functools.cache(lambda: _means(program))
     for node in program.nodes:
         known = [_read(env, v, i, node) for i, v in enumerate(node.eqn.invars)]
-        found = _equation(node, known, within, id(node) in means)
+        found = _equation(node, known, within, means)
         env.update(zip(node.eqn.outvars, found, strict=True))
     return [_of(env, v, value) for v, value in zip(program.jaxpr.outvars, program.outs, strict=True)]
 
@@ -105,14 +109,14 @@ def _read(env: Mapping[Any, Known], v: Any, i: int, node: Node) -> Known:
     return Known() if isinstance(v, core.Literal) else env.get(v, Known())
 
 
-def _equation(node: Node, known: list[Known], within: Pass, mean: bool) -> list[Known]:
+def _equation(node: Node, known: list[Known], within: Pass, means: Means) -> list[Known]:
     match node.kind:
         case "constant":
             return [Known() for _ in node.eqn.outvars]
         case "opaque":
             return [unknown(axes) for axes in node.seen.outs]
         case "plain":
-            return _plain(node, known, within, mean)
+            return _plain(node, known, within, means)
         case "call":
             inner = node.inner[0]
             known = known[len(known) - len(inner.jaxpr.invars) :]
@@ -126,6 +130,10 @@ def _equation(node: Node, known: list[Known], within: Pass, mean: bool) -> list[
             each = [follow(p, closed(node.seen.ins[1:], [k.zeros for k in known[1:]]), within) for p in node.inner]
             found = [Known(both(node.seen.outs[i], [k[i].zeros for k in each])) for i in range(len(each[0]))]
             outs = node.seen.outs
+        case "while":
+            found, outs = _while(node, [k.zeros for k in known], within), node.seen.outs
+        case "shard_map":
+            found, outs = _shard_map(node, [k.zeros for k in known], within), node.seen.outs
         case _:
             found, outs = _scan(node, [k.zeros for k in known], within), node.seen.outs
     node.facts.zeros = tuple(k.zeros for k in found)
@@ -160,36 +168,68 @@ def both(axes: Axes, zs: Sequence[Zeros]) -> Zeros:
 def _scan(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
     n_consts, n_carry = scan_split(node.eqn.params)
     split = n_consts + n_carry
-    program = node.inner[0]
-    axes = [e or [] for e in program.ins]
     xs = [None if z is None else z[1:] for z in zs[split:]]
-    carry = zs[n_consts:split]
-    # A carry is zero after any number of steps only if it is before the first and every step keeps it so.
-    while True:
-        outs = [k.zeros for k in follow(program, closed(axes, [*zs[:n_consts], *carry, *xs]), within)]
-        after = [both(node.seen.outs[i], [a, b]) for i, (a, b) in enumerate(zip(carry, outs[:n_carry], strict=True))]
-        if after == carry:
-            break
-        carry = after
+    carry, outs = _steps(node.inner[0], zs[:n_consts], zs[n_consts:split], xs, within)
     ys: list[Zeros] = [None if z is None else (frozenset[Dim](), *z) for z in outs[n_carry:]]
     return [Known(z) for z in (*carry, *ys)]
+
+
+def _steps(
+    body: Program, consts: list[Zeros], carry: list[Zeros], xs: list[Zeros], within: Pass
+) -> tuple[list[Zeros], list[Zeros]]:
+    """Where the carries of a loop are zero after any number of steps, and the results of a step.
+
+    A carry is zero only if it is before the first step and every step keeps it so.
+    """
+    axes = [e or [] for e in body.ins]
+    carried = axes[len(consts) : len(consts) + len(carry)]
+    while True:
+        outs = [k.zeros for k in follow(body, closed(axes, [*consts, *carry, *xs]), within)]
+        after = [both(e, [a, b]) for e, a, b in zip(carried, carry, outs, strict=False)]
+        if after == carry:
+            return carry, outs
+        carry = after
+
+
+def _while(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
+    for_condition, for_body, start = while_parts(node.eqn.params, zs)
+    condition, body = node.inner
+    carry, _ = _steps(body, for_body, start, [], within)
+    # How often it runs must not depend on removed units either: what the condition reads may not leak.
+    follow(condition, closed([e or [] for e in condition.ins], [*for_condition, *carry]), within)
+    return [Known(z) for z in carry]
+
+
+def _shard_map(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
+    params, body = node.eqn.params, node.inner[0]
+
+    def across(z: Zeros, spec: Any) -> Zeros:
+        split = split_axes(params["mesh"], spec)
+        return None if z is None else tuple(frozenset() if a in split else there for a, there in enumerate(z))
+
+    given = [across(z, spec) for z, spec in zip(zs, params["in_specs"], strict=True)]
+    found = follow(body, closed([e or [] for e in body.ins], given), within)
+    return [Known(across(k.zeros, spec)) for k, spec in zip(found, params["out_specs"], strict=True)]
 
 
 # --- One equation ----------------------------------------------------------------------------------------------------
 
 
-def _plain(node: Node, known: list[Known], within: Pass, mean: bool) -> list[Known]:
+def _plain(node: Node, known: list[Known], within: Pass, means: Means) -> list[Known]:
     seen, rule = node.seen, within.rules[node.seen.name]
     zs = [k.zeros for k in known]
     unevens = [k.uneven for k in known]
     if within.allowed:
         _treat_as_parameters(node, zs, unevens, within)
+    if seen.name in _DIVISORS and not node.active:
         _let_vanish(node, zs, within)
     if rule.fold is not None:
-        _count_removed(node, rule.fold, zs, unevens, within, mean)
+        _count_removed(node, rule.fold, zs, unevens, within, means)
     found = rule.zeros(seen, zs)
     node.facts.zeros = tuple(found)
     uneven = frozenset[Dim]().union(*unevens)
+    if rule.signed:
+        uneven = frozenset[Dim]().union(*map(_all, seen.outs))
     return [
         Known(z, ((uneven & _all(axes)) | _twice(axes)) - _zero_along(axes, z))
         for axes, z in zip(seen.outs, found, strict=True)
@@ -213,7 +253,7 @@ def _twice(axes: Axes) -> frozenset[Dim]:
 
 
 def _count_removed(
-    node: Node, fold: Fold, zs: list[Zeros], unevens: Sequence[frozenset[Dim]], within: Pass, mean: bool
+    node: Node, fold: Fold, zs: list[Zeros], unevens: Sequence[frozenset[Dim]], within: Pass, means: Means
 ) -> None:
     """Finds out whose removed entries can be counted where entries are combined; to the rule these are as if zero."""
     folded, skipped = set[Dim](), set[Dim]()
@@ -225,10 +265,10 @@ def _count_removed(
                 continue
             if len(folded) < MOST_FOLDED and all(_is_one(node, i, d, unevens[i]) for i, _ in places):
                 folded.add(d)
-            elif mean and within.may(d, "norm" if node.active else "kernel_standardisation"):
+            elif id(node) in means() and within.may(d, _way(node)):
                 skipped.add(d)
             else:
-                freeze(d, _why(node, d, within))
+                freeze(d, _why(node, d, within, id(node) in means()))
                 continue
             for i, a in places:
                 z = zs[i]
@@ -242,24 +282,32 @@ def _is_one(node: Node, operand: int, d: Dim, uneven: frozenset[Dim]) -> bool:
     return d not in uneven and sum(_times(e, d) for e in node.seen.ins[operand]) == 1
 
 
-def _why(node: Node, d: Dim, within: Pass) -> str:
-    """In words: what combines removed entries that differ, and what can be done."""
-    name = node.seen.name
-    layer = next(
-        (
-            min(note.sources).partition(":")[2].rpartition("/")[0] or min(note.sources).partition(":")[2]
-            for note in within.notes[node.at :]
-            if note.sources and any(r is d for r in roots(note.axis))
-        ),
-        "",
+def _way(node: Node) -> Approximation:
+    """What a mean belongs to: a norm, or where it is of parameters alone, a standardised kernel."""
+    return "norm" if node.active else "kernel_standardisation"
+
+
+def _why(node: Node, d: Dim, within: Pass, mean: bool) -> str:
+    """In words: what combines removed entries that differ, in which layer, and what can be done."""
+    layer = _layer_after(node, d, within)
+    what = f"{node.seen.name}{f' before {layer!r}' if layer else ''} runs over removed entries that differ"
+    if not mean:
+        return f"{what} from one another"
+    where = f"a mean in {layer!r}" if layer else "a mean"
+    more = ', allow=("positions",) treats fixed tables that are added as parameters' if node.active else ""
+    return (
+        f"{where} runs over removed entries that differ from one another (reduce_sum): "
+        f'allow=("{_way(node)}",) takes it over the kept ones{more}'
     )
-    before = f" before {layer!r}" if layer else ""
-    if name == "reduce_sum" and node.active:
-        return (
-            f"a sum (reduce_sum){before} runs over removed entries that differ from one another; if it is the mean of "
-            'a norm, allow=("norm",) takes it over the kept units'
-        )
-    return f"{name}{before} runs over removed entries that differ from one another"
+
+
+def _layer_after(node: Node, d: Dim, within: Pass) -> str:
+    """The layer that is the next to touch some units after an equation: that of a norm's scale, for one."""
+    for note in within.notes[node.at :]:
+        if note.sources and any(r is d for r in roots(note.axis)):
+            path = min(note.sources).partition(":")[2]
+            return path.rpartition("/")[0] or path
+    return ""
 
 
 # --- What may be approximate -----------------------------------------------------------------------------------------
@@ -278,18 +326,25 @@ def _treat_as_parameters(node: Node, zs: list[Zeros], unevens: list[frozenset[Di
         unevens[i] = unevens[i] - gone
 
 
-_DIVISORS = {"div": 1, "rem": 1, "rsqrt": 0, "log": 0, "pow": 0, "integer_pow": 0}
+_DIVISORS = {"div": 1, "rem": 1, "rsqrt": 0, "log": 0}
+"""Primitives that have no value where this operand is zero."""
 
 
 def _let_vanish(node: Node, zs: list[Zeros], within: Pass) -> None:
     """A standardised kernel without an epsilon divides zero by zero where a filter is removed; nobody reads it then."""
-    i = _DIVISORS.get(node.seen.name)
-    z = None if i is None or node.active else zs[i]
-    if i is None or z is None:
+    i = _DIVISORS[node.seen.name]
+    z = zs[i]
+    if z is None:
         return
     for a, there in enumerate(z):
         gone = frozenset(d for d in there if within.may(d, "kernel_standardisation"))
         z = (*z[:a], there - gone, *z[a + 1 :])
+        for d in frozenset(roots(node.seen.ins[i][a])) & there - gone:
+            freeze(
+                d,
+                f"{node.seen.name} of a value made of parameters that is zero where units are removed: an epsilon "
+                'below the root, or allow=("kernel_standardisation",), lets them go',
+            )
     zs[i] = z
 
 

@@ -17,10 +17,22 @@ import pytest
 from mvp_jax import compact, graph
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core import units as units_lib
-from tests.zoo import adversarial, attention, borderline, branches, cases, convnets, frameworks, others, transformers
+from tests.zoo import (
+    adversarial,
+    attention,
+    borderline,
+    branches,
+    cases,
+    convnets,
+    frameworks,
+    indexing,
+    others,
+    passing,
+    transformers,
+)
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
-CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES
+CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES | indexing.CASES | passing.CASES
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
 
@@ -78,7 +90,8 @@ def test_every_claim_is_looked_at():
 
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 24
-    assert len(ARCHITECTURES) + len(adversarial.CASES) + len(borderline.CASES) == len(CASES)
+    further = (adversarial, borderline, indexing, passing)
+    assert len(ARCHITECTURES) + sum(len(module.CASES) for module in further) == len(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -190,7 +203,7 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"})]
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), *indexing.NEVER, *passing.NEVER]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))
