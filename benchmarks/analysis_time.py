@@ -9,12 +9,12 @@ sixteen inverted bottlenecks with squeeze and excitation. `DenseNet`: 116 layers
 ones made. `Transformer`: 24 layers in a plain loop. `ViT-B` and `ResNet-50` are those of `mvp_jax.models`.
 
 Equations are counted in the traced function and in all functions that it calls. `JAX` is `jax.make_jaxpr` alone, from
-empty caches. What is ours comes on top: `first pass` reads the equations and says which axes are cut together, `second
-pass` follows zeros, `describe` makes named groups; with JAX's tracing this is `graph.groups`, and without it what an
-equation takes is given. `explain` is what `graph.explain` adds to the groups, and `slim` what `compact.slim` adds to the
-passes: finding the groups again, and cutting the arrays. `replay` is `jax.make_jaxpr` of the slim function. Seconds are
-those of the processor, so that other programs on the machine hardly matter; the least of the rounds is given. One line
-of JSON follows the table.
+empty caches. What is ours comes on top: `first pass` reads the equations and says which axes are cut together,
+`second pass` follows zeros, `describe` makes named groups; with JAX's tracing this is `graph.groups`, and without it
+what an equation takes is given. `explain` is what `graph.explain` adds to the groups, and `slim` what `compact.slim`
+adds to the passes: finding the groups again, and cutting the arrays. `replay` is `jax.make_jaxpr` of the slim function.
+Seconds are those of the processor, so that other programs on the machine hardly matter; the least of the rounds is
+given. One line of JSON follows the table.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from jax import lax
 from mvp_jax import compact, graph, models
 from mvp_jax.core import flops
 from mvp_jax.graph import analysis
-from mvp_jax.graph.program import Tracer
 
 Get = Callable[..., Any]
 """`get(path, *shape)` gives a parameter."""
@@ -178,9 +177,7 @@ def adjust(get: Get, name: str, before: jax.Array, x: jax.Array, width: int) -> 
         return squeeze(get, name, before, width)
     before = jax.nn.relu(before)
     moved = jnp.pad(before, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
-    halves = [
-        conv(get, f"{name}/half{i}", pool(y, "average", 1, 2), width // 2) for i, y in enumerate((before, moved))
-    ]
+    halves = [conv(get, f"{name}/half{i}", pool(y, "average", 1, 2), width // 2) for i, y in enumerate((before, moved))]
     return batch_norm(get, f"{name}/norm", jnp.concatenate(halves, -1))
 
 
@@ -282,7 +279,7 @@ PRESETS = {"ViT-B": "vit_base", "ResNet-50": "resnet50"}
 
 
 def twin(name: str, repeats: int = 1) -> Subject:
-    """A twin with the shapes of its parameters, which come from running it once on shapes; `repeats` makes it deeper."""
+    """A twin with the shapes of its parameters, found by running it once on shapes; `repeats` makes it deeper."""
     network, side = TWINS[name]
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables: dict[str, dict[str, Any]] = {"params": {}, "statistics": {}}

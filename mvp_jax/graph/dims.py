@@ -43,22 +43,24 @@ class Dim:
 class Prod:
     """Axes flattened into one, the last running fastest."""
 
-    __slots__ = ("known", "parts", "size")
+    __slots__ = ("known", "laid", "parts", "size")
 
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
         self.known: tuple[Dim, ...] = ()  # what `roots` found
+        self.laid: tuple[tuple[Dim, ...], tuple[Place, ...]] = (), ()  # what `places` found, and for which roots
         self.size: int = math.prod(p.size for p in self.parts)
 
 
 class Sum:
     """Axes laid end to end."""
 
-    __slots__ = ("known", "parts", "size")
+    __slots__ = ("known", "laid", "parts", "size")
 
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
         self.known: tuple[Dim, ...] = ()  # what `roots` found
+        self.laid: tuple[tuple[Dim, ...], tuple[Place, ...]] = (), ()  # what `places` found, and for which roots
         self.size: int = sum(p.size for p in self.parts)
 
 
@@ -292,11 +294,18 @@ class Place(NamedTuple):
     repeats: Repeats = ()
 
 
-def places(e: Expr) -> list[Place]:
+def places(e: Expr) -> tuple[Place, ...]:
     """Every occurrence of every set of units along an axis."""
     e = resolve(e)
     if isinstance(e, Dim):
-        return [Place(e)]
+        return (Place(e),)
+    now = roots(e)
+    if e.laid[0] is not now:
+        e.laid = now, tuple(_places(e))
+    return e.laid[1]
+
+
+def _places(e: Prod | Sum) -> list[Place]:
     if isinstance(e, Sum):
         found, at = [], 0
         for part in _flat(Sum, e):
