@@ -2,31 +2,21 @@
 
 Every axis carries an expression. A `Dim` is a set of units of its own; a `Prod` is several axes flattened into one in
 row-major order (heads × head dimensions, pixels × channels); a `Sum` is several axes laid end to end (a
-concatenation). That two axes are cut together is said by `unify`; that one may not be cut at all by `freeze`, with the
-reason. Splitting an axis further (a reshape, a slice) refines its expression in place, wherever it is used.
+concatenation); a `Permuted` is an axis whose entries have changed places. That two axes are cut together is said by
+`unify`; that one may not be cut at all by `freeze`, with the reason. Splitting an axis further (a reshape, a slice)
+refines its expression in place, wherever it is used.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.export
+import numpy as np
 
-Repeats: TypeAlias = tuple[tuple[int, int], ...]
-"""`((count, stride), ...)`."""
-
-
-def at_most(a: int, b: int) -> bool:
-    """Whether `a <= b`; a size that `jax.export` leaves open counts as more than any number.
-
-    >>> at_most(3, 4), at_most(3, jax.export.symbolic_shape("n")[0]), at_most(jax.export.symbolic_shape("n")[0], 3)
-    (True, True, False)
-    """
-    try:
-        return bool(a <= b)
-    except jax.errors.InconclusiveDimensionOperation:
-        return not jax.export.is_symbolic_dim(a)
+from mvp_jax.graph.lengths import at_most
 
 
 class Dim:
@@ -48,7 +38,7 @@ class Prod:
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
         self.known: tuple[Dim, ...] = ()  # what `roots` found
-        self.laid: tuple[tuple[Dim, ...], tuple[Place, ...]] = (), ()  # what `places` found, and for which roots
+        self.laid: tuple[tuple[Dim, ...], tuple[Any, ...]] = (), ()  # what `places` found, and with which roots
         self.size: int = math.prod(p.size for p in self.parts)
 
 
@@ -60,31 +50,48 @@ class Sum:
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
         self.known: tuple[Dim, ...] = ()  # what `roots` found
-        self.laid: tuple[tuple[Dim, ...], tuple[Place, ...]] = (), ()  # what `places` found, and for which roots
+        self.laid: tuple[tuple[Dim, ...], tuple[Any, ...]] = (), ()  # what `places` found, and with which roots
         self.size: int = sum(p.size for p in self.parts)
 
 
-Expr: TypeAlias = Dim | Prod | Sum
+class Permuted:
+    """An axis in another order: its entry `i` is entry `order[i]` of `inner`, for each of the entries once.
+
+    Which units an entry belongs to goes with it, so that whatever is said of the units of `inner` stays true: they are
+    removed at other places, and in the same arrays. Stands for `ref` once its parts are known to change places alone.
+    """
+
+    __slots__ = ("inner", "order", "ref", "size", "tried")
+
+    def __init__(self, inner: "Expr", order: np.ndarray):
+        self.inner: Expr = inner
+        self.order: np.ndarray = order
+        self.size: int = inner.size
+        self.ref: Expr | None = None
+        self.tried: Expr | None = None
+
+
+Expr: TypeAlias = Dim | Prod | Sum | Permuted
 Axes: TypeAlias = list[Expr]
 """One expression an axis."""
 
 
 def resolve(e: Expr) -> Expr:
     """What an expression stands for by now."""
-    last = e
-    while isinstance(last, Dim) and last.ref is not None:
-        last = last.ref
+    last: Expr | None = e
+    while last is not None:
+        found, last = last, last.ref if isinstance(last, Dim) else _settle(last) if isinstance(last, Permuted) else None
     # Whoever came a long way goes there directly from now on: a residual stream is renamed in every block.
     while isinstance(e, Dim) and e.ref is not None:
-        e.ref, e = last, e.ref
-    return last
+        e.ref, e = found, e.ref
+    return found
 
 
 def roots(e: Expr) -> tuple[Dim, ...]:
     """The sets of units that an axis is made of, in order; one may come more than once."""
     e = resolve(e)
-    if isinstance(e, Dim):
-        return (e,)
+    if isinstance(e, Dim | Permuted):
+        return (e,) if isinstance(e, Dim) else roots(e.inner)
     # An expression changes only where one of its sets of units comes to stand for something else.
     if not e.known or any(d.ref is not None for d in e.known):
         if isinstance(e, Sum):  # each slice of a long axis would nest the rest of it one level deeper
@@ -99,7 +106,7 @@ def _flat(kind: type[Prod] | type[Sum], e: Expr) -> list[Expr]:
     left = [e]
     while left:
         e = resolve(left.pop())
-        if isinstance(e, Dim) or not isinstance(e, kind):
+        if isinstance(e, Dim | Permuted) or not isinstance(e, kind):
             found.append(e)
         else:
             left += reversed(e.parts)
@@ -116,6 +123,76 @@ def total(parts: Sequence[Expr]) -> Expr:
     """Several axes laid end to end; empty ones drop out."""
     found = [q for p in parts for q in _flat(Sum, p) if q.size]
     return Sum(found) if len(found) > 1 else found[0] if found else Dim(0)
+
+
+def permuted(e: Expr, order: Sequence[int] | np.ndarray) -> Expr:
+    """The axis whose entry `i` is entry `order[i]` of `e`; `order` has every index of the axis once.
+
+    >>> flipped = permuted(Dim(3), [2, 1, 0])
+    >>> resolve(permuted(flipped, [2, 1, 0])) is resolve(roots(flipped)[0])
+    True
+    """
+    return resolve(Permuted(resolve(e), np.asarray(order, np.intp)))
+
+
+def _settle(e: Permuted) -> Expr | None:
+    """Puts a permuted axis the simplest way that is known by now; what it stands for, if that is no order any more."""
+    inner = resolve(e.inner)
+    if e.ref is not None or e.tried is inner:
+        return e.ref
+    if isinstance(inner, Permuted):
+        e.order, inner = inner.order[e.order], inner.inner
+    e.inner = e.tried = inner
+    if (e.order == np.arange(e.size)).all():
+        e.ref = inner
+    elif isinstance(inner, Prod):
+        e.ref = _product_of_orders(inner, e.order)
+    elif isinstance(inner, Sum):
+        e.ref = _sum_of_orders(inner, e.order)
+    return e.ref
+
+
+def _product_of_orders(e: Prod, order: np.ndarray) -> Expr | None:
+    """A permuted product as a product: its factors change places, or two of them are permuted each by itself."""
+    factors = _flat(Prod, e)
+    sizes = [f.size for f in factors]
+    entries = np.arange(e.size).reshape(sizes)
+    for places in itertools.permutations(range(len(factors))) if len(factors) < 5 else ():
+        if (entries.transpose(places).ravel() == order).all():
+            return product([factors[i] for i in places])
+    for k in range(1, len(factors)):
+        n = math.prod(sizes[k:])
+        rows = order.reshape(-1, n)
+        outer, inner = rows[:, 0] // n, rows[0] % n
+        if (rows == outer[:, None] * n + inner).all():
+            return product([permuted(product(factors[:k]), outer), permuted(product(factors[k:]), inner)])
+    return None
+
+
+def _sum_of_orders(e: Sum, order: np.ndarray) -> Expr | None:
+    """A permuted concatenation as one of permuted parts, if the entries of each part stay together."""
+    parts = _flat(Sum, e)
+    ends = np.cumsum([p.size for p in parts])
+    found: Axes = []
+    at = 0
+    while at < e.size:
+        i = int(np.searchsorted(ends, order[at], side="right"))
+        n = parts[i].size
+        here = order[at : at + n] - (ends[i] - n)
+        if len(here) < n or here.min() < 0 or here.max() >= n:
+            return None
+        found.append(permuted(parts[i], here))
+        at += n
+    return total(found)
+
+
+def _in_order(e: Expr) -> Expr:
+    """A permuted set of units as a plain one: from now on its units are counted as they lie here."""
+    if isinstance(e, Permuted) and isinstance(e.inner, Dim):
+        new = Dim(e.size)
+        _become(e.inner, permuted(new, np.argsort(e.order)))
+        return new
+    return e
 
 
 def freeze(e: Expr, why: str) -> None:
@@ -143,11 +220,14 @@ def unify(a: Expr, b: Expr) -> None:
             a, b = b, a
         assert isinstance(b, Dim)
         if b in roots(a):
-            _give_up(a, b, "an axis would contain itself")
+            reordered = isinstance(a, Permuted)
+            _give_up(a, b, "units meet themselves in another order" if reordered else "an axis would contain itself")
         else:
             if isinstance(a, Dim) and b.why:
                 freeze(a, b.why)
             _become(b, a)
+    elif isinstance(a, Permuted) or isinstance(b, Permuted):
+        _unify_orders(a, b)
     elif isinstance(a, Prod) and isinstance(b, Prod):
         _refine(Prod, _flat(Prod, a), _flat(Prod, b))
     elif isinstance(a, Sum) and isinstance(b, Sum):
@@ -155,6 +235,31 @@ def unify(a: Expr, b: Expr) -> None:
     else:
         whole, parts = (a, b) if isinstance(a, Prod) else (b, a)
         _unify_product_with_sum(_flat(Prod, whole), _flat(Sum, parts))
+
+
+def _unify_orders(a: Expr, b: Expr) -> None:
+    """Two axes, neither a `Dim`, at least one of them permuted: entry by entry, they are alike in one order only."""
+    if isinstance(a, Permuted) and isinstance(b, Permuted) and (a.order == b.order).all():
+        unify(a.inner, b.inner)
+    elif any(isinstance(e, Permuted) and isinstance(e.inner, Dim) for e in (a, b)):
+        a = _in_order(a)
+        unify(a, b if isinstance(a, Dim) else _in_order(b))
+    elif _entries(a) != _entries(b):
+        _give_up(a, b, "two orders of an axis do not fit together")
+
+
+def _entries(e: Expr) -> list[frozenset[tuple[Dim, int]]]:
+    """The units that decide about each entry of an axis: two axes with equal ones are one, however they are written."""
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return [frozenset([(e, i)]) for i in range(e.size)]
+    if isinstance(e, Permuted):
+        inner = _entries(e.inner)
+        return [inner[i] for i in e.order]
+    parts = [_entries(p) for p in e.parts]
+    if isinstance(e, Sum):
+        return [entry for part in parts for entry in part]
+    return [frozenset().union(*entry) for entry in itertools.product(*parts)]
 
 
 def _give_up(a: Expr, b: Expr, why: str) -> None:
@@ -175,6 +280,7 @@ def _refine(kind: type[Prod] | type[Sum], left: list[Expr], right: list[Expr]) -
             continue
         if not at_most(b.size, a.size):
             left, right, a, b = right, left, b, a
+        a = left[0] = _in_order(a)
         uneven = kind is Prod and a.size % b.size
         if not isinstance(a, Dim) or uneven or a in roots(b):
             verb = "split" if kind is Prod else "partition"
@@ -245,7 +351,7 @@ def _regroup(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
 
 def _split(e: Expr, outer: int) -> list[Expr]:
     """`e` as `outer × rest`; empty if that cannot be."""
-    inner = e.size // outer
+    e, inner = _in_order(e), e.size // outer
     if isinstance(e, Dim):
         pair: list[Expr] = [Dim(outer), Dim(inner)]
         _become(e, Prod(pair))
@@ -265,6 +371,14 @@ def take(e: Expr, start: int, stop: int) -> Expr:
         return e
     if start == stop:
         return Dim(0)
+    e = _in_order(e)
+    if isinstance(e, Permuted):
+        here = e.order[start:stop]
+        low, high = int(here.min()), int(here.max()) + 1
+        if high - low == stop - start:
+            return permuted(take(e.inner, low, high), here - low)
+        freeze(e, "a slice cuts across it")
+        return Dim(stop - start, "a slice cuts across it")
     if isinstance(e, Dim):
         parts = [Dim(n) for n in (start, stop - start, e.size - stop) if n]
         _become(e, Sum(parts))
@@ -283,43 +397,3 @@ def take(e: Expr, start: int, stop: int) -> Expr:
         return product([take(factors[0], start // inner.size, stop // inner.size), inner])
     freeze(e, "a slice cuts across it")
     return Dim(stop - start, "a slice cuts across it")
-
-
-class Place(NamedTuple):
-    """Where the units of a `Dim` lie along an axis: unit `c` at `start + c·step + Σ k·stride`, `k < count`."""
-
-    root: Dim
-    start: int = 0
-    step: int = 1
-    repeats: Repeats = ()
-
-
-def places(e: Expr) -> tuple[Place, ...]:
-    """Every occurrence of every set of units along an axis."""
-    e = resolve(e)
-    if isinstance(e, Dim):
-        return (Place(e),)
-    now = roots(e)
-    if e.laid[0] is not now:
-        e.laid = now, tuple(_places(e))
-    return e.laid[1]
-
-
-def _places(e: Prod | Sum) -> list[Place]:
-    if isinstance(e, Sum):
-        found, at = [], 0
-        for part in _flat(Sum, e):
-            found += [Place(p.root, p.start + at, p.step, p.repeats) for p in places(part)]
-            at += part.size
-        return found
-    found = []
-    sizes = [resolve(p).size for p in e.parts]
-    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-    for i, part in enumerate(e.parts):
-        others = tuple(
-            (n, s) for j, (n, s) in enumerate(zip(sizes, strides, strict=True)) if j != i and not at_most(n, 1)
-        )
-        for p in places(part):
-            scaled = tuple((n, s * strides[i]) for n, s in p.repeats)
-            found.append(Place(p.root, p.start * strides[i], p.step * strides[i], (*scaled, *others)))
-    return found
