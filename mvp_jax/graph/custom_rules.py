@@ -20,7 +20,7 @@ from mvp_jax.graph.reading import Tracer
 from mvp_jax.graph.rules import Zeros
 
 Follow = Callable[[Program, list[Zeros]], list[Zeros]]
-Run = Callable[[Program, list[Any]], list[Any]]
+RunProgram = Callable[[Program, list[Any]], list[Any]]
 
 # --- custom_vjp ------------------------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class BackwardRule:
             rule_programs.must_vanish(self.given[i], zs[i], cotangent, self.name)
         return results
 
-    def replay(self, values: list[Any], run: Run) -> list[Any]:
+    def replay(self, values: list[Any], run: RunProgram) -> list[Any]:
         """Calls the function on smaller arrays, with its derivative."""
         n = len(values) - len(self.primal.jaxpr.invars)
 
@@ -228,7 +228,7 @@ class TangentRule:
             for a, b, there in zip(plain, outs[:split], self.out, strict=True)
         ]
 
-    def replay(self, values: list[Any], run: Run) -> list[Any]:
+    def replay(self, values: list[Any], run: RunProgram) -> list[Any]:
         """Calls the function on smaller arrays, with its derivative."""
         n = len(values) - len(self.primal.jaxpr.invars)
 
