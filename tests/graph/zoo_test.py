@@ -17,10 +17,27 @@ import pytest
 from mvp_jax import compact, graph
 from mvp_jax.core import masks as masks_lib
 from mvp_jax.core import units as units_lib
-from tests.zoo import adversarial, attention, borderline, branches, cases, convnets, frameworks, others, transformers
+from tests.zoo import (
+    adversarial,
+    attention,
+    borderline,
+    branches,
+    cases,
+    convnets,
+    frameworks,
+    leftovers,
+    normed_transformers,
+    norms,
+    others,
+    standardised,
+    transformers,
+    uneven,
+)
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
-CASES = ARCHITECTURES | adversarial.CASES | borderline.CASES
+ARCHITECTURES |= norms.CASES | normed_transformers.CASES | standardised.CASES
+FRAMED = (adversarial.CASES, borderline.CASES, uneven.CASES, leftovers.CASES)
+CASES = functools.reduce(dict.__or__, FRAMED, ARCHITECTURES)
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
 
@@ -78,7 +95,7 @@ def test_every_claim_is_looked_at():
 
 def test_there_are_enough_architectures():
     assert len(ARCHITECTURES) >= 24
-    assert len(ARCHITECTURES) + len(adversarial.CASES) + len(borderline.CASES) == len(CASES)
+    assert len(ARCHITECTURES) + sum(map(len, FRAMED)) == len(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -190,7 +207,11 @@ def naive_difference(name, ratio):
 
 
 # Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
-NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), "linear_attention"]
+NAIVE = [
+    *(set(adversarial.CASES) - {"batch_norm_without_scale"}),
+    *(set(uneven.CASES) - set(uneven.WITHOUT_CLAIM)),
+    "linear_attention",
+]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))
