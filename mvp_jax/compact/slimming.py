@@ -123,14 +123,15 @@ def slim(
     dense, structure = jax.tree.flatten(jax.tree.map(placement.typed, variables))
     known: dict[Any, tuple[graph.Traced, Replay]] = {}
 
-    def traced_for(leaves: list[Any], inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
+    def read(leaves: list[Any], inputs: tuple[Any, ...]) -> tuple[graph.Traced, Replay]:
         shapes, of_inputs = jax.tree.flatten(jax.tree.map(placement.typed, inputs))
         key = (of_inputs, *((i.shape, i.dtype, i.weak_type, i.sharding) for i in (*leaves, *shapes)))
         if key not in known:
             traced = graph.trace(
                 apply, jax.tree.unflatten(structure, leaves), *jax.tree.unflatten(of_inputs, shapes), rules=table
             )
-            graph.leaks(traced, table)
+            roots = {g.name: graph.find(traced, g) for g in groups}
+            graph.leaks(traced, table, {roots[g.name]: frozenset(g.approximate) for g in groups if g.approximate})
             known[key] = traced, Replay({graph.find(traced, g): kept[g.name] for g in groups}, table)
         return known[key]
 
@@ -141,10 +142,10 @@ def slim(
             raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
         # The dense function is traced as if its variables lay where the slim ones do.
         lying = [placement.typed(x, d.shape) for x, d in zip(got, dense, strict=True)]
-        traced, replay = traced_for(lying, inputs)
+        traced, replay = read(lying, inputs)
         return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
 
-    traced, replay = traced_for(dense, inputs)
+    traced, replay = read(dense, inputs)
     smaller = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
     leaves = [
         replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)

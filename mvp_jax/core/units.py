@@ -79,12 +79,15 @@ class Group:
         size: the number of units `C` in the dense model.
         slots: every axis that is cut when a unit goes.
         kind: what a unit is.
+        approximate: in which ways removing units computes something else than masking them; none unless the user
+            allowed it, see `graph.groups`.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
     kind: Literal["filter", "stage", "head", "qk", "value", "neuron"] = "filter"
+    approximate: tuple[str, ...] = ()
 
 
 def full(groups: Sequence[Group]) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 
@@ -11,12 +11,13 @@ from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
 from mvp_jax.graph import placement, zeros
 from mvp_jax.graph import program as programs
-from mvp_jax.graph.dims import Dim, freeze, places, roots
+from mvp_jax.graph.dims import Dim, freeze, places, roots, unify
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Program, Tracer, Value
 from mvp_jax.graph.rules import PrimitiveRule
 from mvp_jax.graph.variables import collections as collections
-from mvp_jax.graph.variables import settings
+from mvp_jax.graph.variables import returned, settings
+from mvp_jax.graph.zeros import Approximation
 
 PrimitiveRules = Sequence[tuple[str, PrimitiveRule]]
 """Rules for primitives that have none yet, or that replace the known ones: `((name, rule), ...)`."""
@@ -63,6 +64,7 @@ class Traced(NamedTuple):
         notes: which arrays make, touch or read units, in the order in which the function does it.
         structure: the tree structure of the variables.
         results: the tree structure of what the function returns.
+        returned: which of its results are entries of a collection that come back, a cache for one.
     """
 
     program: Program
@@ -70,6 +72,7 @@ class Traced(NamedTuple):
     notes: tuple[programs.Note, ...]
     structure: Any
     results: Any
+    returned: frozenset[int] = frozenset()
 
 
 class Analysis(NamedTuple):
@@ -88,19 +91,34 @@ class Analysis(NamedTuple):
     roots: Mapping[str, Dim]
 
 
-def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> tuple[Group, ...]:
+def groups(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    rules: PrimitiveRules = (),
+    allow: Sequence[Approximation] = (),
+) -> tuple[Group, ...]:
     """The coupled groups of a function: sets of units that can be removed, each with every axis that goes with it.
 
-    A group is reported only if removing its units computes the same as setting their parameters to zero.
+    A group is reported only if removing its units computes the same as setting their parameters to zero; with `allow`
+    also if it computes nearly the same, which its `approximate` says.
 
     Args:
         apply: pure; called as `apply(variables, *inputs)`, returns arrays whose axes stay whole. Trace it the way it
             is used for inference: dropout's random masks keep every axis they touch.
         variables: any pytree of arrays (or shapes). If it has an entry `params` (`Variables`, Linen's variables), its
             entries are collections, paths start inside each, and only `params` are masked; otherwise all of it are
-            parameters.
+            parameters. Of a collection that comes back in the results with the same paths and shapes (a cache, new
+            batch statistics), the axes are cut there too.
         *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole.
         rules: rules for primitives that are not known, or that are to be read otherwise: `((name, rule), ...)`.
+        allow: ways in which the slim function may differ from the masked one, each used only for units that otherwise
+            could not be cut; fine-tuning is expected to repair the difference.
+
+            - `"norm"`: the mean of a norm is taken over the kept units, as a norm of the smaller width takes it.
+            - `"positions"`: fixed tables that are added (sinusoidal positions) count as masked with the units.
+            - `"kernel_standardisation"`: the mean of a standardised kernel is taken over its kept inputs, and a removed
+              filter that is divided by its own deviation of zero is not computed.
 
     Returns:
         Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
@@ -108,7 +126,8 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
         not be cut.
 
     Raises:
-        ValueError: if a leaf of the variables is no array: a function, a string, or a setting that `apply` branches on.
+        ValueError: if a leaf of the variables is no array (a function, a string, or a setting that `apply` branches
+            on), or `allow` names no way that is known.
 
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
@@ -121,10 +140,16 @@ def groups(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Pr
     >>> [(g.name, g.size, [(s.path, s.axis, s.scored) for s in g.slots]) for g in groups(mlp, params, jnp.ones((1, 3)))]
     [('fc1', 8, [('fc1/bias', 0, True), ('fc1/kernel', 1, True), ('fc2/kernel', 0, False)])]
     """
-    return analyse(apply, variables, *inputs, rules=rules).groups
+    return analyse(apply, variables, *inputs, rules=rules, allow=allow).groups
 
 
-def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: PrimitiveRules = ()) -> Analysis:
+def analyse(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    rules: PrimitiveRules = (),
+    allow: Sequence[Approximation] = (),
+) -> Analysis:
     """Coupled groups of a function, as `groups` finds them, and what may not be cut and why.
 
     Args:
@@ -132,17 +157,23 @@ def analyse(apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: P
         variables: any pytree of arrays or shapes, with or without an entry `params`.
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
+        allow: ways in which the slim function may differ from the masked one, as in `groups`.
 
     Returns:
         The groups, the frozen axes with reasons, and the function as it was read.
+
+    Raises:
+        ValueError: as `groups` does.
     """
+    unknown = sorted(set(allow) - set(get_args(Approximation)))
+    if unknown:
+        raise ValueError(f"allow={unknown} is not known; allowed are {list(get_args(Approximation))}")
     table = RULES | dict(rules)
     traced = trace(apply, variables, *inputs, rules=table)
-    for value in traced.program.outs:
-        for e in value.dims or []:
+    for i, value in enumerate(traced.program.outs):
+        for e in value.dims or [] if i not in traced.returned else []:
             freeze(e, "an axis of the output")
-    leaks(traced, table)
-    return describe(traced)
+    return describe(traced, _leaks_but(traced, table, allow))
 
 
 def trace(
@@ -185,9 +216,12 @@ def trace(
         args.append(Value([Dim(n, "an axis of the input") for n in shape], shape, active=True))
     tracer = Tracer(rules)
     program = tracer.program(closed.jaxpr, closed.consts, args)
-    return Traced(
-        program, tuple(leaves), tuple(tracer.notes), jax.tree.structure(variables), jax.tree.structure(results)
-    )
+    structure, of_results = jax.tree.structure(variables), jax.tree.structure(results)
+    back = returned(named, [leaf.value.shape for leaf in leaves], results)
+    for i, k in back.items():
+        for a, b in zip(program.outs[i].dims or [], leaves[k].value.dims or [], strict=False):
+            unify(a, b)
+    return Traced(program, tuple(leaves), tuple(tracer.notes), structure, of_results, frozenset(back))
 
 
 def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
@@ -201,28 +235,45 @@ def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
         return jax.make_jaxpr(apply, return_shape=True)(*jax.tree.map(placement.unlaid, args))
 
 
-def leaks(traced: Traced, rules: Mapping[str, PrimitiveRule] = RULES) -> list[zeros.Zeros]:
+def leaks(
+    traced: Traced,
+    rules: Mapping[str, PrimitiveRule] = RULES,
+    allowed: Mapping[Dim, frozenset[str]] | None = None,
+) -> dict[Dim, frozenset[str]]:
     """Freezes what cannot be removed without changing what stays: the second pass of `analyse`.
 
     Args:
         traced: what `trace` returned; its sets of units are frozen in place.
         rules: the table that the function was traced with.
+        allowed: for sets of units that may be cut approximately, in which of the ways of `groups`.
 
     Returns:
-        For each result, where it is zero once units are removed.
+        For each of these sets, which ways were needed.
     """
     given = [
-        zeros.masked(leaf.value) if leaf.collection == "params" else tuple(frozenset() for _ in leaf.value.shape)
+        zeros.masked(leaf.value) if leaf.collection == "params" else zeros.unknown(leaf.value.dims or [])
         for leaf in traced.leaves
     ]
     inputs = traced.program.ins[len(given) :]
-    return zeros.follow(
-        traced.program, [*given, *(tuple(frozenset() for _ in axes or []) for axes in inputs)], dict(rules)
-    )
+    within = zeros.Pass(rules=rules, notes=traced.notes, allowed=allowed or {})
+    zeros.follow(traced.program, [*given, *(zeros.unknown(axes or []) for axes in inputs)], within)
+    return {d: frozenset(ways) for d, ways in within.used.items()}
 
 
-def describe(traced: Traced) -> Analysis:
-    """Groups and frozen axes of a function after both passes."""
+def _leaks_but(traced: Traced, rules: Mapping[str, PrimitiveRule], allow: Sequence[str]) -> dict[Dim, frozenset[str]]:
+    """The second pass, in which only units that would be frozen may be cut approximately."""
+    free = {d for leaf in traced.leaves for e in leaf.value.dims or [] for d in roots(e) if not d.why}
+    leaks(traced, rules)
+    leaking = [d for d in free if d.why]
+    if not allow or not leaking:
+        return {}
+    for d in leaking:
+        d.why = ""
+    return leaks(traced, rules, dict.fromkeys(leaking, frozenset(allow)))
+
+
+def describe(traced: Traced, ways: Mapping[Dim, frozenset[str]] | None = None) -> Analysis:
+    """Groups and frozen axes of a function after both passes; `ways` says which units are cut approximately and how."""
     slots: dict[Dim, list[Slot]] = {}
     frozen: list[Frozen] = []
     numbers: dict[Dim, int] = {}
@@ -268,7 +319,8 @@ def describe(traced: Traced) -> Analysis:
         own = slots[d]
         if not any(s.scored for s in own):
             own = [dataclasses.replace(s, scored=s.collection == "params") for s in own]
-        result.append((d, Group(name=name, size=d.size, slots=tuple(own), kind=kind)))
+        how = tuple(sorted((ways or {}).get(d, ())))
+        result.append((d, Group(name=name, size=d.size, slots=tuple(own), kind=kind, approximate=how)))
     return Analysis(tuple(g for _, g in result), tuple(frozen), traced, {g.name: d for d, g in result})
 
 

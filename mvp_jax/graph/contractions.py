@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, at_most, freeze, product, resolve, roots, unify
-from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Zeros, leak, moved, nothing, same, shape_of
+from mvp_jax.graph.rules import Dims, Fold, PrimitiveRule, Seen, Zeros, leak, moved, nothing, same, shape_of
 
 Shapes = list[tuple[int, ...]]
 
@@ -32,12 +33,22 @@ def _dropped_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [None if zs[0] is None else tuple(z for a, z in enumerate(zs[0]) if a not in gone) for _ in seen.outs]
 
 
-def _sum_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+def _combined_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     for a in _axes_of(seen.params, "axes"):
-        leak(
-            seen.ins[0][a], seen.zero(zs[0], 0, a), "reduce_sum over entries that are not zero where units are removed"
-        )
+        leak(seen.ins[0][a], seen.zero(zs[0], 0, a), f"{seen.name} over removed entries that differ from one another")
     return _dropped_zeros(seen, zs)
+
+
+def _reduced(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
+    return [((0, a),) for a in sorted(_axes_of(seen.params, "axes"))]
+
+
+# A sum over all entries is that over the kept ones and, where n removed entries have one value, n times that value.
+_SUM = Fold(_reduced, lambda kept, one, count: kept + one * jnp.asarray(count, one.dtype))
+# The largest of all entries is the larger of the largest kept and of the one value that all removed entries have; a
+# removed entry that is zero counts too, as it does in the masked function.
+_MAX = Fold(_reduced, lambda kept, one, count: lax.max(kept, one), skips_zeros=False)
+_MIN = Fold(_reduced, lambda kept, one, count: lax.min(kept, one), skips_zeros=False)
 
 
 def _reduction(name: str) -> Dims:
@@ -84,13 +95,22 @@ def _dot_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     (lc, rc), (lb, rb) = seen.params["dimension_numbers"]
     for a, b in zip(lc, rc, strict=True):
         zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
-        leak(seen.ins[0][a], zero, "contracted where neither factor is zero at removed units")
+        leak(seen.ins[0][a], zero, "dot_general over removed entries that differ from one another")
     if zs[0] is None or zs[1] is None:
         return [None]
     batch = [zs[0][a] | zs[1][b] for a, b in zip(lb, rb, strict=True)]
     free_left = [z for a, z in enumerate(zs[0]) if a not in (*lb, *lc)]
     free_right = [z for a, z in enumerate(zs[1]) if a not in (*rb, *rc)]
     return [(*batch, *free_left, *free_right)]
+
+
+def _contracted(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
+    (lc, rc), _ = seen.params["dimension_numbers"]
+    return [((0, a), (1, b)) for a, b in zip(lc, rc, strict=True)]
+
+
+# A product sums over what it contracts: removed entries add n times the product of the one value of either factor.
+_PRODUCT = Fold(_contracted, _SUM.join)
 
 
 def _conv(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
@@ -241,11 +261,10 @@ def _updated_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
 
 
 CONTRACTIONS: dict[str, PrimitiveRule] = {
-    "reduce_sum": PrimitiveRule(_drop, _sum_zeros),
-    **{
-        name: PrimitiveRule(_reduction(name), _dropped_zeros)
-        for name in ("reduce_max", "reduce_min", "reduce_prod", "reduce_or")
-    },
+    "reduce_sum": PrimitiveRule(_drop, _combined_zeros, fold=_SUM),
+    "reduce_max": PrimitiveRule(_drop, _combined_zeros, fold=_MAX),
+    "reduce_min": PrimitiveRule(_drop, _combined_zeros, fold=_MIN),
+    **{name: PrimitiveRule(_reduction(name), _dropped_zeros) for name in ("reduce_prod", "reduce_or")},
     **{
         name: PrimitiveRule(_reduction(name), lambda seen, zs: nothing(seen))
         for name in ("reduce_and", "argmax", "argmin")
@@ -254,7 +273,7 @@ CONTRACTIONS: dict[str, PrimitiveRule] = {
     "sort": PrimitiveRule(_ordered("sort", "dimension"), _each),
     **{name: PrimitiveRule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
     "cumlogsumexp": PrimitiveRule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
-    "dot_general": PrimitiveRule(_dot, _dot_zeros),
+    "dot_general": PrimitiveRule(_dot, _dot_zeros, fold=_PRODUCT),
     "conv_general_dilated": PrimitiveRule(_conv, _conv_zeros, _emit_conv),
     **{name: PrimitiveRule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
     "gather": PrimitiveRule(_gather, _looked_up, _emit_gather),

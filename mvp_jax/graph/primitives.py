@@ -25,6 +25,9 @@ RULES: dict[str, PrimitiveRule] = {
     **CONTRACTIONS,
 }
 
+ELEMENTWISE = frozenset(name for name, rule in RULES.items() if rule.dims is rules.same)
+"""Primitives that treat every entry by itself."""
+
 INLINED = frozenset(
     [
         "jit",

@@ -6,7 +6,8 @@ inputs (tables, masks, `iota`) stay as they are and are cut where they are used,
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, resolve, unify
-from mvp_jax.graph.primitives import INLINED
+from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
 from mvp_jax.graph.rules import PrimitiveRule, Seen
 
 Kind = Literal["constant", "plain", "call", "scan", "cond", "opaque"]
@@ -28,6 +29,7 @@ class Value(NamedTuple):
         dims: an expression an axis; `None` for a constant, which has none of its own.
         shape: in the dense function.
         fill: the number that all entries equal, if it is known.
+        steady: of a constant, the axes along which its entries are known not to vary.
         sources: paths of the parameters that it is made of alone.
         active: whether it depends on the inputs.
     """
@@ -37,6 +39,7 @@ class Value(NamedTuple):
     fill: float | None = None
     sources: frozenset[str] = frozenset()
     active: bool = False
+    steady: frozenset[int] = frozenset()
 
 
 class Note(NamedTuple):
@@ -46,6 +49,21 @@ class Note(NamedTuple):
     axis: Expr
     sources: frozenset[str]
     how: str = ""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Facts:
+    """What the second pass found out about one equation; the replay reads it.
+
+    Attributes:
+        zeros: for each result, where it is zero once units are removed.
+        folded: sets of units whose removed entries, all alike, are counted where this equation combines entries.
+        skipped: sets of units whose removed entries are left out of a mean, which is taken over the kept ones.
+    """
+
+    zeros: tuple[Any, ...] = ()
+    folded: frozenset[Dim] = frozenset()
+    skipped: frozenset[Dim] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,10 @@ class Node:
         seen: its axes, the way rules see them; a constant operand has axes of its own for this one use.
         constants: which operands are constants.
         inner: the programs that it calls.
+        steady: of each constant operand, the axes along which it does not vary.
+        active: whether an operand depends on the inputs.
+        at: how many notes were taken before it.
+        facts: what the second pass found out, written there.
     """
 
     eqn: Any
@@ -65,6 +87,15 @@ class Node:
     seen: Seen
     constants: tuple[bool, ...]
     inner: tuple["Program", ...] = ()
+    steady: tuple[frozenset[int], ...] = ()
+    active: bool = False
+    at: int = 0
+    facts: Facts = dataclasses.field(default_factory=Facts, compare=False, repr=False)
+
+    @property
+    def remat(self) -> bool:
+        """Whether it is a call whose values are computed again for the derivative."""
+        return self.seen.name in ("remat", "remat2", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +147,41 @@ def _uniform(x: Any) -> float | None:
 
 
 _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p", "squeeze", "expand_dims"}
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "max": max,
+    "min": min,
+}
+
+
+def _constants(
+    name: str, params: Mapping[str, Any], given: Sequence[Value], shapes: Sequence[tuple[int, ...]]
+) -> list[Value]:
+    """What is known of an equation's results where all operands are constants."""
+    fill = given[0].fill if given and name in _SPREADS else None
+    if name in _ARITHMETIC and all(v.fill is not None for v in given):
+        fill = _ARITHMETIC[name](*(v.fill for v in given if v.fill is not None))
+    return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]
+
+
+def _steady(
+    name: str, params: Mapping[str, Any], given: Sequence[Value], shape: tuple[int, ...], fill: float | None
+) -> frozenset[int]:
+    """The axes along which a constant does not vary, as far as it is worth knowing: tables of positions, masks."""
+    every = frozenset(range(len(shape)))
+    if fill is not None:
+        return every
+    if name == "iota":
+        return every - {params["dimension"]}
+    if name == "broadcast_in_dim":
+        places = enumerate(params["broadcast_dimensions"])
+        return every - {d for a, d in places if a not in given[0].steady and given[0].shape[a] != 1}
+    full = [v for v in given if len(v.shape) == len(shape)]
+    if name in ELEMENTWISE and full:
+        return frozenset[int].intersection(*(v.steady for v in full))
+    return frozenset()
 
 
 class Tracer:
@@ -152,9 +218,8 @@ class Tracer:
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
-            fill = given[0].fill if given and name in _SPREADS else None
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            return node, [Value(None, s, fill) for s in shapes]
+            return node, _constants(name, eqn.params, given, shapes)
         used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
         if name == "scan":
             return self._scan(eqn, used, constants)
@@ -164,10 +229,19 @@ class Tracer:
         rule = self.rules.get(name)
         outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(eqn.params, ins, shapes)
         seen = Seen(eqn.params, ins, outs, [v.fill for v in used], name)
+        at = len(self.notes)
         self._note(name, eqn.params, used, outs)
         active = any(v.active for v in used)
         sources = frozenset[str]() if active else frozenset[str]().union(*(v.sources for v in used))
-        node = Node(eqn=eqn, kind="plain" if rule else "opaque", seen=seen, constants=constants)
+        node = Node(
+            eqn=eqn,
+            kind="plain" if rule else "opaque",
+            seen=seen,
+            constants=constants,
+            steady=tuple(v.steady for v in given),
+            active=active,
+            at=at,
+        )
         return node, [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
 
     def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:

@@ -1,13 +1,17 @@
 """A traced function written again with fewer units: every equation applied to the smaller arrays.
 
 No layer is rebuilt and no literal is touched, so what a norm divides by, or what scale attention has, stays what it was
-in the dense function; that is why the result equals the masked function.
+in the dense function; that is why the result equals the masked function. Where removed entries are not zero but all
+alike, a sum over them is made up for by the entry of one removed unit, its shadow, computed only where it is asked for.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
@@ -15,22 +19,27 @@ from jax.extend import core
 from mvp_jax.core.types import Array
 from mvp_jax.core.units import positions
 from mvp_jax.graph import placement
-from mvp_jax.graph.dims import Axes, Dim, Expr, places, resolve
+from mvp_jax.graph.dims import Axes, Dim, Expr, Sum, places, resolve, roots
 from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split
-from mvp_jax.graph.rules import PrimitiveRule
+from mvp_jax.graph.rules import PrimitiveRule, Zeros
+
+Removed: TypeAlias = frozenset[Dim]
+"""Sets of units of each of which one removed unit is looked at, instead of the kept ones."""
+
+NOBODY: Removed = frozenset()
+
+Shadows: TypeAlias = Callable[[int, Removed], Any]
+"""`(which argument of a program, sets of units) -> its entry at one removed unit of each`."""
 
 
-class Replay:
-    """Runs a program with only the kept units.
+class Sizes:
+    """Which entries of an axis stay, and how many: for each set of units that is cut, `bool[C]` on the host.
 
-    Args:
-        kept: `bool[C]` on the host for every set of units that is cut; all others stay.
-        rules: the table that the program was read with.
+    Called with an axis it gives the length after cutting.
     """
 
-    def __init__(self, kept: Mapping[Dim, np.ndarray], rules: Mapping[str, PrimitiveRule]):
+    def __init__(self, kept: Mapping[Dim, np.ndarray]):
         self.kept = kept
-        self.rules = rules
 
     def vector(self, e: Expr) -> np.ndarray | None:
         """Which entries of an axis stay; `None`: all."""
@@ -43,8 +52,7 @@ class Replay:
             keep[at[~self.kept[place.root]]] = False
         return keep
 
-    def size(self, e: Expr) -> int:
-        """The length of an axis after cutting."""
+    def __call__(self, e: Expr) -> int:
         keep = self.vector(e)
         return resolve(e).size if keep is None else int(np.count_nonzero(keep))
 
@@ -63,66 +71,119 @@ class Replay:
             cut = np.compress(keep, cut, axis=a)
         return placement.put(cut, x, keeps)
 
+    def removed(self, d: Dim) -> int:
+        """How many units of a set go."""
+        return d.size - int(np.count_nonzero(self.kept[d])) if d in self.kept else 0
+
+
+class Replay:
+    """Runs a program with only the kept units.
+
+    Args:
+        kept: `bool[C]` on the host for every set of units that is cut; all others stay.
+        rules: the table that the program was read with.
+    """
+
+    def __init__(self, kept: Mapping[Dim, np.ndarray], rules: Mapping[str, PrimitiveRule]):
+        self.size = Sizes(kept)
+        self.rules = rules
+        self._worlds: dict[Removed, Sizes] = {NOBODY: self.size}
+
+    def sizes(self, removed: Removed) -> Sizes:
+        """Lengths where one removed unit of some sets stands instead of the kept ones."""
+        if removed not in self._worlds:
+            one = {}
+            for d in removed:
+                one[d] = np.zeros(d.size, bool)
+                one[d][np.flatnonzero(~self.size.kept[d])[0]] = True
+            self._worlds[removed] = Sizes({**self.size.kept, **one})
+        return self._worlds[removed]
+
+    def cut(self, x: Any, axes: Axes) -> Any:
+        """An array of the dense function without the removed entries."""
+        return self.size.cut(x, axes)
+
     def run(self, program: Program, args: list[Any]) -> list[Any]:
         """Results for smaller arguments; constants come and go in the shapes that they had."""
-        env: dict[Any, Any] = dict(zip(program.jaxpr.invars, args, strict=True))
-        env |= dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+        return _Frame(self, program, args).results()
 
-        def value(v: Any) -> Any:
-            return v.val if isinstance(v, core.Literal) else env[v]
 
+class _Frame:
+    """One run of a program: its values over the kept units, and shadows of them.
+
+    Args:
+        replay: what is kept.
+        program: what is run.
+        args: smaller arrays for its arguments.
+        outside: gives the shadows of its arguments; `None`: those that are asked for are zero.
+    """
+
+    def __init__(self, replay: Replay, program: Program, args: Sequence[Any], outside: Shadows | None = None):
+        self.replay, self.program, self.outside = replay, program, outside
+        self.env: dict[Any, Any] = dict(zip(program.jaxpr.invars, args, strict=True))
+        self.env |= dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+        self.frames: dict[int, _Frame] = {}
+        self.found: dict[tuple[int, Removed], list[Any]] = {}
+        self.makers: dict[Any, tuple[Node, int]] = {}
         for node in program.nodes:
-            values = [value(v) for v in node.eqn.invars]
-            env.update(zip(node.eqn.outvars, self._node(node, values), strict=True))
+            self.makers |= {v: (node, i) for i, v in enumerate(node.eqn.outvars)}
+            self.env.update(zip(node.eqn.outvars, self.node(node), strict=True))
+
+    def value(self, v: Any) -> Any:
+        return v.val if isinstance(v, core.Literal) else self.env[v]
+
+    def results(self) -> list[Any]:
         # A result that the reader had to give axes to (a branch, a loop body) leaves in the smaller shape.
         return [
-            self.cut(value(v), of.dims) if constant and of.dims is not None else value(v)
-            for v, of, constant in zip(program.jaxpr.outvars, program.outs, program.constants, strict=True)
+            self.replay.cut(self.value(v), of.dims) if constant and of.dims is not None else self.value(v)
+            for v, of, constant in zip(
+                self.program.jaxpr.outvars, self.program.outs, self.program.constants, strict=True
+            )
         ]
 
-    def _node(self, node: Node, values: list[Any]) -> list[Any]:
+    # --- Over the kept units ---
+
+    def node(self, node: Node) -> list[Any]:
+        values = [self.value(v) for v in node.eqn.invars]
         if node.kind == "constant":
             return _bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
-            return self._call(node, values)
+            return self.call(node, values)
+        if node.kind in ("plain", "opaque"):
+            return self.plain(node, NOBODY)
         values = [
-            self.cut(v, axes) if constant else v
+            self.replay.cut(v, axes) if constant else v
             for v, axes, constant in zip(values, node.seen.ins, node.constants, strict=True)
         ]
         if node.kind == "scan":
-            return self._scan(node, values)
-        if node.kind == "cond":
-            branches = [lambda *ops, p=p: tuple(self.run(p, list(ops))) for p in node.inner]
-            return list(lax.switch(values[0], branches, *values[1:]))
-        rule = self.rules.get(node.seen.name)
-        params = placement.fitted_params(node.eqn.params, lambda: [self.size(e) for e in node.seen.outs[0]])
-        if rule is None or rule.emit is None:
-            return _bind(node.eqn, values, params)
-        out = rule.emit(node.seen, values, self.size, params)
-        return list(out) if node.eqn.primitive.multiple_results else [out]
+            return self.scan(node, values)
+        branches = [lambda *ops, p=p: tuple(self.replay.run(p, list(ops))) for p in node.inner]
+        return list(lax.switch(values[0], branches, *values[1:]))
 
-    def _call(self, node: Node, values: list[Any]) -> list[Any]:
+    def call(self, node: Node, values: list[Any]) -> list[Any]:
         inner = node.inner[0]
-        values = values[len(values) - len(inner.jaxpr.invars) :]
-        if node.seen.name == "custom_jvp_call" and _is_relu(node):
+        first = len(values) - len(inner.jaxpr.invars)
+        if _is_relu(node):
             # Its derivative at 0 is 0; that of the maximum inside would be one half.
-            return [jax.nn.relu(values[0])]
-        if node.seen.name in ("remat", "remat2", "checkpoint"):
+            return [jax.nn.relu(values[-1])]
+        if node.remat:
             again = jax.checkpoint(
-                lambda *args: tuple(self.run(inner, list(args))),
+                lambda *args: tuple(self.replay.run(inner, list(args))),
                 policy=node.eqn.params["policy"],
                 prevent_cse=node.eqn.params["prevent_cse"],
             )
-            return list(again(*values))
-        return self.run(inner, values)
+            return list(again(*values[first:]))
+        outside: Shadows = lambda i, removed: self.shadow(node.eqn.invars[first + i], removed)  # noqa: E731
+        self.frames[id(node)] = _Frame(self.replay, inner, values[first:], outside)
+        return self.frames[id(node)].results()
 
-    def _scan(self, node: Node, values: list[Any]) -> list[Any]:
+    def scan(self, node: Node, values: list[Any]) -> list[Any]:
         params = node.eqn.params
         n_consts, n_carry = scan_split(params)
         consts, carry, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
 
         def body(carry: tuple[Array, ...], x: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-            out = self.run(node.inner[0], [*consts, *carry, *x])
+            out = self.replay.run(node.inner[0], [*consts, *carry, *x])
             return tuple(out[:n_carry]), tuple(out[n_carry:])
 
         last, ys = lax.scan(
@@ -130,9 +191,129 @@ class Replay:
         )
         return [*last, *ys]
 
+    # --- Removed units ---
+
+    def plain(self, node: Node, removed: Removed) -> list[Any]:
+        """The results of an equation over the kept units, or at one removed unit of some sets."""
+        out = self.apply(node, removed, None)
+        sizes, facts = self.replay.sizes(removed), node.facts
+        rule = self.replay.rules.get(node.seen.name)
+        if rule is None or rule.fold is None:
+            return out
+        leaking = sorted((d for d in facts.folded if sizes.removed(d) and d not in removed), key=id)
+        for count in range(1, len(leaking) + 1):
+            for some in map(frozenset, itertools.combinations(leaking, count)):
+                taken = self.taken(node, removed, some)
+                if taken is not None:
+                    times = math.prod(self.replay.size.removed(d) for d in some)
+                    more = self.apply(node, removed | some, taken)
+                    out = [rule.fold.join(a, b, times) for a, b in zip(out, more, strict=True)]
+        if any(sizes.removed(d) for d in facts.skipped):
+            # The mean over the kept entries: their sum, as if the removed ones had the same mean.
+            axes = [node.seen.ins[i][a] for (i, a), *_ in rule.fold.axes(node.seen)]
+            share = math.prod(resolve(e).size for e in axes) / math.prod(map(sizes, axes))
+            out = [x * jnp.asarray(share, x.dtype) for x in out]
+        return out
+
+    def taken(self, node: Node, removed: Removed, some: Removed) -> dict[tuple[int, int], np.ndarray] | None:
+        """Which entries of the combined axes belong to removed units of exactly these sets; `None`: none do."""
+        rule, sizes = self.replay.rules[node.seen.name], self.replay.sizes(removed | some)
+        assert rule.fold is not None
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for places_ in rule.fold.axes(node.seen):
+            operand, axis = places_[0]
+            e = node.seen.ins[operand][axis]
+            here = some & frozenset(roots(e))
+            if not here:
+                continue
+            inside = np.ones(resolve(e).size, bool)
+            for d in here:
+                inside &= _involved(e, d)
+            keep = sizes.vector(e)
+            assert keep is not None
+            inside = inside[keep]
+            if not inside.any():
+                return None
+            if not inside.all():
+                found |= {place: np.flatnonzero(inside) for place in places_}
+        return found
+
+    def apply(self, node: Node, removed: Removed, taken: Mapping[tuple[int, int], np.ndarray] | None) -> list[Any]:
+        """Applies a primitive to smaller operands, of which only some entries may be taken."""
+        sizes = self.replay.sizes(removed)
+        values = [
+            sizes.cut(self.value(v), axes) if constant else self.shadow(v, removed) if removed else self.value(v)
+            for v, axes, constant in zip(node.eqn.invars, node.seen.ins, node.constants, strict=True)
+        ]
+        for (i, a), index in (taken or {}).items():
+            values[i] = placement.take(values[i], index, a)
+        rule = self.replay.rules.get(node.seen.name)
+        params = placement.fitted_params(node.eqn.params, lambda: [sizes(e) for e in node.seen.outs[0]])
+        if rule is None or rule.emit is None:
+            return _bind(node.eqn, values, params)
+        out = rule.emit(node.seen, values, sizes, params)
+        return list(out) if node.eqn.primitive.multiple_results else [out]
+
+    def shadow(self, v: Any, removed: Removed) -> Any:
+        """An array with one removed unit of some sets in place of the kept ones; as it is if it has none of them."""
+        if isinstance(v, core.Literal):
+            return v.val
+        axes = self.axes(v)
+        removed = removed & frozenset(d for e in axes for d in roots(e))
+        if not removed:
+            return self.env[v]
+        node, i = self.makers.get(v, (None, self.position(v)))
+        if node is None and self.outside is not None:
+            return self.outside(i, removed)
+        if node is None or _is_zero(node.facts.zeros[i], axes, removed):
+            return jnp.zeros([self.replay.sizes(removed)(e) for e in axes], v.aval.dtype)
+        if node.kind == "call" and _is_relu(node):
+            return jax.nn.relu(self.shadow(node.eqn.invars[-1], removed))
+        if node.kind == "call":
+            inner = self.frames[id(node)]
+            return inner.shadow(inner.program.jaxpr.outvars[i], removed)
+        if (id(node), removed) not in self.found:
+            self.found[id(node), removed] = self.plain(node, removed)
+        return self.found[id(node), removed][i]
+
+    def position(self, v: Any) -> int:
+        return self.program.jaxpr.invars.index(v) if v in self.program.jaxpr.invars else -1
+
+    def axes(self, v: Any) -> Axes:
+        """The axes of a variable; a constant has none of its own."""
+        if v not in self.makers:
+            return self.program.ins[self.position(v)] or [] if v in self.program.jaxpr.invars else []
+        node, i = self.makers[v]
+        if node.kind == "constant":
+            return []
+        return node.inner[0].outs[i].dims or [] if node.kind == "call" else node.seen.outs[i]
+
+
+def _is_zero(zeros: Zeros, axes: Axes, removed: Removed) -> bool:
+    """Whether an array is zero at removed units of some sets."""
+    if zeros is None:
+        return True
+    return any(d in there for there, e in zip(zeros, axes, strict=True) for d in removed & frozenset(roots(e)))
+
+
+def _involved(e: Expr, d: Dim) -> np.ndarray:
+    """The entries of an axis that a set of units has a part in."""
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return np.full(e.size, e is d)
+    parts = [_involved(part, d) for part in e.parts]
+    if isinstance(e, Sum):
+        return np.concatenate(parts)
+    found = parts[0]
+    for part in parts[1:]:
+        found = (found[:, None] | part[None, :]).ravel()
+    return found
+
 
 def _is_relu(node: Node) -> bool:
     """Whether a function with a custom derivative is `jax.nn.relu`: its name, and max(x, 0)."""
+    if node.seen.name != "custom_jvp_call":
+        return False
     eqns = open_jaxpr(called(node.eqn.params))[0].eqns
     if len(eqns) != 1 or eqns[0].params.get("name") != "relu":
         return False

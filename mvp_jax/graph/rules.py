@@ -43,19 +43,38 @@ ZerosRule: TypeAlias = Callable[[Seen, list[Zeros]], list[Zeros]]
 Emit: TypeAlias = Callable[[Seen, list[Any], Callable[[Expr], int], dict[str, Any]], Any]
 
 
+class Fold(NamedTuple):
+    """How removed entries that are all alike are counted where entries along an axis are combined into one.
+
+    Attributes:
+        axes: `use -> ((operand, axis), ...) for each axis that is combined`, one pair for each operand that has it.
+        join: `(result over the kept entries, result over one removed entry, how many are removed) -> result`.
+        skips_zeros: whether entries that are zero change nothing, as in a sum; in a maximum they count.
+    """
+
+    axes: Callable[[Seen], list[tuple[tuple[int, int], ...]]]
+    join: Callable[[Any, Any, int], Any]
+    skips_zeros: bool = True
+
+
 class PrimitiveRule(NamedTuple):
     """How one primitive treats axes and zeros, and how it is applied to smaller arrays.
+
+    The axes that pass through must be treated alike at every index, so that removed units whose entries are equal in
+    the operands have equal entries in the results.
 
     Attributes:
         dims: `(params, axes of the operands, shapes of the results) -> axes of the results`.
         zeros: `(use, zeros of the operands) -> zeros of the results`; freezes what would leak.
         emit: `(use, operands, kept size of an axis, params) -> results`, on the smaller arrays; `None`: bind the
             primitive with the parameters it had.
+        fold: how removed entries that are not zero but all alike are counted; `None`: they freeze their units.
     """
 
     dims: Dims
     zeros: ZerosRule
     emit: Emit | None = None
+    fold: Fold | None = None
 
 
 def leak(e: Expr, zero: frozenset[Dim], why: str) -> None:

@@ -1,5 +1,6 @@
 """The leaves of a function's variables: their paths, the collections that they are in, and that they are arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,6 +56,47 @@ def check_arrays(variables: PyTree) -> None:
                 "module, give params of params, rest = eqx.partition(model, eqx.is_array), and a function that calls "
                 "eqx.combine(params, rest)"
             )
+
+
+def returned(
+    named: Sequence[tuple[str, str]], shapes: Sequence[tuple[int, ...]], results: PyTree
+) -> dict[int, int]:
+    """Which results of a function are entries of a collection that come back with new values.
+
+    A part of the results is a collection other than `params` if it has exactly its paths and shapes; a collection that
+    is a single array comes back where the results have an entry of its name and shape.
+
+    Args:
+        named: the path and the collection of every leaf of the variables.
+        shapes: their shapes.
+        results: what the function returns, arrays or shapes.
+
+    Returns:
+        `{which result: which leaf of the variables}`.
+
+    >>> cache = {"key": np.zeros((2, 4)), "value": np.zeros((2, 4))}
+    >>> named = collections({"params": {"w": np.zeros(3)}, "cache": cache})
+    >>> returned(named, [(2, 4), (2, 4), (3,)], (np.zeros((2, 4)), cache))
+    {1: 0, 2: 1}
+    """
+    outs = [
+        (tuple(filter(None, trees.path_of(path).split("/"))), np.shape(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(results)
+    ]
+    found: dict[int, int] = {}
+    for name in dict.fromkeys(entry for _, entry in named if entry != "params"):
+        at = [k for k, (_, entry) in enumerate(named) if entry == name]
+        alone = len(at) == 1 and named[at[0]][0] == name  # the collection is an array itself
+        want = [((name,) if alone else tuple(named[k][0].split("/")), shapes[k]) for k in at]
+        prefixes = dict.fromkeys(path[:n] for path, _ in outs for n in range(len(path) + 1))
+        for prefix in prefixes:
+            here = [i for i, (path, _) in enumerate(outs) if path[: len(prefix)] == prefix]
+            if not alone:
+                match = [(outs[i][0][len(prefix) :], outs[i][1]) for i in here] == want
+                found |= dict(zip(here, at, strict=True)) if match else {}
+            else:
+                found |= {i: at[0] for i in here if (outs[i][0][len(prefix) :], outs[i][1]) == want[0]}
+    return found
 
 
 def settings(variables: PyTree) -> list[str]:
