@@ -166,7 +166,12 @@ def test_expand_masks_the_same_entries(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("name", ["resnet_option_a", "vit_separate", "lstm"])
+TRAINED = ["resnet_option_a", "vit_separate", "lstm"]
+NORMED = "convnext_stages vit_two_pass post_norm group_norm_large_epsilon norm_twice_without_scale norm_by_deviation"
+NORMED += " big_transfer norm_free mixer_two_pass quantised_by_channel softmax_layers squeeze_softmax"
+
+
+@pytest.mark.parametrize("name", TRAINED + NORMED.split())
 def test_slim_models_go_on_training(name):
     """Compiled, at another batch size, and differentiated: the gradient is the masked model's, cut."""
     case, groups = built(name), analysed(name).groups
@@ -210,7 +215,6 @@ def naive_difference(name, ratio):
 NAIVE = [
     *(set(adversarial.CASES) - {"batch_norm_without_scale"}),
     *(set(uneven.CASES) - set(uneven.WITHOUT_CLAIM)),
-    "linear_attention",
 ]
 
 

@@ -111,7 +111,7 @@ def scanned_blocks() -> Case:
     def apply(p, x):
         @jax.checkpoint
         def layer(x, q):
-            return centred(x + jax.nn.gelu(norm(q, x) @ q["w1"] + q["b1"]) @ q["w2"]), None
+            return x + jax.nn.gelu(norm(q, x) @ q["w1"] + q["b1"]) @ q["w2"], None
 
         x, _ = lax.scan(layer, dense(p["embed"], x), p["blocks"])
         return dense(p["head"], centred(x)[:, 0])
