@@ -12,16 +12,15 @@ from mvp_jax.graph.analysis import (
     Analysis,
     Frozen,
     PrimitiveRules,
-    Traced,
     analyse,
     find,
     groups,
     leaks,
-    trace,
 )
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
 from mvp_jax.graph.kernel_axes import contracted
 from mvp_jax.graph.rules import PrimitiveRule
+from mvp_jax.graph.tracing import Traced, trace
 from mvp_jax.graph.variables import check_arrays, collections
 
 __all__ = [

@@ -4,37 +4,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
-import jax
-
-from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
-from mvp_jax.graph import placement, zeros
-from mvp_jax.graph import program as programs
-from mvp_jax.graph.dims import Dim, freeze, places, roots, unify
+from mvp_jax.graph import zeros
+from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
-from mvp_jax.graph.program import Program, Tracer, Value
 from mvp_jax.graph.rules import PrimitiveRule
+from mvp_jax.graph.tracing import Traced, trace
 from mvp_jax.graph.variables import collections as collections
-from mvp_jax.graph.variables import returned, settings
 from mvp_jax.graph.zeros import Approximation
 
 PrimitiveRules = Sequence[tuple[str, PrimitiveRule]]
 """Rules for primitives that have none yet, or that replace the known ones: `((name, rule), ...)`."""
-
-
-class Leaf(NamedTuple):
-    """One array of the variables.
-
-    Attributes:
-        path: its path inside its collection, `fc1/kernel`.
-        collection: `params`, which is masked and cut, or the name of another entry of the variables, which is only cut.
-        value: what is known of the array, with an expression for each axis.
-    """
-
-    path: str
-    collection: str
-    value: Value
 
 
 class Frozen(NamedTuple):
@@ -53,26 +34,6 @@ class Frozen(NamedTuple):
     size: int
     reason: str
     number: int
-
-
-class Traced(NamedTuple):
-    """A function that has been read.
-
-    Attributes:
-        program: its equations with their axes.
-        leaves: the arrays of its variables, in the order of `jax.tree.leaves`.
-        notes: which arrays make, touch or read units, in the order in which the function does it.
-        structure: the tree structure of the variables.
-        results: the tree structure of what the function returns.
-        returned: which of its results are entries of a collection that come back, a cache for one.
-    """
-
-    program: Program
-    leaves: tuple[Leaf, ...]
-    notes: tuple[programs.Note, ...]
-    structure: Any
-    results: Any
-    returned: frozenset[int] = frozenset()
 
 
 class Analysis(NamedTuple):
@@ -132,6 +93,7 @@ def groups(
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> def mlp(params, x):
     ...     h = jax.nn.relu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"])
@@ -174,65 +136,6 @@ def analyse(
         for e in value.dims or [] if i not in traced.returned else []:
             freeze(e, "an axis of the output")
     return describe(traced, _leaks_but(traced, table, allow))
-
-
-def trace(
-    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, PrimitiveRule] = RULES
-) -> Traced:
-    """Reads a function: the first pass of `analyse`, which leaves the axes of its results free.
-
-    Args:
-        apply: pure, `apply(variables, *inputs)`.
-        variables: arrays or shapes.
-        *inputs: arrays or shapes.
-        rules: the whole table of rules, by primitive.
-
-    Returns:
-        The function with an expression for every axis of every array.
-
-    Raises:
-        ValueError: if a leaf of the variables is no array.
-    """
-    named = collections(variables)
-    try:
-        closed, results = _jaxpr(apply, variables, *inputs)
-    except jax.errors.ConcretizationTypeError as error:
-        plain = settings(variables)
-        if not plain:
-            raise
-        raise ValueError(
-            f"the function branches on a value, and {plain[:5]} are Python values among the variables; variables hold "
-            "arrays only: of an Equinox module, give params, rest = eqx.partition(model, eqx.is_array)"
-        ) from error
-    count = len(named)
-    leaves, args = [], []
-    for (path, collection), var in zip(named, closed.jaxpr.invars[:count], strict=True):
-        shape = tuple(var.aval.shape)
-        value = Value([Dim(n) for n in shape], shape, sources=frozenset({f"{collection}:{path}"}))
-        leaves.append(Leaf(path, collection, value))
-        args.append(value)
-    for var in closed.jaxpr.invars[count:]:
-        shape = tuple(var.aval.shape)
-        args.append(Value([Dim(n, "an axis of the input") for n in shape], shape, active=True))
-    tracer = Tracer(rules)
-    program = tracer.program(closed.jaxpr, closed.consts, args)
-    structure, of_results = jax.tree.structure(variables), jax.tree.structure(results)
-    back = returned(named, [leaf.value.shape for leaf in leaves], results)
-    for i, k in back.items():
-        for a, b in zip(program.outs[i].dims or [], leaves[k].value.dims or [], strict=False):
-            unify(a, b)
-    return Traced(program, tuple(leaves), tuple(tracer.notes), structure, of_results, frozenset(back))
-
-
-def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
-    """A function as JAX traces it, with the shardings of its arguments; without, if it cannot run on these."""
-    try:
-        return jax.make_jaxpr(apply, return_shape=True)(*args)
-    except Exception:
-        if not any(layouts.explicit(x) for x in jax.tree.leaves(args)):
-            raise
-        # Slim arrays are whole along the axes that were cut: the function may run on those, and has the same groups.
-        return jax.make_jaxpr(apply, return_shape=True)(*jax.tree.map(placement.unlaid, args))
 
 
 def leaks(

@@ -98,7 +98,7 @@ def explain(
     not to be cut
     axes  units  because
     a[0]      3  an axis of the input
-    b[1]      2  reduce_max over it
+    b[1]      2  an axis of the output
     """
     found = analysis.analyse(apply, variables, *inputs, rules=rules)
     leaves = [leaf for leaf in found.traced.leaves if leaf.collection == "params"]

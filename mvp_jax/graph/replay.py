@@ -32,7 +32,7 @@ Shadows: TypeAlias = Callable[[int, Removed], Any]
 """`(which argument of a program, sets of units) -> its entry at one removed unit of each`."""
 
 
-class Sizes:
+class KeptSizes:
     """Which entries of an axis stay, and how many: for each set of units that is cut, `bool[C]` on the host.
 
     Called with an axis it gives the length after cutting.
@@ -85,18 +85,18 @@ class Replay:
     """
 
     def __init__(self, kept: Mapping[Dim, np.ndarray], rules: Mapping[str, PrimitiveRule]):
-        self.size = Sizes(kept)
+        self.size = KeptSizes(kept)
         self.rules = rules
-        self._worlds: dict[Removed, Sizes] = {NOBODY: self.size}
+        self._worlds: dict[Removed, KeptSizes] = {NOBODY: self.size}
 
-    def sizes(self, removed: Removed) -> Sizes:
+    def sizes(self, removed: Removed) -> KeptSizes:
         """Lengths where one removed unit of some sets stands instead of the kept ones."""
         if removed not in self._worlds:
             one = {}
             for d in removed:
                 one[d] = np.zeros(d.size, bool)
                 one[d][np.flatnonzero(~self.size.kept[d])[0]] = True
-            self._worlds[removed] = Sizes({**self.size.kept, **one})
+            self._worlds[removed] = KeptSizes({**self.size.kept, **one})
         return self._worlds[removed]
 
     def cut(self, x: Any, axes: Axes) -> Any:

@@ -58,9 +58,7 @@ def check_arrays(variables: PyTree) -> None:
             )
 
 
-def returned(
-    named: Sequence[tuple[str, str]], shapes: Sequence[tuple[int, ...]], results: PyTree
-) -> dict[int, int]:
+def returned(named: Sequence[tuple[str, str]], shapes: Sequence[tuple[int, ...]], results: PyTree) -> dict[int, int]:
     """Which results of a function are entries of a collection that come back with new values.
 
     A part of the results is a collection other than `params` if it has exactly its paths and shapes; a collection that

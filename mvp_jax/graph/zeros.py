@@ -256,8 +256,8 @@ def _why(node: Node, d: Dim, within: Pass) -> str:
     before = f" before {layer!r}" if layer else ""
     if name == "reduce_sum" and node.active:
         return (
-            f"a sum (reduce_sum){before} runs over removed entries that differ from one another; if it is the mean of a "
-            'norm, allow=("norm",) takes it over the kept units'
+            f"a sum (reduce_sum){before} runs over removed entries that differ from one another; if it is the mean of "
+            'a norm, allow=("norm",) takes it over the kept units'
         )
     return f"{name}{before} runs over removed entries that differ from one another"
 

@@ -211,7 +211,7 @@ def naive_difference(name, ratio):
         return np.inf
 
 
-# Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
+# Every case that claims so: all adversarial and uneven ones but a few, which say nothing about plain removal.
 NAIVE = [
     *(set(adversarial.CASES) - {"batch_norm_without_scale"}),
     *(set(uneven.CASES) - set(uneven.WITHOUT_CLAIM)),
