@@ -214,9 +214,11 @@ class Verification(NamedTuple):
             )
             lines.append(f"slim and masked outputs differ by at most {worst:.1e} of the largest entry, {judged}")
         if self.approximate:
+            apart = (
+                f"by at most {max(self.approximate):.1e}" if np.isfinite(self.approximate).all() else "without bound"
+            )
             lines.append(
-                f"with the approximate groups cut too they differ by at most {max(self.approximate):.1e}, as expected: "
-                "training is meant to repair it"
+                f"with the approximate groups cut too they differ {apart}, as expected: training is meant to repair it"
             )
         return "\n".join(lines)
 

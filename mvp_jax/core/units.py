@@ -78,7 +78,9 @@ class Group:
         name: the path of the layer that produces the units.
         size: the number of units `C` in the dense model.
         slots: every axis that is cut when a unit goes.
-        kind: what a unit is.
+        kind: what a unit is. `stage`: a channel of a residual stream; `qk`, `value`: a dimension of queries and keys,
+            of values, in every head; `kv_head`: a head of keys and values with all query heads that read it;
+            `query_head`: one query head of each of these.
         approximate: in which ways removing units computes something else than masking them; none unless the user
             allowed it, see `graph.groups`.
     """
@@ -86,7 +88,7 @@ class Group:
     name: str
     size: int
     slots: tuple[Slot, ...]
-    kind: Literal["filter", "stage", "head", "qk", "value", "neuron"] = "filter"
+    kind: Literal["filter", "stage", "head", "kv_head", "query_head", "qk", "value", "neuron"] = "filter"
     approximate: tuple[str, ...] = ()
 
 

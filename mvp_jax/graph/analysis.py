@@ -9,6 +9,7 @@ from mvp_jax.core.units import Group, Slot
 from mvp_jax.graph import zeros
 from mvp_jax.graph.dims import Dim, freeze, places, roots
 from mvp_jax.graph.primitives import RULES
+from mvp_jax.graph.program import merged
 from mvp_jax.graph.rules import PrimitiveRule
 from mvp_jax.graph.tracing import Traced, trace
 from mvp_jax.graph.variables import collections as collections
@@ -135,7 +136,22 @@ def analyse(
     for i, value in enumerate(traced.program.outs):
         for e in value.dims or [] if i not in traced.returned else []:
             freeze(e, "an axis of the output")
+    _keep_positions(traced)
     return describe(traced, _leaks_but(traced, table, allow))
+
+
+def _keep_positions(traced: Traced) -> None:
+    """Freezes the offsets of a pixel shuffle: channels that are laid among pixels, and that no layer reads as channels.
+
+    Removing one would remove pixels. Channels that are flattened with pixels and read by a dense layer are other ones.
+    """
+    read = {d for note in traced.notes if note.role == "read" for d in roots(note.axis)}
+    for e in merged(traced.program):
+        of_axis = list(roots(e))
+        if any(d.why and d.size > 1 for d in of_axis):
+            for d in of_axis:
+                if d not in read:
+                    freeze(d, "its units are laid among positions, as the offsets of a pixel shuffle are")
 
 
 def leaks(
@@ -258,9 +274,10 @@ def _names(traced: Traced, free: list[Dim]) -> dict[Dim, tuple[str, Any]]:
                     order.setdefault(d, len(traced.notes) + len(order))
                     layers[d].append(_layer(leaf.path))
     named: dict[Dim, tuple[str, str]] = {}
+    shared = _shared_heads(traced, {d for d in free if "head" in kinds[d]})
     for d in sorted(free, key=lambda d: order[d]):
-        kind = _kind(set(kinds[d]), len(layers[d]))
-        named[d] = (_parent(layers[d]) if kind == "head" else layers[d][0], kind)
+        kind = shared.get(d) or _kind(set(kinds[d]), len(layers[d]))
+        named[d] = (_parent(layers[d]) if kind in ("head", "kv_head") else layers[d][0], kind)
     taken: dict[str, list[Dim]] = {}
     for d, (name, _) in named.items():
         taken.setdefault(name, []).append(d)
@@ -274,6 +291,21 @@ def _names(traced: Traced, free: list[Dim]) -> dict[Dim, tuple[str, Any]]:
             own = f"{name}:{kind}" + (f"{seen[kind]}" if seen[kind] > 1 else "")
             named[d] = (own, kind)
     return named
+
+
+def _shared_heads(traced: Traced, heads: set[Dim]) -> dict[Dim, str]:
+    """Which heads are of grouped queries: those of keys and values, and within each of them those of queries."""
+    beside: dict[Dim, set[Dim]] = {}
+    alone: set[Dim] = set()
+    for leaf in traced.leaves:
+        for e in leaf.value.dims or []:
+            here = set(roots(e)) & heads
+            alone |= here if len(here) == 1 else set()
+            for d in here if len(here) > 1 else ():
+                beside.setdefault(d, set()).update(here - {d})
+    return {
+        d: "kv_head" if d in alone else "query_head" for d, others in beside.items() if d in alone or others & alone
+    }
 
 
 def _layer(source: str) -> str:

@@ -1,14 +1,16 @@
 """What tracing found out about a function, for a person: groups, what hangs on them, and what may not be cut."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mvp_jax.core.types import PyTree
-from mvp_jax.core.units import Slot
+from mvp_jax.core.units import Group, Slot
 from mvp_jax.graph import analysis, work
+from mvp_jax.graph.zeros import Approximation
 
 
 class GroupExplanation(NamedTuple):
@@ -22,6 +24,7 @@ class GroupExplanation(NamedTuple):
         flops: the share of the function's operations, 0 to 1, in which its units take part.
         makes: the arrays that make its units, as `path[axis]`.
         reads: the arrays that read its units, as `path[axis]`.
+        approximate: in which of the allowed ways removing its units differs from masking them; see `graph.groups`.
     """
 
     name: str
@@ -31,6 +34,7 @@ class GroupExplanation(NamedTuple):
     flops: float
     makes: tuple[str, ...]
     reads: tuple[str, ...]
+    approximate: tuple[str, ...] = ()
 
 
 class Explanation(NamedTuple):
@@ -44,6 +48,8 @@ class Explanation(NamedTuple):
         params: how many parameters the function has.
         flops: the floating-point operations of one call on the inputs that it was traced with; see `core.flops`.
         arrays: paths of all parameters, in the order in which the function uses them.
+        left: the share of all parameters, 0 to 1, that stays when half of the units of every group go.
+        halving: the share of the units of every group whose removal leaves half of the parameters; 1 if none does.
     """
 
     rows: tuple[GroupExplanation, ...]
@@ -51,6 +57,8 @@ class Explanation(NamedTuple):
     params: int
     flops: int
     arrays: tuple[str, ...]
+    left: float = 1.0
+    halving: float = 1.0
 
     def __str__(self) -> str:
         head = ("group", "kind", "units", "params", "FLOPs", "made by", "read by")
@@ -58,7 +66,17 @@ class Explanation(NamedTuple):
             (r.name, r.kind, str(r.size), f"{r.params:.1%}", f"{r.flops:.1%}", _short(r.makes), _short(r.reads))
             for r in self.rows
         ]
-        lines = [f"{self.params:,} parameters, {self.flops:,} FLOPs, {len(self.rows)} groups", "", *_table(head, body)]
+        counted = f"{len(self.rows)} group{'' if len(self.rows) == 1 else 's'}"
+        lines = [f"{self.params:,} parameters, {self.flops:,} FLOPs, {counted}", "", *_table(head, body)]
+        loose = [(r.name, ", ".join(r.approximate)) for r in self.rows if r.approximate]
+        if loose:
+            lines += ["", "approximate: slim is near to masked, not equal", *_table(("group", "allowed by"), loose)]
+        if self.left < 0.2:
+            lines += [
+                "",
+                f"Groups share arrays, so their cuts multiply: half of every group leaves {self.left:.1%} of the "
+                f"parameters; removing {self.halving:.0%} of every group leaves half of them.",
+            ]
         if self.frozen:
             sets: dict[int, list[analysis.Frozen]] = {}
             for f in self.frozen:
@@ -71,7 +89,11 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: analysis.PrimitiveRules = ()
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    rules: analysis.PrimitiveRules = (),
+    allow: Sequence[Approximation] = (),
 ) -> Explanation:
     """The groups of a function with what hangs on each, and what may not be cut and why.
 
@@ -80,17 +102,18 @@ def explain(
         variables: any pytree of arrays or shapes.
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
+        allow: ways in which the slim function may differ from the masked one, as `graph.groups` takes them.
 
     Returns:
-        An explanation, which prints as tables: the groups with their shares of parameters and operations, then the axes
-        that have to stay with the reasons.
+        An explanation, which prints as tables: the groups with their shares of parameters and operations, those that
+        are approximate, then the axes that have to stay with the reasons and what would let them go.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> def mlp(params, x):
     ...     return jax.nn.softmax(jax.nn.relu(x @ params["a"]) @ params["b"])
     >>> print(explain(mlp, {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}, jnp.ones((1, 3))))
-    40 parameters, 95 FLOPs, 1 groups
+    40 parameters, 95 FLOPs, 1 group
     <BLANKLINE>
     group  kind    units  params  FLOPs  made by  read by
     a      neuron      8  100.0%  92.6%  a[1]     b[0]
@@ -100,7 +123,7 @@ def explain(
     a[0]      3  an axis of the input
     b[1]      2  an axis of the output
     """
-    found = analysis.analyse(apply, variables, *inputs, rules=rules)
+    found = analysis.analyse(apply, variables, *inputs, rules=rules, allow=allow)
     leaves = [leaf for leaf in found.traced.leaves if leaf.collection == "params"]
     shapes = {leaf.path: leaf.value.shape for leaf in leaves}
     total = sum(math.prod(shape) for shape in shapes.values())
@@ -118,8 +141,9 @@ def explain(
                 size=g.size,
                 params=own / max(total, 1),
                 flops=spent / max(flops, 1),
-                makes=tuple(f"{s.path}[{s.axis}]" for s in touched if s.scored),
-                reads=tuple(f"{s.path}[{s.axis}]" for s in touched if not s.scored),
+                makes=tuple(dict.fromkeys(f"{s.path}[{s.axis}]" for s in touched if s.scored)),
+                reads=tuple(dict.fromkeys(f"{s.path}[{s.axis}]" for s in touched if not s.scored)),
+                approximate=g.approximate,
             )
         )
     first: dict[str, int] = {}
@@ -127,7 +151,34 @@ def explain(
         for source in note.sources:
             first.setdefault(source.removeprefix("params:"), i)
     arrays = sorted(shapes, key=lambda path: first.get(path, len(found.traced.notes)))
-    return Explanation(tuple(rows), found.frozen, total, flops, tuple(arrays))
+    left = functools.partial(_left, shapes, found.groups)
+    return Explanation(tuple(rows), found.frozen, total, flops, tuple(arrays), left(0.5), _halving(left))
+
+
+def _left(shapes: Mapping[str, tuple[int, ...]], groups: Sequence[Group], ratio: float) -> float:
+    """The share of parameters that stays when a share of every group's units goes; at least one unit stays."""
+    gone: dict[tuple[str, int], np.ndarray] = {}
+    for g in groups:
+        removed = min(round(ratio * g.size), g.size - 1)
+        for s in g.slots:
+            if s.collection == "params":
+                there = gone.setdefault((s.path, s.axis), np.zeros(shapes[s.path][s.axis], bool))
+                there[s.index(g.size)[:removed]] = True
+    kept = {path: list(shape) for path, shape in shapes.items()}
+    for (path, axis), there in gone.items():
+        kept[path][axis] = int(np.count_nonzero(~there))
+    return sum(map(math.prod, kept.values())) / max(sum(map(math.prod, shapes.values())), 1)
+
+
+def _halving(left: Callable[[float], float]) -> float:
+    """The smallest share of every group, in hundredths, that leaves at most half of the parameters."""
+    low, high = 0, 100
+    if left(1.0) > 0.5:
+        return 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if left(middle / 100) <= 0.5 else (middle, high)
+    return high / 100
 
 
 def _paths(slots: list[Slot]) -> list[str]:

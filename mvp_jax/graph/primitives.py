@@ -7,7 +7,7 @@ from mvp_jax.graph.shaping import SHAPING
 
 _ZERO_AT_ZERO = (
     "abs neg sign sqrt cbrt square tanh tan sin asin atan sinh asinh atanh erf erf_inv expm1 log1p floor ceil round "
-    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint reshard add sub max min "
+    "convert_element_type reduce_precision copy copy_p stop_gradient sharding_constraint reshard add sub "
     "add_any or xor"
 )
 _NEVER_ZERO = "exp exp2 cos cosh acos logistic erfc not eq ne lt le gt ge is_finite nextafter atan2"
@@ -19,6 +19,8 @@ RULES: dict[str, PrimitiveRule] = {
     **{name: PrimitiveRule(rules.same, rules.no_zero_divisor) for name in ("div", "rem")},
     **{name: PrimitiveRule(rules.same, rules.singular) for name in ("log", "rsqrt", "lgamma", "digamma", "acosh")},
     **{name: PrimitiveRule(rules.same, rules.power) for name in ("pow", "integer_pow")},
+    "max": PrimitiveRule(rules.same, rules.maximum),
+    "min": PrimitiveRule(rules.same, rules.minimum),
     "select_n": PrimitiveRule(rules.same, rules.select),
     "clamp": PrimitiveRule(rules.same, rules.clamp),
     **SHAPING,

@@ -7,14 +7,14 @@ inputs (tables, masks, `iota`) stay as they are and are cut where they are used,
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.extend import core
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, resolve, unify
+from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, freeze, resolve, unify
 from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
 from mvp_jax.graph.rules import PrimitiveRule, Seen
 
@@ -147,12 +147,18 @@ def _uniform(x: Any) -> float | None:
 
 
 _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p", "squeeze", "expand_dims"}
-_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+_ARITHMETIC: dict[str, Callable[[float, float], float | bool]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "max": max,
     "min": min,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
+    "eq": operator.eq,
+    "ne": operator.ne,
 }
 
 
@@ -161,8 +167,10 @@ def _constants(
 ) -> list[Value]:
     """What is known of an equation's results where all operands are constants."""
     fill = given[0].fill if given and name in _SPREADS else None
+    if fill is not None and name == "convert_element_type":
+        fill = float(np.asarray(fill).astype(params["new_dtype"]))
     if name in _ARITHMETIC and all(v.fill is not None for v in given):
-        fill = _ARITHMETIC[name](*(v.fill for v in given if v.fill is not None))
+        fill = float(_ARITHMETIC[name](*(v.fill for v in given if v.fill is not None)))
     return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]
 
 
@@ -325,6 +333,15 @@ class Tracer:
             if name in ("add", "sub", "add_any") and sum(v.active for v in used) > 1:
                 for e in outs[0]:
                     add(Note("summed", e, frozenset()))
+
+
+def merged(program: Program) -> Iterator[Prod]:
+    """The axes of a program, and of those that it calls, that a reshape made of several."""
+    for node in program.nodes:
+        if node.seen.name == "reshape":
+            yield from (e for axes in node.seen.outs for e in map(resolve, axes) if isinstance(e, Prod))
+        for inner in node.inner:
+            yield from merged(inner)
 
 
 def read(env: Mapping[Any, Value], v: Any) -> Value:

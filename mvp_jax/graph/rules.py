@@ -163,8 +163,28 @@ def power(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return nothing(seen) if y == 0 else singular(seen, zs)
 
 
+def _bounded(seen: Seen, zs: list[Zeros], idle: Callable[[float], bool]) -> list[Zeros]:
+    """Zero where the value is, if the other operand is a constant that does not move zero."""
+    for i, fill in enumerate(seen.fills):
+        if fill is not None and fill != 0 and idle(fill):
+            return per_axis(seen, zs, (1 - i,), "all")
+    return where_all(seen, zs)
+
+
+def maximum(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where both are, and where one is if the other is a negative constant: max(0, c) = 0."""
+    return _bounded(seen, zs, lambda fill: fill < 0)
+
+
+def minimum(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where both are, and where one is if the other is a positive constant: min(0, c) = 0."""
+    return _bounded(seen, zs, lambda fill: fill > 0)
+
+
 def select(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
-    """Zero where every choice is."""
+    """Zero where every choice is, or the one that a known condition makes."""
+    if seen.fills[0] is not None:
+        return per_axis(seen, zs, (1 + int(seen.fills[0]),), "all")
     return per_axis(seen, zs, range(1, len(zs)), "all")
 
 

@@ -7,7 +7,8 @@ its input, is even). A sum over removed entries that are even is counted; whatev
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.extend import core
@@ -19,6 +20,9 @@ from mvp_jax.graph.rules import Fold, PrimitiveRule, Zeros
 
 Approximation: TypeAlias = Literal["norm", "positions", "kernel_standardisation"]
 """A way in which a slim function may differ from the masked one, if the user allows it."""
+
+Means: TypeAlias = Callable[[], frozenset[int]]
+"""Gives the sums of a program, by the identity of their nodes, that are means; found only if it is asked for."""
 
 MOST_FOLDED = 4
 """How many sets of units may be counted in one combination: each subset of them takes a term."""
@@ -63,10 +67,10 @@ class Pass:
 def follow(program: Program, given: Sequence[Known], within: Pass) -> list[Known]:
     """What is known of a program's results, given what is known of its arguments; freezes what leaks."""
     env: dict[Any, Known] = dict(zip(program.jaxpr.invars, given, strict=True))
-    means = _means(program) if within.allowed else frozenset[int]()
+    means = functools.cache(lambda: _means(program))
     for node in program.nodes:
         known = [_read(env, v, i, node) for i, v in enumerate(node.eqn.invars)]
-        found = _equation(node, known, within, id(node) in means)
+        found = _equation(node, known, within, means)
         env.update(zip(node.eqn.outvars, found, strict=True))
     return [_of(env, v, value) for v, value in zip(program.jaxpr.outvars, program.outs, strict=True)]
 
@@ -105,14 +109,14 @@ def _read(env: Mapping[Any, Known], v: Any, i: int, node: Node) -> Known:
     return Known() if isinstance(v, core.Literal) else env.get(v, Known())
 
 
-def _equation(node: Node, known: list[Known], within: Pass, mean: bool) -> list[Known]:
+def _equation(node: Node, known: list[Known], within: Pass, means: Means) -> list[Known]:
     match node.kind:
         case "constant":
             return [Known() for _ in node.eqn.outvars]
         case "opaque":
             return [unknown(axes) for axes in node.seen.outs]
         case "plain":
-            return _plain(node, known, within, mean)
+            return _plain(node, known, within, means)
         case "call":
             inner = node.inner[0]
             known = known[len(known) - len(inner.jaxpr.invars) :]
@@ -178,15 +182,16 @@ def _scan(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
 # --- One equation ----------------------------------------------------------------------------------------------------
 
 
-def _plain(node: Node, known: list[Known], within: Pass, mean: bool) -> list[Known]:
+def _plain(node: Node, known: list[Known], within: Pass, means: Means) -> list[Known]:
     seen, rule = node.seen, within.rules[node.seen.name]
     zs = [k.zeros for k in known]
     unevens = [k.uneven for k in known]
     if within.allowed:
         _treat_as_parameters(node, zs, unevens, within)
+    if seen.name in _DIVISORS and not node.active:
         _let_vanish(node, zs, within)
     if rule.fold is not None:
-        _count_removed(node, rule.fold, zs, unevens, within, mean)
+        _count_removed(node, rule.fold, zs, unevens, within, means)
     found = rule.zeros(seen, zs)
     node.facts.zeros = tuple(found)
     uneven = frozenset[Dim]().union(*unevens)
@@ -213,7 +218,7 @@ def _twice(axes: Axes) -> frozenset[Dim]:
 
 
 def _count_removed(
-    node: Node, fold: Fold, zs: list[Zeros], unevens: Sequence[frozenset[Dim]], within: Pass, mean: bool
+    node: Node, fold: Fold, zs: list[Zeros], unevens: Sequence[frozenset[Dim]], within: Pass, means: Means
 ) -> None:
     """Finds out whose removed entries can be counted where entries are combined; to the rule these are as if zero."""
     folded, skipped = set[Dim](), set[Dim]()
@@ -225,10 +230,10 @@ def _count_removed(
                 continue
             if len(folded) < MOST_FOLDED and all(_is_one(node, i, d, unevens[i]) for i, _ in places):
                 folded.add(d)
-            elif mean and within.may(d, "norm" if node.active else "kernel_standardisation"):
+            elif id(node) in means() and within.may(d, _way(node)):
                 skipped.add(d)
             else:
-                freeze(d, _why(node, d, within))
+                freeze(d, _why(node, d, within, id(node) in means()))
                 continue
             for i, a in places:
                 z = zs[i]
@@ -242,24 +247,32 @@ def _is_one(node: Node, operand: int, d: Dim, uneven: frozenset[Dim]) -> bool:
     return d not in uneven and sum(_times(e, d) for e in node.seen.ins[operand]) == 1
 
 
-def _why(node: Node, d: Dim, within: Pass) -> str:
-    """In words: what combines removed entries that differ, and what can be done."""
-    name = node.seen.name
-    layer = next(
-        (
-            min(note.sources).partition(":")[2].rpartition("/")[0] or min(note.sources).partition(":")[2]
-            for note in within.notes[node.at :]
-            if note.sources and any(r is d for r in roots(note.axis))
-        ),
-        "",
+def _way(node: Node) -> Approximation:
+    """What a mean belongs to: a norm, or where it is of parameters alone, a standardised kernel."""
+    return "norm" if node.active else "kernel_standardisation"
+
+
+def _why(node: Node, d: Dim, within: Pass, mean: bool) -> str:
+    """In words: what combines removed entries that differ, in which layer, and what can be done."""
+    layer = _layer_after(node, d, within)
+    what = f"{node.seen.name}{f' before {layer!r}' if layer else ''} runs over removed entries that differ"
+    if not mean:
+        return f"{what} from one another"
+    where = f"a mean in {layer!r}" if layer else "a mean"
+    more = ', allow=("positions",) treats fixed tables that are added as parameters' if node.active else ""
+    return (
+        f"{where} runs over removed entries that differ from one another (reduce_sum): "
+        f'allow=("{_way(node)}",) takes it over the kept ones{more}'
     )
-    before = f" before {layer!r}" if layer else ""
-    if name == "reduce_sum" and node.active:
-        return (
-            f"a sum (reduce_sum){before} runs over removed entries that differ from one another; if it is the mean of "
-            'a norm, allow=("norm",) takes it over the kept units'
-        )
-    return f"{name}{before} runs over removed entries that differ from one another"
+
+
+def _layer_after(node: Node, d: Dim, within: Pass) -> str:
+    """The layer that is the next to touch some units after an equation: that of a norm's scale, for one."""
+    for note in within.notes[node.at :]:
+        if note.sources and any(r is d for r in roots(note.axis)):
+            path = min(note.sources).partition(":")[2]
+            return path.rpartition("/")[0] or path
+    return ""
 
 
 # --- What may be approximate -----------------------------------------------------------------------------------------
@@ -278,18 +291,25 @@ def _treat_as_parameters(node: Node, zs: list[Zeros], unevens: list[frozenset[Di
         unevens[i] = unevens[i] - gone
 
 
-_DIVISORS = {"div": 1, "rem": 1, "rsqrt": 0, "log": 0, "pow": 0, "integer_pow": 0}
+_DIVISORS = {"div": 1, "rem": 1, "rsqrt": 0, "log": 0}
+"""Primitives that have no value where this operand is zero."""
 
 
 def _let_vanish(node: Node, zs: list[Zeros], within: Pass) -> None:
     """A standardised kernel without an epsilon divides zero by zero where a filter is removed; nobody reads it then."""
-    i = _DIVISORS.get(node.seen.name)
-    z = None if i is None or node.active else zs[i]
-    if i is None or z is None:
+    i = _DIVISORS[node.seen.name]
+    z = zs[i]
+    if z is None:
         return
     for a, there in enumerate(z):
         gone = frozenset(d for d in there if within.may(d, "kernel_standardisation"))
         z = (*z[:a], there - gone, *z[a + 1 :])
+        for d in frozenset(roots(node.seen.ins[i][a])) & there - gone:
+            freeze(
+                d,
+                f"{node.seen.name} of a value made of parameters that is zero where units are removed: an epsilon "
+                'below the root, or allow=("kernel_standardisation",), lets them go',
+            )
     zs[i] = z
 
 

@@ -106,8 +106,8 @@ def rotary_grouped_query() -> Case:
             "embed/kernel:1 embed,o/bias:0 rms1,rms2/scale:0 q,k,v,head/kernel:0 o/kernel:2",
             kind="stage",
         ),
-        unit(shared, "q,k,v/kernel:1 q,k,v/bias:0 o/kernel:0", kind="head"),
-        unit(heads // shared, "q/kernel:1 q/bias:0 o/kernel:0", kind="head"),
+        unit(shared, "q,k,v/kernel:1 q,k,v/bias:0 o/kernel:0", kind="kv_head"),
+        unit(heads // shared, "q/kernel:1 q/bias:0 o/kernel:0", kind="query_head"),
         unit(half, "q,k/kernel:2 q,k/bias:1", kind="qk"),
         unit(5, "v/kernel:2 v/bias:1 o/kernel:1", kind="value"),
     )
