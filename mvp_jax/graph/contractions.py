@@ -7,10 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, at_most, freeze, product, resolve, roots, unify
-from mvp_jax.graph.rules import Dims, Fold, PrimitiveRule, Seen, Zeros, leak, moved, nothing, same, shape_of
-
-Shapes = list[tuple[int, ...]]
-
+from mvp_jax.graph.rules import Dims, Fold, PrimitiveRule, Seen, Shapes, Zeros, leak, moved, nothing, same, shape_of
 
 # --- Reductions and orders -------------------------------------------------------------------------------------------
 

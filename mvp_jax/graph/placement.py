@@ -118,6 +118,16 @@ def fitted(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
     return without(sharding, len(shape), odd) if odd else sharding
 
 
+def varying_as(x: Array, aval: Any) -> Array:
+    """An array inside `shard_map` that counts as different on the devices on which another one, of this type, may be.
+
+    >>> varying_as(jnp.arange(2), jax.typeof(jnp.arange(2))).tolist()
+    [0, 1]
+    """
+    names = tuple(getattr(aval, "vma", ()))
+    return jax.lax.pcast(x, names, to="varying") if names else x
+
+
 _SHARDINGS = ("sharding", "out_sharding", "dst_sharding")
 
 

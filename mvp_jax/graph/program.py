@@ -1,24 +1,18 @@
-"""A traced function whose every axis carries an expression: the first of two passes over a jaxpr.
+"""What is known of a traced function: its arrays, its equations and its programs, each with expressions for its axes.
 
-This pass says which axes are cut alike (`dims`), and notes who makes and who reads units, from which groups get their
-names. Calls are walked into, `scan` bodies and `cond` branches once each. Values that depend on neither variables nor
-inputs (tables, masks, `iota`) stay as they are and are cut where they are used, each use by itself.
+`reading` makes these records of a jaxpr, `zeros` writes into them what it finds, `replay` runs them on smaller arrays.
 """
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import jax
-import numpy as np
-from jax.extend import core
+from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve
+from mvp_jax.graph.rules import Seen
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, freeze, resolve, unify
-from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
-from mvp_jax.graph.rules import PrimitiveRule, Seen
-
-Kind = Literal["constant", "plain", "call", "scan", "cond", "opaque"]
+T = TypeVar("T")
+Kind = Literal["constant", "plain", "call", "scan", "cond", "while", "shard_map", "opaque"]
 Role = Literal["make", "touch", "read", "head", "qk", "value", "summed"]
 
 
@@ -127,6 +121,23 @@ def scan_split(params: Mapping[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def while_parts(params: Mapping[str, Any], operands: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+    """What a `while` hands to its condition, to its body, and from step to step."""
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+
+
+def split_axes(mesh: Any, spec: Any) -> frozenset[int]:
+    """The axes of an array of which the devices of a mesh hold different parts.
+
+    >>> import jax
+    >>> split_axes(jax.make_mesh((1,), ("data",)), jax.sharding.PartitionSpec(None, "data"))
+    frozenset()
+    """
+    names = [(entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else () for entry in spec]
+    return frozenset(a for a, several in enumerate(names) if math.prod(mesh.shape[name] for name in several) > 1)
+
+
 def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     """A jaxpr, closed or not, and its constants."""
     return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, ())
@@ -137,204 +148,6 @@ def called(params: Mapping[str, Any]) -> Any:
     return next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
 
 
-def _uniform(x: Any) -> float | None:
-    """The number that a scalar is; JAX's own key types have none."""
-    if np.shape(x) != () or not isinstance(x, np.ndarray | np.generic | int | float | bool | jax.Array):
-        return None
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
-        return None
-    return float(x) if np.isrealobj(x) else None
-
-
-_SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p", "squeeze", "expand_dims"}
-_ARITHMETIC: dict[str, Callable[[float, float], float | bool]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "max": max,
-    "min": min,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "lt": operator.lt,
-    "le": operator.le,
-    "eq": operator.eq,
-    "ne": operator.ne,
-}
-
-
-def _constants(
-    name: str, params: Mapping[str, Any], given: Sequence[Value], shapes: Sequence[tuple[int, ...]]
-) -> list[Value]:
-    """What is known of an equation's results where all operands are constants."""
-    fill = given[0].fill if given and name in _SPREADS else None
-    if fill is not None and name == "convert_element_type":
-        fill = float(np.asarray(fill).astype(params["new_dtype"]))
-    if name in _ARITHMETIC and all(v.fill is not None for v in given):
-        fill = float(_ARITHMETIC[name](*(v.fill for v in given if v.fill is not None)))
-    return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]
-
-
-def _steady(
-    name: str, params: Mapping[str, Any], given: Sequence[Value], shape: tuple[int, ...], fill: float | None
-) -> frozenset[int]:
-    """The axes along which a constant does not vary, as far as it is worth knowing: tables of positions, masks."""
-    every = frozenset(range(len(shape)))
-    if fill is not None:
-        return every
-    if name == "iota":
-        return every - {params["dimension"]}
-    if name == "broadcast_in_dim":
-        places = enumerate(params["broadcast_dimensions"])
-        return every - {d for a, d in places if a not in given[0].steady and given[0].shape[a] != 1}
-    full = [v for v in given if len(v.shape) == len(shape)]
-    if name in ELEMENTWISE and full:
-        return frozenset[int].intersection(*(v.steady for v in full))
-    return frozenset()
-
-
-class Tracer:
-    """Reads jaxprs by a table of rules, and collects the notes."""
-
-    def __init__(self, rules: Mapping[str, PrimitiveRule]):
-        self.rules = rules
-        self.notes: list[Note] = []
-
-    def program(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> Program:
-        """Reads a program whose arguments are as given."""
-        env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
-        env |= {v: Value(None, np.shape(c), _uniform(c)) for v, c in zip(jaxpr.constvars, consts, strict=True)}
-        nodes = []
-        for eqn in jaxpr.eqns:
-            node, outs = self.equation(eqn, [read(env, v) for v in eqn.invars])
-            nodes.append(node)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        results = tuple(read(env, v) for v in jaxpr.outvars)
-        return Program(
-            jaxpr=jaxpr,
-            consts=tuple(consts),
-            nodes=tuple(nodes),
-            ins=tuple(a.dims for a in args),
-            outs=results,
-            constants=tuple(v.dims is None for v in results),
-        )
-
-    def equation(self, eqn: Any, given: list[Value]) -> tuple[Node, list[Value]]:
-        """Reads one equation."""
-        name = eqn.primitive.name
-        if name in INLINED:
-            return self._call(eqn, given)
-        constants = tuple(v.dims is None for v in given)
-        shapes = [tuple(v.aval.shape) for v in eqn.outvars]
-        if all(constants):
-            node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            return node, _constants(name, eqn.params, given, shapes)
-        used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
-        if name == "scan":
-            return self._scan(eqn, used, constants)
-        if name == "cond":
-            return self._cond(eqn, used, constants)
-        ins = [v.dims or [] for v in used]
-        rule = self.rules.get(name)
-        outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(eqn.params, ins, shapes)
-        seen = Seen(eqn.params, ins, outs, [v.fill for v in used], name)
-        at = len(self.notes)
-        self._note(name, eqn.params, used, outs)
-        active = any(v.active for v in used)
-        sources = frozenset[str]() if active else frozenset[str]().union(*(v.sources for v in used))
-        node = Node(
-            eqn=eqn,
-            kind="plain" if rule else "opaque",
-            seen=seen,
-            constants=constants,
-            steady=tuple(v.steady for v in given),
-            active=active,
-            at=at,
-        )
-        return node, [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
-
-    def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-        why = f"{name} has no rule"
-        for axes in ins:
-            for e in axes:
-                freeze(e, why)
-        return [[Dim(n, why) for n in shape] for shape in shapes]
-
-    def _call(self, eqn: Any, given: list[Value]) -> tuple[Node, list[Value]]:
-        jaxpr, consts = open_jaxpr(called(eqn.params))
-        # A custom derivative's own constants come first; the function does not take them.
-        inner = self.program(jaxpr, consts, given[len(given) - len(jaxpr.invars) :])
-        seen = Seen(eqn.params, [], [], [], eqn.primitive.name)
-        node = Node(eqn=eqn, kind="call", seen=seen, constants=tuple(v.dims is None for v in given), inner=(inner,))
-        return node, list(inner.outs)
-
-    def _scan(self, eqn: Any, used: list[Value], constants: tuple[bool, ...]) -> tuple[Node, list[Value]]:
-        n_consts, n_carry = scan_split(eqn.params)
-        split = n_consts + n_carry
-        for v in used[split:]:
-            freeze((v.dims or [])[0], "a scan runs along it")
-        # What a carry depends on changes from step to step: it counts as depending on everything.
-        carry = [v._replace(active=True, sources=frozenset(), fill=None) for v in used[n_consts:split]]
-        xs = [v._replace(dims=(v.dims or [])[1:], shape=v.shape[1:]) for v in used[split:]]
-        jaxpr, consts = open_jaxpr(eqn.params["jaxpr"])
-        inner = self.program(jaxpr, consts, [*used[:n_consts], *carry, *xs])
-        results = [_with_dims(v) for v in inner.outs]
-        inner = dataclasses.replace(inner, outs=tuple(results))
-        for before, after in zip(carry, results[:n_carry], strict=True):
-            for a, b in zip(before.dims or [], after.dims or [], strict=True):
-                unify(a, b)
-        length = eqn.params["length"]
-        outs: list[Axes] = [v.dims or [] for v in carry]
-        outs += [[Dim(length, "a scan runs along it"), *(v.dims or [])] for v in results[n_carry:]]
-        seen = Seen(eqn.params, [v.dims or [] for v in used], outs, [v.fill for v in used], "scan")
-        node = Node(eqn=eqn, kind="scan", seen=seen, constants=constants, inner=(inner,))
-        return node, [Value(o, tuple(v.aval.shape), active=True) for o, v in zip(outs, eqn.outvars, strict=True)]
-
-    def _cond(self, eqn: Any, used: list[Value], constants: tuple[bool, ...]) -> tuple[Node, list[Value]]:
-        inner = []
-        for branch in eqn.params["branches"]:
-            jaxpr, consts = open_jaxpr(branch)
-            program = self.program(jaxpr, consts, used[1:])
-            inner.append(dataclasses.replace(program, outs=tuple(_with_dims(v) for v in program.outs)))
-        outs: list[Axes] = [v.dims or [] for v in inner[0].outs]
-        for program in inner[1:]:
-            for axes, v in zip(outs, program.outs, strict=True):
-                for a, b in zip(axes, v.dims or [], strict=True):
-                    unify(a, b)
-        seen = Seen(eqn.params, [v.dims or [] for v in used], outs, [v.fill for v in used], "cond")
-        node = Node(eqn=eqn, kind="cond", seen=seen, constants=constants, inner=tuple(inner))
-        return node, [Value(o, tuple(v.aval.shape), active=True) for o, v in zip(outs, eqn.outvars, strict=True)]
-
-    def _note(self, name: str, params: Mapping[str, Any], used: list[Value], outs: list[Axes]) -> None:
-        """Who makes, touches or reads which units here."""
-        add = self.notes.append
-        if name == "dot_general":
-            contracted, batch = params["dimension_numbers"]
-            # Learned queries are made of parameters alone, but of several: they are data, not a kernel.
-            by_data = all(v.active or (batch[0] and len(v.sources) > 1) for v in used)
-            for v, other, c, b in zip(used, reversed(used), contracted, batch, strict=True):
-                for a, e in enumerate(v.dims or []):
-                    if by_data:
-                        add(Note("qk" if a in c else "head" if a in b else "value", e, v.sources))
-                    elif v.sources and (other.active or a not in b):
-                        add(Note("read" if a in c else "touch" if a in b else "make", e, v.sources, "neuron"))
-        elif name == "conv_general_dilated" and used[1].sources:
-            spec = params["dimension_numbers"]
-            made, read = ((used[1].dims or [])[a] for a in spec.rhs_spec[:2])
-            depthwise = params["feature_group_count"] > 1 and resolve(read).size == 1
-            add(Note("read", read, used[1].sources))
-            add(Note("touch" if depthwise else "make", made, used[1].sources, "filter"))
-        elif name == "gather" and used[0].sources:
-            for e in used[0].dims or []:
-                add(Note("make", e, used[0].sources, "neuron"))
-        elif any(v.active for v in used):
-            for v in used:
-                for e in v.dims or [] if v.sources else []:
-                    add(Note("touch", e, v.sources))
-            if name in ("add", "sub", "add_any") and sum(v.active for v in used) > 1:
-                for e in outs[0]:
-                    add(Note("summed", e, frozenset()))
-
-
 def merged(program: Program) -> Iterator[Prod]:
     """The axes of a program, and of those that it calls, that a reshape made of several."""
     for node in program.nodes:
@@ -342,14 +155,3 @@ def merged(program: Program) -> Iterator[Prod]:
             yield from (e for axes in node.seen.outs for e in map(resolve, axes) if isinstance(e, Prod))
         for inner in node.inner:
             yield from merged(inner)
-
-
-def read(env: Mapping[Any, Value], v: Any) -> Value:
-    """The value of a variable or literal."""
-    if isinstance(v, core.Literal):
-        return Value(None, np.shape(v.val), _uniform(v.val))
-    return env[v]
-
-
-def _with_dims(v: Value) -> Value:
-    return v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape])

@@ -20,7 +20,7 @@ from mvp_jax.core.types import Array
 from mvp_jax.core.units import positions
 from mvp_jax.graph import placement
 from mvp_jax.graph.dims import Axes, Dim, Expr, Sum, places, resolve, roots
-from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split
+from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split, while_parts
 from mvp_jax.graph.rules import PrimitiveRule, Zeros
 
 Removed: TypeAlias = frozenset[Dim]
@@ -157,6 +157,10 @@ class _Frame:
         ]
         if node.kind == "scan":
             return self.scan(node, values)
+        if node.kind == "while":
+            return self.loop(node, values)
+        if node.kind == "shard_map":
+            return self.shard_map(node, values)
         branches = [lambda *ops, p=p: tuple(self.replay.run(p, list(ops))) for p in node.inner]
         return list(lax.switch(values[0], branches, *values[1:]))
 
@@ -190,6 +194,29 @@ class _Frame:
             body, tuple(carry), tuple(xs), params["length"], reverse=params["reverse"], unroll=params["unroll"]
         )
         return [*last, *ys]
+
+    def loop(self, node: Node, values: list[Any]) -> list[Any]:
+        for_condition, for_body, start = while_parts(node.eqn.params, values)
+        condition, body = node.inner
+        return list(
+            lax.while_loop(
+                lambda carry: self.replay.run(condition, [*for_condition, *carry])[0],
+                lambda carry: tuple(self.replay.run(body, [*for_body, *carry])),
+                tuple(start),
+            )
+        )
+
+    def shard_map(self, node: Node, values: list[Any]) -> list[Any]:
+        params = node.eqn.params
+        mapped = jax.shard_map(
+            lambda *args: tuple(self.replay.run(node.inner[0], list(args))),
+            mesh=params["mesh"],
+            in_specs=params["in_specs"],
+            out_specs=params["out_specs"],
+            axis_names=params["newly_manual_axes"],
+            check_vma=params["check_vma"],
+        )
+        return list(mapped(*values))
 
     # --- Removed units ---
 
@@ -266,7 +293,8 @@ class _Frame:
         if node is None and self.outside is not None:
             return self.outside(i, removed)
         if node is None or _is_zero(node.facts.zeros[i], axes, removed):
-            return jnp.zeros([self.replay.sizes(removed)(e) for e in axes], v.aval.dtype)
+            zero = jnp.zeros([self.replay.sizes(removed)(e) for e in axes], v.aval.dtype)
+            return placement.varying_as(zero, v.aval)
         if node.kind == "call" and _is_relu(node):
             return jax.nn.relu(self.shadow(node.eqn.invars[-1], removed))
         if node.kind == "call":

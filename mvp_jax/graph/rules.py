@@ -17,6 +17,10 @@ Zeros: TypeAlias = tuple[frozenset[Dim], ...] | None
 """For each axis the sets of units at whose removed indices the value is zero; `None`: zero everywhere."""
 
 
+Shapes: TypeAlias = list[tuple[int, ...]]
+"""The shape of each result of an equation."""
+
+
 class Seen(NamedTuple):
     """One use of a primitive: its parameters, the axes of its operands and results, and known uniform values."""
 
@@ -69,12 +73,14 @@ class PrimitiveRule(NamedTuple):
         emit: `(use, operands, kept size of an axis, params) -> results`, on the smaller arrays; `None`: bind the
             primitive with the parameters it had.
         fold: how removed entries that are not zero but all alike are counted; `None`: they freeze their units.
+        signed: whether a result tells -0.0 from 0.0, so that removed entries that are zero need not have equal ones.
     """
 
     dims: Dims
     zeros: ZerosRule
     emit: Emit | None = None
     fold: Fold | None = None
+    signed: bool = False
 
 
 def leak(e: Expr, zero: frozenset[Dim], why: str) -> None:
@@ -124,6 +130,11 @@ def per_axis(seen: Seen, zs: list[Zeros], operands: Sequence[int], join: str) ->
 def where_all(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     """Zero where all operands are: sums, maxima, functions with f(0) = 0."""
     return per_axis(seen, zs, range(len(zs)), "all")
+
+
+def where_first(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where the first operand is: bits that are shifted."""
+    return per_axis(seen, zs, (0,), "all")
 
 
 def where_any(seen: Seen, zs: list[Zeros]) -> list[Zeros]:

@@ -11,7 +11,8 @@ from mvp_jax.graph import placement
 from mvp_jax.graph import program as programs
 from mvp_jax.graph.dims import Dim, unify
 from mvp_jax.graph.primitives import RULES
-from mvp_jax.graph.program import Program, Tracer, Value
+from mvp_jax.graph.program import Program, Value
+from mvp_jax.graph.reading import Tracer
 from mvp_jax.graph.rules import PrimitiveRule
 from mvp_jax.graph.variables import collections, returned, settings
 

@@ -42,8 +42,9 @@ def count(program: Program, size: Size = whole) -> Iterator[EquationCost]:
         size: gives the length of an axis after cutting; without it axes have their dense lengths.
 
     Yields:
-        An `EquationCost` for each equation. The operations of a loop's body are multiplied by how often it runs; of
-        several branches, the one with the most operations counts.
+        An `EquationCost` for each equation. The operations of a scan's body are multiplied by how often it runs; those
+        of a `while_loop`, of which nobody knows it, count once, as do those of one device of many; of several branches,
+        the one with the most operations counts.
     """
     for node in program.nodes:
         if node.kind == "constant":
@@ -54,6 +55,9 @@ def count(program: Program, size: Size = whole) -> Iterator[EquationCost]:
             times = node.eqn.params["length"]
             for w in count(node.inner[0], size):
                 yield w._replace(flops=w.flops * times)
+        elif node.kind in ("while", "shard_map"):
+            for inner in node.inner:
+                yield from count(inner, size)
         elif node.kind == "cond":
             branches = [list(count(p, size)) for p in node.inner]
             yield from max(branches, key=lambda works: sum(w.flops for w in works))

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, freeze, resolve, roots
 from mvp_jax.graph.primitives import RULES
-from mvp_jax.graph.program import Node, Note, Program, Value, scan_split
+from mvp_jax.graph.program import Node, Note, Program, Value, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import Fold, PrimitiveRule, Zeros
 
 Approximation: TypeAlias = Literal["norm", "positions", "kernel_standardisation"]
@@ -130,6 +130,10 @@ def _equation(node: Node, known: list[Known], within: Pass, means: Means) -> lis
             each = [follow(p, closed(node.seen.ins[1:], [k.zeros for k in known[1:]]), within) for p in node.inner]
             found = [Known(both(node.seen.outs[i], [k[i].zeros for k in each])) for i in range(len(each[0]))]
             outs = node.seen.outs
+        case "while":
+            found, outs = _while(node, [k.zeros for k in known], within), node.seen.outs
+        case "shard_map":
+            found, outs = _shard_map(node, [k.zeros for k in known], within), node.seen.outs
         case _:
             found, outs = _scan(node, [k.zeros for k in known], within), node.seen.outs
     node.facts.zeros = tuple(k.zeros for k in found)
@@ -164,19 +168,48 @@ def both(axes: Axes, zs: Sequence[Zeros]) -> Zeros:
 def _scan(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
     n_consts, n_carry = scan_split(node.eqn.params)
     split = n_consts + n_carry
-    program = node.inner[0]
-    axes = [e or [] for e in program.ins]
     xs = [None if z is None else z[1:] for z in zs[split:]]
-    carry = zs[n_consts:split]
-    # A carry is zero after any number of steps only if it is before the first and every step keeps it so.
-    while True:
-        outs = [k.zeros for k in follow(program, closed(axes, [*zs[:n_consts], *carry, *xs]), within)]
-        after = [both(node.seen.outs[i], [a, b]) for i, (a, b) in enumerate(zip(carry, outs[:n_carry], strict=True))]
-        if after == carry:
-            break
-        carry = after
+    carry, outs = _steps(node.inner[0], zs[:n_consts], zs[n_consts:split], xs, within)
     ys: list[Zeros] = [None if z is None else (frozenset[Dim](), *z) for z in outs[n_carry:]]
     return [Known(z) for z in (*carry, *ys)]
+
+
+def _steps(
+    body: Program, consts: list[Zeros], carry: list[Zeros], xs: list[Zeros], within: Pass
+) -> tuple[list[Zeros], list[Zeros]]:
+    """Where the carries of a loop are zero after any number of steps, and the results of a step.
+
+    A carry is zero only if it is before the first step and every step keeps it so.
+    """
+    axes = [e or [] for e in body.ins]
+    carried = axes[len(consts) : len(consts) + len(carry)]
+    while True:
+        outs = [k.zeros for k in follow(body, closed(axes, [*consts, *carry, *xs]), within)]
+        after = [both(e, [a, b]) for e, a, b in zip(carried, carry, outs, strict=False)]
+        if after == carry:
+            return carry, outs
+        carry = after
+
+
+def _while(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
+    for_condition, for_body, start = while_parts(node.eqn.params, zs)
+    condition, body = node.inner
+    carry, _ = _steps(body, for_body, start, [], within)
+    # How often it runs must not depend on removed units either: what the condition reads may not leak.
+    follow(condition, closed([e or [] for e in condition.ins], [*for_condition, *carry]), within)
+    return [Known(z) for z in carry]
+
+
+def _shard_map(node: Node, zs: list[Zeros], within: Pass) -> list[Known]:
+    params, body = node.eqn.params, node.inner[0]
+
+    def across(z: Zeros, spec: Any) -> Zeros:
+        split = split_axes(params["mesh"], spec)
+        return None if z is None else tuple(frozenset() if a in split else there for a, there in enumerate(z))
+
+    given = [across(z, spec) for z, spec in zip(zs, params["in_specs"], strict=True)]
+    found = follow(body, closed([e or [] for e in body.ins], given), within)
+    return [Known(across(k.zeros, spec)) for k, spec in zip(found, params["out_specs"], strict=True)]
 
 
 # --- One equation ----------------------------------------------------------------------------------------------------
@@ -195,6 +228,8 @@ def _plain(node: Node, known: list[Known], within: Pass, means: Means) -> list[K
     found = rule.zeros(seen, zs)
     node.facts.zeros = tuple(found)
     uneven = frozenset[Dim]().union(*unevens)
+    if rule.signed:
+        uneven = frozenset[Dim]().union(*map(_all, seen.outs))
     return [
         Known(z, ((uneven & _all(axes)) | _twice(axes)) - _zero_along(axes, z))
         for axes, z in zip(seen.outs, found, strict=True)

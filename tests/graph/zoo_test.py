@@ -25,10 +25,12 @@ from tests.zoo import (
     cases,
     convnets,
     frameworks,
+    indexing,
     leftovers,
     normed_transformers,
     norms,
     others,
+    passing,
     standardised,
     transformers,
     uneven,
@@ -36,7 +38,7 @@ from tests.zoo import (
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
 ARCHITECTURES |= norms.CASES | normed_transformers.CASES | standardised.CASES
-FRAMED = (adversarial.CASES, borderline.CASES, uneven.CASES, leftovers.CASES)
+FRAMED = [module.CASES for module in (adversarial, borderline, indexing, passing, uneven, leftovers)]
 CASES = functools.reduce(dict.__or__, FRAMED, ARCHITECTURES)
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
@@ -211,11 +213,8 @@ def naive_difference(name, ratio):
         return np.inf
 
 
-# Every case that claims so: all adversarial and uneven ones but a few, which say nothing about plain removal.
-NAIVE = [
-    *(set(adversarial.CASES) - {"batch_norm_without_scale"}),
-    *(set(uneven.CASES) - set(uneven.WITHOUT_CLAIM)),
-]
+# Every case that claims so; all adversarial ones but one, which says nothing about plain removal.
+NAIVE = [*(set(adversarial.CASES) - {"batch_norm_without_scale"}), *indexing.NEVER, *passing.NEVER, *uneven.NEVER]
 
 
 @pytest.mark.parametrize("name", sorted(NAIVE))

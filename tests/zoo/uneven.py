@@ -152,9 +152,9 @@ def running_mean_in_pairs() -> Case:
     return _statistics(op, "mean")
 
 
-WITHOUT_CLAIM = {
+NEVER = tuple(CASES)
+# The others say nothing about plain removal: not of all their units, or not of parameters alone.
+CASES |= {
     f.__name__: f
     for f in (table_of_dimensions, running_mean_before_norm, running_variance_of_shift, running_mean_in_pairs)
 }
-"""Cases that say nothing about plain removal: not of all their units, or not of parameters alone."""
-CASES |= WITHOUT_CLAIM
