@@ -1,13 +1,26 @@
 """Rules for primitives in which entries along an axis meet: sums, products, convolutions, windows, look-ups."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, at_most, freeze, product, resolve, roots, unify
-from mvp_jax.graph.rules import Dims, Fold, PrimitiveRule, Seen, Shapes, Zeros, leak, moved, nothing, same, shape_of
+from mvp_jax.graph import reorders
+from mvp_jax.graph.dims import Axes, Dim, at_most, freeze, product, resolve, roots, unify
+from mvp_jax.graph.rules import (
+    Dims,
+    Fold,
+    Lengths,
+    PrimitiveRule,
+    Seen,
+    Shapes,
+    Zeros,
+    leak,
+    moved,
+    nothing,
+    same,
+    shape_of,
+)
 
 # --- Reductions and orders -------------------------------------------------------------------------------------------
 
@@ -148,7 +161,7 @@ def _conv_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [tuple(out)]
 
 
-def _emit_conv(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_conv(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     spec, groups = params["dimension_numbers"], params["feature_group_count"]
     if groups > 1:
         groups = values[0].shape[spec.lhs_spec[1]] // values[1].shape[spec.rhs_spec[1]]
@@ -189,6 +202,8 @@ def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axe
     operand, indices = ins
     for e in indices:
         freeze(e, "gather picks entries by index")
+    if "order" in params:
+        return [reorders.picked(params, operand)]
     batched = tuple(getattr(numbers, "operand_batching_dims", ()))
     kept = [a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batched)]
     out: Axes = [Dim(n, "gather picks entries by index") for n in shapes[0]]
@@ -204,6 +219,8 @@ def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axe
 
 def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     """Whole axes of the operand keep their zeros; every other axis of the result is new."""
+    if "order" in seen.params:
+        return moved(seen, zs)
     if zs[0] is None:
         return [None]
     found = []
@@ -214,11 +231,11 @@ def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [tuple(found)]
 
 
-def _emit_gather(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_gather(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     sizes = [size(e) if n == resolve(e).size else n for n, e in zip(params["slice_sizes"], seen.ins[0], strict=True)]
     return lax.gather(
         values[0],
-        values[1],
+        reorders.indices(seen, size, values[1]) if "order" in seen.params else values[1],
         params["dimension_numbers"],
         sizes,
         unique_indices=params["unique_indices"],
@@ -239,7 +256,7 @@ def _dynamic_slice(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> l
     return [out]
 
 
-def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     return lax.dynamic_slice(values[0], values[1:], shape_of(seen.outs[0], size))
 
 
@@ -266,14 +283,14 @@ CONTRACTIONS: dict[str, PrimitiveRule] = {
         name: PrimitiveRule(_reduction(name), lambda seen, zs: nothing(seen))
         for name in ("reduce_and", "argmax", "argmin")
     },
-    "rev": PrimitiveRule(_ordered("rev", "dimensions"), moved),
+    "rev": PrimitiveRule(reorders.flipped, moved),
     "sort": PrimitiveRule(_ordered("sort", "dimension"), _each),
     **{name: PrimitiveRule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
     "cumlogsumexp": PrimitiveRule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
     "dot_general": PrimitiveRule(_dot, _dot_zeros, fold=_PRODUCT),
     "conv_general_dilated": PrimitiveRule(_conv, _conv_zeros, _emit_conv),
     **{name: PrimitiveRule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
-    "gather": PrimitiveRule(_gather, _looked_up, _emit_gather),
+    "gather": PrimitiveRule(_gather, _looked_up, _emit_gather, look=reorders.look),
     "dynamic_slice": PrimitiveRule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
     "dynamic_update_slice": PrimitiveRule(_dynamic_update, _updated_zeros),
 }

@@ -124,7 +124,7 @@ def varying_as(x: Array, aval: Any) -> Array:
     >>> varying_as(jnp.arange(2), jax.typeof(jnp.arange(2))).tolist()
     [0, 1]
     """
-    names = tuple(getattr(aval, "vma", ()))
+    names = tuple(getattr(getattr(aval, "manual_axis_type", None), "varying", ()))
     return jax.lax.pcast(x, names, to="varying") if names else x
 
 

@@ -80,6 +80,30 @@ def _signs(p, z):
     return read(p, relu(z)) + total(jnp.signbit(-relu(z)) * jnp.arange(1.0, 9.0))
 
 
+def _angles(p, z):
+    """The angle of -1 ± 0i is ±π: zeros that are equal have different angles."""
+    return read(p, relu(z)) + total(jnp.arctan2(z * jnp.array([1.0, -1.0] * 4), -1.0))
+
+
+def _angles_of_minus_zero(p, z):
+    return read(p, relu(z)) + total(jnp.arctan2(-relu(z), -1.0))
+
+
+def _roots_of_minus_one(p, z):
+    return read(p, relu(z)) + total(jnp.imag(jnp.sqrt(lax.complex(0 * z - 1, -relu(z)))))
+
+
+def _rounded(w):
+    """Eight bits, by the largest entry; the derivative passes straight through."""
+    step = jnp.maximum(jnp.abs(w).max(), 1e-6) / 127
+    return w + lax.stop_gradient(jnp.clip(jnp.round(w / step), -127, 127) * step - w)
+
+
+def _quantised(p, z):
+    """Quantisation-aware training: kernels and activations are rounded to a scale of their own."""
+    return _rounded(relu(z)) @ _rounded(p["out"]["kernel"]) + p["out"]["bias"]
+
+
 def _with_key(op: Any, *truth: Any, stored: bool = False, **more: Any) -> Case:
     """`op(p, z, key)`, with a key that comes in, or one of the older kind, two numbers among the variables."""
     hidden, shapes, inputs, first = framed(lambda p, z: z)
@@ -118,6 +142,10 @@ CASES: Builders = {
         "bits_as_bytes": (exact, (_bytes,), {}),
         "bits_shifted": (exact, (_packed,), {}),
         "bits_of_signs": (never, ("sum", _signs), {}),
+        "angles": (never, ("sum", _angles), {}),
+        "angles_of_minus_zero": (never, ("sum", _angles_of_minus_zero), {}),
+        "roots_of_minus_one": (never, ("sum", _roots_of_minus_one), {}),
+        "quantised": (exact, (_quantised,), {}),
         "key_of_rows": (_with_key, (_dropped_rows, unit(8, ALL)), {}),
         "key_of_rows_stored": (_with_key, (_dropped_rows, unit(8, ALL)), {"stored": True}),
         "key_of_units": (_with_key, (_dropped_units,), {"frozen": why(ALL, "random"), "naive": True}),
@@ -129,4 +157,12 @@ CASES: Builders = {
     }.items()
 }
 
-NEVER = ("fourier_of_both", "bits_of_signs", "key_of_units", "key_of_units_stored")
+NEVER = (
+    "fourier_of_both",
+    "bits_of_signs",
+    "angles",
+    "angles_of_minus_zero",
+    "roots_of_minus_one",
+    "key_of_units",
+    "key_of_units_stored",
+)
