@@ -27,15 +27,21 @@ from tests.zoo import (
     convnets,
     frameworks,
     indexing,
+    leftovers,
     loops,
+    normed_transformers,
+    norms,
     others,
     passing,
     permutations,
+    standardised,
     transformers,
+    uneven,
 )
 
 ARCHITECTURES = convnets.CASES | branches.CASES | transformers.CASES | attention.CASES | others.CASES | frameworks.CASES
-FURTHER = (adversarial, borderline, indexing, loops, passing, permutations)
+ARCHITECTURES |= norms.CASES | normed_transformers.CASES | standardised.CASES
+FURTHER = (adversarial, borderline, indexing, leftovers, loops, passing, permutations, uneven)
 CASES = functools.reduce(operator.or_, (module.CASES for module in FURTHER), ARCHITECTURES)
 REMOVED = (0.15, 0.3, 0.5, 0.7, 0.85)
 TOLERANCE = 1e-5
@@ -169,7 +175,12 @@ def test_expand_masks_the_same_entries(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("name", ["resnet_option_a", "vit_separate", "lstm", *PERMUTED])
+TRAINED = ["resnet_option_a", "vit_separate", "lstm", *PERMUTED]
+NORMED = "convnext_stages vit_two_pass post_norm group_norm_large_epsilon norm_twice_without_scale norm_by_deviation"
+NORMED += " big_transfer norm_free mixer_two_pass quantised_by_channel softmax_layers squeeze_softmax"
+
+
+@pytest.mark.parametrize("name", TRAINED + NORMED.split())
 def test_slim_models_go_on_training(name):
     """Compiled, at another batch size, and differentiated: the gradient is the masked model's, cut."""
     case, groups = built(name), analysed(name).groups
@@ -216,6 +227,7 @@ NAIVE = [
     *loops.NEVER,
     *passing.NEVER,
     *permutations.NEVER,
+    *uneven.NEVER,
 ]
 
 
