@@ -5,6 +5,7 @@ in the dense function; that is why the result equals the masked function. Where 
 alike, a sum over them is made up for by the entry of one removed unit, its shadow, computed only where it is asked for.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
