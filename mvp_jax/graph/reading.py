@@ -120,7 +120,8 @@ class Tracer:
         ins = [v.dims or [] for v in used]
         rule = self.rules.get(name)
         outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(eqn.params, ins, shapes)
-        seen = Seen(eqn.params, ins, outs, [v.fill for v in used], name)
+        dtypes = tuple(getattr(v.aval, "dtype", None) for v in eqn.invars)
+        seen = Seen(eqn.params, ins, outs, [v.fill for v in used], name, dtypes)
         at = len(self.notes)
         self._note(name, eqn.params, used, outs)
         active = any(v.active for v in used)

@@ -199,10 +199,10 @@ class _Frame:
         for_condition, for_body, start = while_parts(node.eqn.params, values)
         condition, body = node.inner
 
-        def goes_on(carry: tuple[Array, ...]) -> Array:
+        def goes_on(carry: tuple[Any, ...]) -> Array:
             return jnp.asarray(self.replay.run(condition, [*for_condition, *carry])[0])
 
-        def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             new, still = self.replay.run(body, [*for_body, *carry]), goes_on(carry)
             if still.ndim == 0:
                 return tuple(new)
@@ -210,7 +210,8 @@ class _Frame:
             wide = [still.reshape(still.shape + (1,) * (x.ndim - still.ndim)) for x in new]
             return tuple(jnp.where(w, x, old) for w, x, old in zip(wide, new, carry, strict=True))
 
-        return list(lax.while_loop(lambda carry: goes_on(carry).any(), step, tuple(start)))
+        last: tuple[Any, ...] = lax.while_loop(lambda carry: goes_on(carry).any(), step, tuple(start))
+        return list(last)
 
     def shard_map(self, node: Node, values: list[Any]) -> list[Any]:
         params = node.eqn.params
