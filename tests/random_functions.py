@@ -205,7 +205,7 @@ def place(make, pick, n):
         lambda: x.at[:, jnp.array([3, 9, 0, 1])].get(mode="fill", fill_value=0.5),
         lambda: jnp.take_along_axis(x, jnp.argsort(jnp.sin(x), 1), 1),
         lambda: jax.vmap(lambda r: jax.ops.segment_sum(r, jnp.array([0, 1, 1, 3]), num_segments=TOKENS))(x),
-        lambda: jax.vmap(lambda r, i: r.at[i].add(jnp.tanh(r)), (2, 2), 2)(x, (x > 0).astype(jnp.int32)),
+        lambda: jax.vmap(jax.vmap(lambda r, i: r.at[i].add(jnp.tanh(r)), 1, 1))(x, (x > 0).astype(jnp.int32)),
         lambda: jax.lax.dynamic_update_slice(x, y, (0, (jnp.abs(x[0, 0, 0]) * 9).astype(jnp.int32) % 3, 0)),
     )[n % 11]()
 

@@ -25,6 +25,10 @@ def _with_total(f: Callable[[Any], Any]) -> Callable[..., Any]:
     return lambda p, z: read(p, f(z)) + total(f(z))
 
 
+def _multiplied(z):
+    return relu(z).at[ROWS].multiply(sigmoid(z[1:3]), unique_indices=True)
+
+
 def _cache(p, z):
     """Written at a place that is not known while tracing, by a slice and by an index."""
     buffer = lax.dynamic_update_slice(jnp.zeros((z.shape[0], 5, z.shape[1])), relu(z)[:, None], (0, number(p), 0))
@@ -228,7 +232,10 @@ CASES: Builders = NEVER | {
         "scatter_set_one": (exact, (_with_total(lambda z: relu(z).at[ROWS].set(1.0)),)),
         "scatter_add": (exact, (_with_total(lambda z: relu(z).at[ROWS].add(jnp.sin(z[1:3]))),)),
         "scatter_subtract": (exact, (_with_total(lambda z: relu(z).at[ROWS].subtract(jnp.sin(z[1:3]))),)),
-        "scatter_multiply": (exact, (_with_total(lambda z: relu(z).at[ROWS].multiply(sigmoid(z[1:3]))),)),
+        "scatter_multiply": (
+            exact,
+            (_with_total(lambda z: relu(z).at[ROWS].multiply(sigmoid(z[1:3]), unique_indices=True)),),
+        ),
         "scatter_least": (exact, (_with_total(lambda z: z.at[ROWS].min(jnp.tanh(z[1:3]))),)),
         "scatter_largest": (exact, (_with_total(lambda z: z.at[ROWS].max(relu(z[1:3]))),)),
         "scatter_apply": (exact, (_with_total(lambda z: z.at[ROWS].apply(jnp.cos)),)),
