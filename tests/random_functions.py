@@ -190,6 +190,24 @@ def careless(make, pick, n):
 
 
 @operation
+def reorder(make, pick, n):
+    """Units change places: for one reader, and back again, and for another sum."""
+    x = pick()
+    c = x.shape[-1]
+    order = np.random.default_rng(n).permutation(c)
+    moved = (lambda: x[..., ::-1], lambda: x[..., order], lambda: jnp.take(x, order - c, axis=-1))[n % 3]()
+    return (
+        lambda: moved,
+        lambda: jnp.tanh(moved) @ make((c, 5)),
+        lambda: x + jnp.flip(jnp.sin(moved), -1) if n % 3 == 0 else x + jnp.sin(moved)[..., np.argsort(order)],
+        lambda: moved + x @ make((c, c)),
+        lambda: jnp.concatenate([moved, x], -1)[..., np.random.default_rng(n + 1).permutation(2 * c)],
+        lambda: moved[..., c // 2 :],
+        lambda: moved * make((c,)) + jnp.abs(x),
+    )[n // 3 % 7]()
+
+
+@operation
 def place(make, pick, n):
     """Whole rows are written, added or picked at indices."""
     x = pick()

@@ -143,7 +143,7 @@ def _gather(
         leaf = jnp.asarray(leaves[path])
         for axis, cuts in of_leaf:
             (name, slot), *more = cuts
-            if not more and not slot.length:
+            if not more and slot.plain:
                 index = at[name]
             else:
                 index = jnp.nonzero(_mask_along(cuts, units), size=_kept_along(cuts, counted), fill_value=0)[0]

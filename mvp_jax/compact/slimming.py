@@ -17,7 +17,7 @@ from mvp_jax.core import layouts, masks
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Key, PyTree, Units, Variables
 from mvp_jax.core.units import Group
-from mvp_jax.graph import placement
+from mvp_jax.graph import derivatives, placement
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 
@@ -86,12 +86,14 @@ def slim(
     units: Units,
     *inputs: Any,
     rules: graph.PrimitiveRules = (),
+    keep: Sequence[str] = (),
 ) -> tuple[Callable[..., Any], PyTree]:
     """A physically smaller version of any traced function, and its variables.
 
     The function's jaxpr is run again on the smaller arrays, equation by equation; literals stay what they were, so the
-    result equals the masked function to rounding. Custom derivatives other than `jax.nn.relu`'s are replaced by the
-    derivative of what the function computes.
+    result equals the masked function to rounding. A derivative written by hand (`jax.custom_vjp`, `jax.custom_jvp`) is
+    replaced by the derivative of what the function computes, with a warning, unless `keep` names the function: the
+    gradient of a straight-through estimator would be 0.
 
     Args:
         apply: pure, `apply(variables, *inputs)`; may return more than the groups were found with, such as new batch
@@ -101,13 +103,20 @@ def slim(
         units: `{name: bool[C]}` for exactly these groups, not traced.
         *inputs: examples of the inputs, as arrays or shapes.
         rules: rules for further primitives, the same that `graph.groups` was given.
+        keep: names of functions whose own derivative stays, as they were defined: `("round_ste",)`. Gradients are then
+            those of the masked function, cut; a group that this forbids raises, and `graph.groups` with the same `keep`
+            finds the others. JAX's own functions need no naming: they compute what they are differentiated as.
 
     Returns:
         `slim_apply(slim_variables, *inputs)` and `slim_variables`. `slim_apply` works under `jit`, `grad` and `vmap`
         and takes other shapes of inputs too: `apply` is traced once for each.
 
     Raises:
-        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function.
+        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function, or `keep`
+            names none of its functions with a custom derivative.
+
+    Warns:
+        CustomDerivativeWarning: once for each function outside JAX whose own derivative is lost.
 
     >>> def mlp(params, x):
     ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
@@ -117,6 +126,21 @@ def slim(
     >>> small(cut_params, jnp.ones((2, 3))).tolist(), cut_params["b"].shape
     ([[4.0, 6.0], [4.0, 6.0]], (2, 2))
     """
+    small, smaller, customs = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
+    derivatives.warn_lost(customs)
+    return small, smaller
+
+
+def _slim(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    groups: Sequence[Group],
+    units: Units,
+    *inputs: Any,
+    rules: graph.PrimitiveRules,
+    keep: Sequence[str],
+) -> tuple[Callable[..., Any], PyTree, tuple[graph.CustomFunction, ...]]:
+    """As `slim`, and the functions with derivatives of their own."""
     _check_kept(units, groups)
     table = RULES | dict(rules)
     graph.check_arrays(variables)
@@ -128,7 +152,7 @@ def slim(
         key = (of_inputs, *((i.shape, i.dtype, i.weak_type, i.sharding) for i in (*leaves, *shapes)))
         if key not in known:
             args = (jax.tree.unflatten(structure, leaves), *jax.tree.unflatten(of_inputs, shapes))
-            known[key] = _read(apply, args, groups, units, table)
+            known[key] = _read(apply, args, groups, units, table, keep)
         return known[key]
 
     def slim_apply(variables: PyTree, *inputs: Any) -> Any:
@@ -142,11 +166,12 @@ def slim(
         return jax.tree.unflatten(traced.results, replay.run(traced.program, [*got, *jax.tree.leaves(inputs)]))
 
     traced, replay = read(dense, inputs)
+    derivatives.check_kept(keep, traced.customs)
     smaller = [tuple(map(replay.size, leaf.value.dims or [])) for leaf in traced.leaves]
     leaves = [
         replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
     ]
-    return slim_apply, jax.tree.unflatten(traced.structure, leaves)
+    return slim_apply, jax.tree.unflatten(traced.structure, leaves), traced.customs
 
 
 def _read(
@@ -155,9 +180,10 @@ def _read(
     groups: Sequence[Group],
     units: Units,
     table: Mapping[str, graph.PrimitiveRule],
+    keep: Sequence[str],
 ) -> tuple[graph.Traced, Replay]:
     """A function as it is with some units removed."""
-    traced = graph.trace(apply, *args, rules=table)
+    traced = graph.trace(apply, *args, rules=table, keep=keep)
     roots = {g.name: graph.find(traced, g) for g in groups}
     graph.leaks(traced, table, {roots[g.name]: frozenset(g.approximate) for g in groups if g.approximate})
     return traced, Replay({graph.find(traced, g): np.asarray(units[g.name]) for g in groups}, table)
@@ -232,6 +258,7 @@ def verify(
     cuts: int = 5,
     ratio: float = 0.5,
     rules: graph.PrimitiveRules = (),
+    keep: Sequence[str] = (),
 ) -> Verification:
     """Compares slim functions with masked ones on random cuts: the check to run on a model of one's own.
 
@@ -245,6 +272,7 @@ def verify(
         ratio: the largest share of a group's units that is removed. Each cut draws for each group how many units go, at
             least one and at most this share; one always stays.
         rules: rules for further primitives, the same that `graph.groups` was given.
+        keep: names of functions whose own derivative stays, as `slim` takes them.
 
     Returns:
         Relative differences for each cut; float32 rounding gives about 1e-6. Groups that are cut approximately are
@@ -273,7 +301,7 @@ def verify(
     differences, changes, approximate = [], [], []
     for one in jax.random.split(key, cuts):
         units = _drawn(one, groups, ratio)
-        compare = functools.partial(_compare, apply, variables, inputs, dense, rules)
+        compare = functools.partial(_compare, apply, variables, inputs, dense, rules, keep)
         if exact:
             difference, change = compare(exact, units)
             differences.append(difference)
@@ -300,6 +328,7 @@ def _compare(
     inputs: tuple[Any, ...],
     dense: PyTree,
     rules: graph.PrimitiveRules,
+    keep: Sequence[str],
     groups: Sequence[Group],
     units: Units,
 ) -> tuple[float, float]:
@@ -307,8 +336,9 @@ def _compare(
     units = {g.name: units[g.name] for g in groups}
     masked = apply(mask(variables, groups, units), *inputs)
     change = _distance(masked, dense)
-    small, small_variables = slim(apply, variables, groups, units, *inputs, rules=rules)
-    traced, replay = _read(apply, (variables, *inputs), groups, units, RULES | dict(rules))
+    # Outputs are compared, not derivatives: nothing to warn of.
+    small, small_variables, _ = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
+    traced, replay = _read(apply, (variables, *inputs), groups, units, RULES | dict(rules), keep)
     kept = [
         replay.cut(x, value.dims or []) for x, value in zip(jax.tree.leaves(masked), traced.program.outs, strict=True)
     ]

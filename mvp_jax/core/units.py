@@ -1,6 +1,7 @@
 """Unit space: sets of channels, heads or neurons that must be removed together.
 
-A `Group` has `size` units; removing unit `c` removes index `c` along one axis of each of its slots.
+A `Group` has `size` units; removing unit `c` removes index `c` along one axis of each of its slots, or the indices that
+the slot says.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from mvp_jax.core import allocation, layouts, precision, trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Units, UnitScores
 
 
-def positions(size: int, start: int, step: int, repeats: tuple[tuple[int, int], ...]) -> np.ndarray:
+def positions(
+    size: int, start: int, step: int, repeats: tuple[tuple[int, int], ...], order: tuple[int, ...] = ()
+) -> np.ndarray:
     """Where units lie along an axis: the indices `start + c·step + Σ k·stride` of `Slot`, for each unit `c`.
 
     Args:
@@ -25,14 +28,18 @@ def positions(size: int, start: int, step: int, repeats: tuple[tuple[int, int], 
         start: the index of the first unit.
         step: from a unit to the next.
         repeats: `((count, stride), ...)`, the further indices of a unit.
+        order: where each index of the axis really lies, if that is elsewhere.
 
     Returns:
         `int[C, R]`, the `R` indices of every unit.
+
+    >>> positions(3, 2, -1, ()).ravel().tolist(), positions(3, 0, 1, (), (1, 2, 0)).ravel().tolist()
+    ([2, 1, 0], [1, 2, 0])
     """
     at = start + step * np.arange(size)[:, None]
     for count, stride in repeats:
         at = (at[:, :, None] + stride * np.arange(count)).reshape(size, -1)
-    return at
+    return np.asarray(order)[at] if order else at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +55,15 @@ class Slot:
             as `rest` or `batch_stats`, which is only cut.
         start, step, repeats: unit `c` lies at index `start + c·step + Σ k·stride`, `k < count` for each `(count,
             stride)` of `repeats`; by default at index `c`. Head `c` of a fused axis `H·d`: `step=d, repeats=((d, 1),)`;
-            the second part of a concatenation: `start=n`.
+            the second part of a concatenation: `start=n`; units that are flipped on their way here: `start=C-1,
+            step=-1`.
+        order: where an axis has been put in another order, `order[i]` is where what `start`, `step` and `repeats` say
+            is at index `i` really lies; it has every index of the axis once. Units that fill the axis one index each:
+            unit `c` lies at index `order[c]`.
         length: of the axis; 0 if the units fill it, one index each.
+
+    Raises:
+        ValueError: if `order` is no permutation of the axis.
     """
 
     path: str
@@ -60,14 +74,31 @@ class Slot:
     step: int = 1
     repeats: tuple[tuple[int, int], ...] = ()
     length: int = 0
+    order: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.order and (
+            sorted(self.order) != list(range(len(self.order))) or self.length not in (0, len(self.order))
+        ):
+            raise ValueError(
+                f"the order of a slot along axis {self.axis} of {self.path!r} must have every index of the axis once; "
+                f"it has {len(self.order)} entries, {self.order[:8]}{', ...' if len(self.order) > 8 else ''}"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether unit `c` lies at index `c` and there is nothing else along the axis."""
+        return (self.start, self.step, self.repeats, self.length, self.order) == (0, 1, (), 0, ())
 
     def index(self, size: int) -> np.ndarray:
         """Where each of `size` units lies along the axis: `int[C, R]`.
 
         >>> Slot(path="qkv", axis=1, start=4, step=2, repeats=((2, 1),)).index(2).tolist()
         [[4, 5], [6, 7]]
+        >>> Slot(path="kernel", axis=0, order=(2, 0, 1)).index(3).tolist()
+        [[2], [0], [1]]
         """
-        return positions(size, self.start, self.step, self.repeats)
+        return positions(size, self.start, self.step, self.repeats, self.order)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +183,7 @@ def reduce(
             raise ValueError(f"group {group.name!r} has no producing slot to score; mark one `scored=True`")
         sums = [_along(leaves[s.path], s.axis, how) for s in slots]
         of_units = [
-            jnp.sum(layouts.whole(t)[s.index(group.size)], axis=1) if s.length else t
+            t if s.plain else jnp.sum(layouts.whole(t)[s.index(group.size)], axis=1)
             for s, t in zip(slots, sums, strict=True)
         ]
         total = functools.reduce(jnp.add, of_units)
@@ -270,10 +301,10 @@ def spread(kept: Array, slot: Slot) -> Array:
     >>> spread(jnp.array([True, False, True]), slot).tolist()
     [True, True, False, False, True, True]
     """
-    if not slot.length:
+    if slot.plain:
         return kept
-    owner = np.full(slot.length, -1)
     index = slot.index(kept.shape[-1])
+    owner = np.full(slot.length or index.size, -1)
     owner[index] = np.arange(len(index))[:, None]
     return jnp.where(owner < 0, True, layouts.whole(kept)[owner])
 

@@ -29,6 +29,7 @@ from mvp_jax.graph.analysis import (
     groups,
     leaks,
 )
+from mvp_jax.graph.derivatives import CustomDerivativeWarning, CustomFunction
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
 from mvp_jax.graph.kernel_axes import contracted
 from mvp_jax.graph.rules import PrimitiveRule
@@ -37,6 +38,8 @@ from mvp_jax.graph.variables import check_arrays, collections
 
 __all__ = [
     "Analysis",
+    "CustomDerivativeWarning",
+    "CustomFunction",
     "Explanation",
     "Frozen",
     "GroupExplanation",

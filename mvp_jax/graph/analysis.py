@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, get_args
 
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
-from mvp_jax.graph import zeros
-from mvp_jax.graph.dims import Dim, freeze, places, roots
+from mvp_jax.graph import derivatives, zeros
+from mvp_jax.graph.dims import Dim, freeze, roots
+from mvp_jax.graph.places import Place, places
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import merged
 from mvp_jax.graph.rules import PrimitiveRule
@@ -59,6 +60,7 @@ def groups(
     *inputs: Any,
     rules: PrimitiveRules = (),
     allow: Sequence[Approximation] = (),
+    keep: Sequence[str] = (),
 ) -> tuple[Group, ...]:
     """The coupled groups of a function: sets of units that can be removed, each with every axis that goes with it.
 
@@ -81,6 +83,7 @@ def groups(
             - `"positions"`: fixed tables that are added (sinusoidal positions) count as masked with the units.
             - `"kernel_standardisation"`: the mean of a standardised kernel is taken over its kept inputs, and a removed
               filter that is divided by its own deviation of zero is not computed.
+        keep: names of functions whose custom derivative is to hold after cutting too, as `compact.slim` takes them.
 
     Returns:
         Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
@@ -89,7 +92,7 @@ def groups(
 
     Raises:
         ValueError: if a leaf of the variables is no array (a function, a string, or a setting that `apply` branches
-            on), or `allow` names no way that is known.
+            on), `allow` names no way that is known, or `keep` no function with a custom derivative.
 
     Reference: the idea of dependency graphs is Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
     arXiv:2301.12900; here it works on axes instead of layers.
@@ -103,7 +106,7 @@ def groups(
     >>> [(g.name, g.size, [(s.path, s.axis, s.scored) for s in g.slots]) for g in groups(mlp, params, jnp.ones((1, 3)))]
     [('fc1', 8, [('fc1/bias', 0, True), ('fc1/kernel', 1, True), ('fc2/kernel', 0, False)])]
     """
-    return analyse(apply, variables, *inputs, rules=rules, allow=allow).groups
+    return analyse(apply, variables, *inputs, rules=rules, allow=allow, keep=keep).groups
 
 
 def analyse(
@@ -112,6 +115,7 @@ def analyse(
     *inputs: Any,
     rules: PrimitiveRules = (),
     allow: Sequence[Approximation] = (),
+    keep: Sequence[str] = (),
 ) -> Analysis:
     """Coupled groups of a function, as `groups` finds them, and what may not be cut and why.
 
@@ -121,6 +125,7 @@ def analyse(
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
         allow: ways in which the slim function may differ from the masked one, as in `groups`.
+        keep: names of functions whose custom derivative is kept.
 
     Returns:
         The groups, the frozen axes with reasons, and the function as it was read.
@@ -132,7 +137,8 @@ def analyse(
     if unknown:
         raise ValueError(f"allow={unknown} is not known; allowed are {list(get_args(Approximation))}")
     table = RULES | dict(rules)
-    traced = trace(apply, variables, *inputs, rules=table)
+    traced = trace(apply, variables, *inputs, rules=table, keep=keep)
+    derivatives.check_kept(keep, traced.customs)
     for i, value in enumerate(traced.program.outs):
         for e in value.dims or [] if i not in traced.returned else []:
             freeze(e, "an axis of the output")
@@ -219,6 +225,7 @@ def describe(traced: Traced, ways: Mapping[Dim, frozenset[str]] | None = None) -
                 source = f"{leaf.collection}:{leaf.path}"
                 # A square kernel may make and read the same units; where it is used as it is, each axis tells.
                 role = here.get((source, id(e))) or made.get(d, {}).get(source, set())
+                length = leaf.value.shape[axis]
                 slots.setdefault(d, []).append(
                     Slot(
                         path=leaf.path,
@@ -228,7 +235,8 @@ def describe(traced: Traced, ways: Mapping[Dim, frozenset[str]] | None = None) -
                         start=place.start,
                         step=place.step,
                         repeats=place.repeats,
-                        length=0 if leaf.value.shape[axis] == d.size else leaf.value.shape[axis],
+                        length=0 if length == d.size and place == Place(d) else length,
+                        order=place.order,
                     )
                 )
     slots = {d: s for d, s in slots.items() if any(x.collection == "params" for x in s)}
@@ -349,12 +357,12 @@ def find(traced: Traced, group: Group) -> Dim:
         ValueError: if its units are not a set of their own here, or may not be cut.
     """
     by_place = {
-        (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats): p.root
+        (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats, p.order): p.root
         for leaf in traced.leaves
         for axis, e in enumerate(leaf.value.dims or [])
         for p in places(e)
     }
-    found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats)) for s in group.slots}
+    found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats, s.order)) for s in group.slots}
     d = found.pop() if len(found) == 1 else None
     if d is None or d.size != group.size:
         paths = sorted({f"{s.collection}/{s.path}" for s in group.slots})

@@ -1,13 +1,13 @@
 """Rules for primitives in which entries along an axis meet: sums, orders, products, convolutions, windows."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, product, resolve, roots, unify
-from mvp_jax.graph.rules import Dims, Fold, PrimitiveRule, Seen, Shapes, Zeros, leak, moved, nothing, same
+from mvp_jax.graph import reorders
+from mvp_jax.graph.dims import Axes, Dim, freeze, product, resolve, roots, unify
+from mvp_jax.graph.rules import Dims, Fold, Lengths, PrimitiveRule, Seen, Shapes, Zeros, leak, moved, nothing, same
 
 # --- Reductions and orders -------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ def _conv_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [tuple(out)]
 
 
-def _emit_conv(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_conv(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     spec, groups = params["dimension_numbers"], params["feature_group_count"]
     if groups > 1:
         groups = values[0].shape[spec.lhs_spec[1]] // values[1].shape[spec.rhs_spec[1]]
@@ -243,7 +243,7 @@ CONTRACTIONS: dict[str, PrimitiveRule] = {
         name: PrimitiveRule(_reduction(name), lambda seen, zs: nothing(seen))
         for name in ("reduce_and", "argmax", "argmin")
     },
-    "rev": PrimitiveRule(_ordered("rev", "dimensions"), moved),
+    "rev": PrimitiveRule(reorders.flipped, moved),
     "sort": PrimitiveRule(_ordered("sort", "dimension"), _each),
     **{name: PrimitiveRule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
     "cumlogsumexp": PrimitiveRule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),

@@ -2,19 +2,19 @@
 
 Every axis carries an expression. A `Dim` is a set of units of its own; a `Prod` is several axes flattened into one in
 row-major order (heads × head dimensions, pixels × channels); a `Sum` is several axes laid end to end (a
-concatenation). That two axes are cut together is said by `unify`; that one may not be cut at all by `freeze`, with the
-reason. Splitting an axis further (a reshape, a slice) refines its expression in place, wherever it is used.
+concatenation); a `Permuted` is an axis whose entries have changed places. That two axes are cut together is said by
+`unify`; that one may not be cut at all by `freeze`, with the reason. Splitting an axis further (a reshape, a slice)
+refines its expression in place, wherever it is used.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import jax
 import jax.export
-
-Repeats: TypeAlias = tuple[tuple[int, int], ...]
-"""`((count, stride), ...)`."""
+import numpy as np
 
 
 def at_most(a: int, b: int) -> bool:
@@ -60,16 +60,40 @@ class Sum:
         self.size: int = sum(p.size for p in self.parts)
 
 
-Expr: TypeAlias = Dim | Prod | Sum
+class Permuted:
+    """An axis in another order: its entry `i` is entry `order[i]` of `inner`, for each of the entries once.
+
+    Which units an entry belongs to goes with it, so that whatever is said of the units of `inner` stays true: they are
+    removed at other places, and in the same arrays. Stands for `ref` once its parts are known to change places alone.
+    """
+
+    __slots__ = ("inner", "order", "ref", "size", "tried")
+
+    def __init__(self, inner: "Expr", order: np.ndarray):
+        self.inner: Expr = inner
+        self.order: np.ndarray = order
+        self.size: int = inner.size
+        self.ref: Expr | None = None
+        self.tried: Expr | None = None
+
+
+Expr: TypeAlias = Dim | Prod | Sum | Permuted
 Axes: TypeAlias = list[Expr]
 """One expression an axis."""
 
 
 def resolve(e: Expr) -> Expr:
     """What an expression stands for by now."""
-    while isinstance(e, Dim) and e.ref is not None:
-        e = e.ref
-    return e
+    while True:
+        if isinstance(e, Dim):
+            ref = e.ref
+        elif isinstance(e, Permuted):
+            ref = _settle(e)
+        else:
+            return e
+        if ref is None:
+            return e
+        e = ref
 
 
 def roots(e: Expr) -> Iterator[Dim]:
@@ -77,15 +101,15 @@ def roots(e: Expr) -> Iterator[Dim]:
     e = resolve(e)
     if isinstance(e, Dim):
         yield e
-    else:
-        for part in e.parts:
-            yield from roots(part)
+        return
+    for part in (e.inner,) if isinstance(e, Permuted) else e.parts:
+        yield from roots(part)
 
 
 def _flat(kind: type[Prod] | type[Sum], e: Expr) -> list[Expr]:
     """The parts of a product (a sum), and of the products (sums) among them; anything else is its own part."""
     e = resolve(e)
-    if isinstance(e, Dim) or not isinstance(e, kind):
+    if isinstance(e, Dim | Permuted) or not isinstance(e, kind):
         return [e]
     return [q for p in e.parts for q in _flat(kind, p)]
 
@@ -100,6 +124,76 @@ def total(parts: Sequence[Expr]) -> Expr:
     """Several axes laid end to end; empty ones drop out."""
     found = [q for p in parts for q in _flat(Sum, p) if q.size]
     return Sum(found) if len(found) > 1 else found[0] if found else Dim(0)
+
+
+def permuted(e: Expr, order: Sequence[int] | np.ndarray) -> Expr:
+    """The axis whose entry `i` is entry `order[i]` of `e`; `order` has every index of the axis once.
+
+    >>> flipped = permuted(Dim(3), [2, 1, 0])
+    >>> resolve(permuted(flipped, [2, 1, 0])) is resolve(next(roots(flipped)))
+    True
+    """
+    return resolve(Permuted(resolve(e), np.asarray(order, np.intp)))
+
+
+def _settle(e: Permuted) -> Expr | None:
+    """Puts a permuted axis the simplest way that is known by now; what it stands for, if that is no order any more."""
+    inner = resolve(e.inner)
+    if e.ref is not None or e.tried is inner:
+        return e.ref
+    if isinstance(inner, Permuted):
+        e.order, inner = inner.order[e.order], inner.inner
+    e.inner = e.tried = inner
+    if (e.order == np.arange(e.size)).all():
+        e.ref = inner
+    elif isinstance(inner, Prod):
+        e.ref = _product_of_orders(inner, e.order)
+    elif isinstance(inner, Sum):
+        e.ref = _sum_of_orders(inner, e.order)
+    return e.ref
+
+
+def _product_of_orders(e: Prod, order: np.ndarray) -> Expr | None:
+    """A permuted product as a product: its factors change places, or two of them are permuted each by itself."""
+    factors = _flat(Prod, e)
+    sizes = [f.size for f in factors]
+    entries = np.arange(e.size).reshape(sizes)
+    for places in itertools.permutations(range(len(factors))) if len(factors) < 5 else ():
+        if (entries.transpose(places).ravel() == order).all():
+            return product([factors[i] for i in places])
+    for k in range(1, len(factors)):
+        n = math.prod(sizes[k:])
+        rows = order.reshape(-1, n)
+        outer, inner = rows[:, 0] // n, rows[0] % n
+        if (rows == outer[:, None] * n + inner).all():
+            return product([permuted(product(factors[:k]), outer), permuted(product(factors[k:]), inner)])
+    return None
+
+
+def _sum_of_orders(e: Sum, order: np.ndarray) -> Expr | None:
+    """A permuted concatenation as one of permuted parts, if the entries of each part stay together."""
+    parts = _flat(Sum, e)
+    ends = np.cumsum([p.size for p in parts])
+    found: Axes = []
+    at = 0
+    while at < e.size:
+        i = int(np.searchsorted(ends, order[at], side="right"))
+        n = parts[i].size
+        here = order[at : at + n] - (ends[i] - n)
+        if len(here) < n or here.min() < 0 or here.max() >= n:
+            return None
+        found.append(permuted(parts[i], here))
+        at += n
+    return total(found)
+
+
+def _in_order(e: Expr) -> Expr:
+    """A permuted set of units as a plain one: from now on its units are counted as they lie here."""
+    if isinstance(e, Permuted) and isinstance(e.inner, Dim):
+        new = Dim(e.size)
+        _become(e.inner, permuted(new, np.argsort(e.order)))
+        return new
+    return e
 
 
 def freeze(e: Expr, why: str) -> None:
@@ -127,11 +221,14 @@ def unify(a: Expr, b: Expr) -> None:
             a, b = b, a
         assert isinstance(b, Dim)
         if any(r is b for r in roots(a)):
-            _give_up(a, b, "an axis would contain itself")
+            reordered = isinstance(a, Permuted)
+            _give_up(a, b, "units meet themselves in another order" if reordered else "an axis would contain itself")
         else:
             if isinstance(a, Dim) and b.why:
                 freeze(a, b.why)
             _become(b, a)
+    elif isinstance(a, Permuted) or isinstance(b, Permuted):
+        _unify_orders(a, b)
     elif isinstance(a, Prod) and isinstance(b, Prod):
         _refine(Prod, _flat(Prod, a), _flat(Prod, b))
     elif isinstance(a, Sum) and isinstance(b, Sum):
@@ -139,6 +236,31 @@ def unify(a: Expr, b: Expr) -> None:
     else:
         whole, parts = (a, b) if isinstance(a, Prod) else (b, a)
         _unify_product_with_sum(_flat(Prod, whole), _flat(Sum, parts))
+
+
+def _unify_orders(a: Expr, b: Expr) -> None:
+    """Two axes, neither a `Dim`, at least one of them permuted: entry by entry, they are alike in one order only."""
+    if isinstance(a, Permuted) and isinstance(b, Permuted) and (a.order == b.order).all():
+        unify(a.inner, b.inner)
+    elif any(isinstance(e, Permuted) and isinstance(e.inner, Dim) for e in (a, b)):
+        a = _in_order(a)
+        unify(a, b if isinstance(a, Dim) else _in_order(b))
+    elif _entries(a) != _entries(b):
+        _give_up(a, b, "two orders of an axis do not fit together")
+
+
+def _entries(e: Expr) -> list[frozenset[tuple[Dim, int]]]:
+    """The units that decide about each entry of an axis: two axes with equal ones are one, however they are written."""
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return [frozenset([(e, i)]) for i in range(e.size)]
+    if isinstance(e, Permuted):
+        inner = _entries(e.inner)
+        return [inner[i] for i in e.order]
+    parts = [_entries(p) for p in e.parts]
+    if isinstance(e, Sum):
+        return [entry for part in parts for entry in part]
+    return [frozenset().union(*entry) for entry in itertools.product(*parts)]
 
 
 def _give_up(a: Expr, b: Expr, why: str) -> None:
@@ -159,6 +281,7 @@ def _refine(kind: type[Prod] | type[Sum], left: list[Expr], right: list[Expr]) -
             continue
         if not at_most(b.size, a.size):
             left, right, a, b = right, left, b, a
+        a = left[0] = _in_order(a)
         uneven = kind is Prod and a.size % b.size
         if not isinstance(a, Dim) or uneven or any(r is a for r in roots(b)):
             verb = "split" if kind is Prod else "partition"
@@ -229,7 +352,7 @@ def _regroup(axes: Sequence[Expr], shape: Sequence[int]) -> Axes:
 
 def _split(e: Expr, outer: int) -> list[Expr]:
     """`e` as `outer × rest`; empty if that cannot be."""
-    inner = e.size // outer
+    e, inner = _in_order(e), e.size // outer
     if isinstance(e, Dim):
         pair: list[Expr] = [Dim(outer), Dim(inner)]
         _become(e, Prod(pair))
@@ -249,6 +372,14 @@ def take(e: Expr, start: int, stop: int) -> Expr:
         return e
     if start == stop:
         return Dim(0)
+    e = _in_order(e)
+    if isinstance(e, Permuted):
+        here = e.order[start:stop]
+        low, high = int(here.min()), int(here.max()) + 1
+        if high - low == stop - start:
+            return permuted(take(e.inner, low, high), here - low)
+        freeze(e, "a slice cuts across it")
+        return Dim(stop - start, "a slice cuts across it")
     if isinstance(e, Dim):
         parts = [Dim(n) for n in (start, stop - start, e.size - stop) if n]
         _become(e, Sum(parts))
@@ -267,36 +398,3 @@ def take(e: Expr, start: int, stop: int) -> Expr:
         return product([take(factors[0], start // inner.size, stop // inner.size), inner])
     freeze(e, "a slice cuts across it")
     return Dim(stop - start, "a slice cuts across it")
-
-
-class Place(NamedTuple):
-    """Where the units of a `Dim` lie along an axis: unit `c` at `start + c·step + Σ k·stride`, `k < count`."""
-
-    root: Dim
-    start: int = 0
-    step: int = 1
-    repeats: Repeats = ()
-
-
-def places(e: Expr) -> list[Place]:
-    """Every occurrence of every set of units along an axis."""
-    e = resolve(e)
-    if isinstance(e, Dim):
-        return [Place(e)]
-    if isinstance(e, Sum):
-        found, at = [], 0
-        for part in e.parts:
-            found += [p._replace(start=p.start + at) for p in places(part)]
-            at += resolve(part).size
-        return found
-    found = []
-    sizes = [resolve(p).size for p in e.parts]
-    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-    for i, part in enumerate(e.parts):
-        others = tuple(
-            (n, s) for j, (n, s) in enumerate(zip(sizes, strides, strict=True)) if j != i and not at_most(n, 1)
-        )
-        for p in places(part):
-            scaled = tuple((n, s * strides[i]) for n, s in p.repeats)
-            found.append(Place(p.root, p.start * strides[i], p.step * strides[i], (*scaled, *others)))
-    return found

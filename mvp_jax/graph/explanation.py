@@ -94,6 +94,7 @@ def explain(
     *inputs: Any,
     rules: analysis.PrimitiveRules = (),
     allow: Sequence[Approximation] = (),
+    keep: Sequence[str] = (),
 ) -> Explanation:
     """The groups of a function with what hangs on each, and what may not be cut and why.
 
@@ -103,6 +104,7 @@ def explain(
         *inputs: arrays or shapes as `apply` takes them.
         rules: rules for primitives that are not known, or that are to be read otherwise.
         allow: ways in which the slim function may differ from the masked one, as `graph.groups` takes them.
+        keep: names of functions whose custom derivative is to hold after cutting too.
 
     Returns:
         An explanation, which prints as tables: the groups with their shares of parameters and operations, those that
@@ -123,7 +125,7 @@ def explain(
     a[0]      3  an axis of the input
     b[1]      2  an axis of the output
     """
-    found = analysis.analyse(apply, variables, *inputs, rules=rules, allow=allow)
+    found = analysis.analyse(apply, variables, *inputs, rules=rules, allow=allow, keep=keep)
     leaves = [leaf for leaf in found.traced.leaves if leaf.collection == "params"]
     shapes = {leaf.path: leaf.value.shape for leaf in leaves}
     total = sum(math.prod(shape) for shape in shapes.values())

@@ -1,13 +1,13 @@
 """Rules for primitives that pick entries by indices, or put them there."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, at_most, freeze, resolve, unify
-from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Shapes, Zeros, nothing, shape_of
+from mvp_jax.graph import reorders
+from mvp_jax.graph.dims import Axes, Dim, at_most, freeze, resolve, unify
+from mvp_jax.graph.rules import Dims, Lengths, PrimitiveRule, Seen, Shapes, Zeros, moved, nothing, shape_of
 
 # --- Gathering and slicing -------------------------------------------------------------------------------------------
 
@@ -20,6 +20,10 @@ def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axe
     """
     numbers, why = params["dimension_numbers"], "gather picks entries by index"
     operand, indices = ins
+    if "order" in params:
+        for e in indices:
+            freeze(e, why)
+        return [reorders.picked(params, operand)]
     batched = tuple(getattr(numbers, "operand_batching_dims", ()))
     beside = tuple(getattr(numbers, "start_indices_batching_dims", ()))
     inside = [a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batched)]
@@ -43,6 +47,8 @@ def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axe
 
 def _picked(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     """Where an index is out of range, entries may be filled with something else than zero, removed ones too."""
+    if "order" in seen.params:
+        return moved(seen, zs)
     if seen.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP and not _fills_zero(seen):
         return nothing(seen)
     return _looked_up(seen, zs)
@@ -68,11 +74,11 @@ def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [tuple(found)]
 
 
-def _emit_gather(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_gather(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     sizes = [size(e) if n == resolve(e).size else n for n, e in zip(params["slice_sizes"], seen.ins[0], strict=True)]
     return lax.gather(
         values[0],
-        values[1],
+        reorders.indices(seen, size, values[1]) if "order" in seen.params else values[1],
         params["dimension_numbers"],
         sizes,
         unique_indices=params["unique_indices"],
@@ -93,7 +99,7 @@ def _dynamic_slice(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> l
     return [out]
 
 
-def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     return lax.dynamic_slice(values[0], values[1:], shape_of(seen.outs[0], size))
 
 
@@ -188,7 +194,7 @@ def _multiplied(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
 
 
 INDEXING: dict[str, PrimitiveRule] = {
-    "gather": PrimitiveRule(_gather, _picked, _emit_gather),
+    "gather": PrimitiveRule(_gather, _picked, _emit_gather, look=reorders.look),
     "dynamic_slice": PrimitiveRule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
     "dynamic_update_slice": PrimitiveRule(_dynamic_update, _updated_zeros),
     **{

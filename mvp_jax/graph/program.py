@@ -5,14 +5,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve
 from mvp_jax.graph.rules import Seen
 
 T = TypeVar("T")
-Kind = Literal["constant", "plain", "call", "scan", "cond", "while", "shard_map", "opaque"]
+Kind = Literal["constant", "plain", "call", "scan", "cond", "while", "shard_map", "opaque", "custom"]
 Role = Literal["make", "touch", "read", "head", "qk", "value", "summed"]
 
 
@@ -26,6 +26,7 @@ class Value(NamedTuple):
         steady: of a constant, the axes along which its entries are known not to vary.
         sources: paths of the parameters that it is made of alone.
         active: whether it depends on the inputs.
+        compute: of a constant, how to compute it.
     """
 
     dims: Axes | None
@@ -34,6 +35,7 @@ class Value(NamedTuple):
     sources: frozenset[str] = frozenset()
     active: bool = False
     steady: frozenset[int] = frozenset()
+    compute: Callable[[], Any] | None = None
 
 
 class Note(NamedTuple):
@@ -74,6 +76,7 @@ class Node:
         active: whether an operand depends on the inputs.
         at: how many notes were taken before it.
         facts: what the second pass found out, written there.
+        derivative: the rule of a function whose own derivative is kept.
     """
 
     eqn: Any
@@ -85,6 +88,7 @@ class Node:
     active: bool = False
     at: int = 0
     facts: Facts = dataclasses.field(default_factory=Facts, compare=False, repr=False)
+    derivative: Any = None
 
     @property
     def remat(self) -> bool:

@@ -7,6 +7,7 @@ use by itself.
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from mvp_jax.graph import binding
 from mvp_jax.graph.dims import Axes, Dim, freeze, resolve, unify
 from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
 from mvp_jax.graph.program import Node, Note, Program, Value, called, open_jaxpr, scan_split, split_axes, while_parts
@@ -78,16 +80,22 @@ def _steady(
 
 
 class Tracer:
-    """Reads jaxprs by a table of rules, and collects the notes."""
+    """Reads jaxprs by a table of rules, and collects the notes.
 
-    def __init__(self, rules: Mapping[str, PrimitiveRule]):
+    Args:
+        rules: by primitive.
+        custom: asked before a call is walked into: reads it some other way, or returns `None`.
+    """
+
+    def __init__(self, rules: Mapping[str, PrimitiveRule], custom: Callable[..., Any] = lambda *_: None):
         self.rules = rules
+        self.custom = custom
         self.notes: list[Note] = []
 
     def program(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> Program:
         """Reads a program whose arguments are as given."""
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
-        env |= {v: Value(None, np.shape(c), _uniform(c)) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+        env |= {v: _constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         nodes = []
         for eqn in jaxpr.eqns:
             node, outs = self.equation(eqn, [read(env, v) for v in eqn.invars])
@@ -107,23 +115,26 @@ class Tracer:
         """Reads one equation."""
         name = eqn.primitive.name
         if name in INLINED:
-            return self._call(eqn, given)
+            found: tuple[Node, list[Value]] | None = self.custom(self, eqn, given)
+            return found or self._call(eqn, given)
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            return node, _constants(name, eqn.params, given, shapes)
+            return node, _computable(eqn, given, _constants(name, eqn.params, given, shapes))
         used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
         if name in ("scan", "while", "cond", "shard_map"):
             read_inside = {"scan": self._scan, "while": self._while, "cond": self._cond, "shard_map": self._shard_map}
             return read_inside[name](eqn, used, constants)
         ins = [v.dims or [] for v in used]
-        rule = self.rules.get(name)
-        outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(eqn.params, ins, shapes)
+        rule, params = self.rules.get(name), eqn.params
+        if rule is not None and rule.look is not None:
+            params = rule.look(params, ins, [v.compute and functools.partial(binding.known, v.compute) for v in given])
+        outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(params, ins, shapes)
         dtypes = tuple(getattr(v.aval, "dtype", None) for v in eqn.invars)
-        seen = Seen(eqn.params, ins, outs, [v.fill for v in used], name, dtypes)
+        seen = Seen(params, ins, outs, [v.fill for v in used], name, dtypes)
         at = len(self.notes)
-        self._note(name, eqn.params, used, outs)
+        self._note(name, params, used, outs)
         active = any(v.active for v in used)
         sources = frozenset[str]() if active else frozenset[str]().union(*(v.sources for v in used))
         node = Node(
@@ -135,7 +146,8 @@ class Tracer:
             active=active,
             at=at,
         )
-        return node, [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
+        values = [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
+        return node, _computable(eqn, given, values)
 
     def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
         why = f"{name} has no rule"
@@ -158,7 +170,7 @@ class Tracer:
         for v in used[split:]:
             freeze((v.dims or [])[0], "a scan runs along it")
         carry = _carried(used[n_consts:split])
-        xs = [v._replace(dims=(v.dims or [])[1:], shape=v.shape[1:]) for v in used[split:]]
+        xs = [v._replace(dims=(v.dims or [])[1:], shape=v.shape[1:], compute=None) for v in used[split:]]
         jaxpr, consts = open_jaxpr(eqn.params["jaxpr"])
         inner = self.program(jaxpr, consts, [*used[:n_consts], *carry, *xs])
         results = [_with_dims(v) for v in inner.outs]
@@ -198,7 +210,7 @@ class Tracer:
             for a in split_axes(params["mesh"], spec):
                 freeze(dims[a], why)
                 dims[a] = Dim(shape[a], why)
-            args.append(v._replace(dims=dims, shape=shape))
+            args.append(v._replace(dims=dims, shape=shape, compute=None))
         program = self.program(jaxpr, consts, args)
         program = dataclasses.replace(program, outs=tuple(map(_with_dims, program.outs)))
         outs: list[Axes] = []
@@ -248,7 +260,7 @@ class Tracer:
             depthwise = params["feature_group_count"] > 1 and resolve(read).size == 1
             add(Note("read", read, used[1].sources))
             add(Note("touch" if depthwise else "make", made, used[1].sources, "filter"))
-        elif name == "gather" and used[0].sources:
+        elif name == "gather" and used[0].sources and "order" not in params:
             for e in used[0].dims or []:
                 add(Note("make", e, used[0].sources, "neuron"))
         elif any(v.active for v in used):
@@ -263,8 +275,20 @@ class Tracer:
 def read(env: Mapping[Any, Value], v: Any) -> Value:
     """The value of a variable or literal."""
     if isinstance(v, core.Literal):
-        return Value(None, np.shape(v.val), _uniform(v.val))
+        return _constant(v.val)
     return env[v]
+
+
+def _constant(x: Any) -> Value:
+    return Value(None, np.shape(x), _uniform(x), compute=lambda: x)
+
+
+def _computable(eqn: Any, given: Sequence[Value], results: list[Value]) -> list[Value]:
+    """Results that can be computed when they are asked for, if all operands can: also constants of a loop's body."""
+    if any(v.compute is None for v in given):
+        return results
+    compute = binding.evaluated(eqn, [v.compute for v in given])
+    return [v._replace(compute=functools.partial(compute, i)) for i, v in enumerate(results)]
 
 
 def _dot_numbers(params: Mapping[str, Any]) -> Any:
@@ -275,7 +299,7 @@ def _dot_numbers(params: Mapping[str, Any]) -> Any:
 
 def _carried(values: Sequence[Value]) -> list[Value]:
     """What goes from step to step of a loop changes on the way: it counts as depending on everything."""
-    return [v._replace(active=True, sources=frozenset(), fill=None) for v in values]
+    return [v._replace(active=True, sources=frozenset(), fill=None, compute=None) for v in values]
 
 
 def _unify_all(left: Sequence[Value], right: Sequence[Value]) -> None:

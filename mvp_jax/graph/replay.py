@@ -17,9 +17,10 @@ from jax import lax
 from jax.extend import core
 
 from mvp_jax.core.types import Array
-from mvp_jax.core.units import positions
 from mvp_jax.graph import placement
-from mvp_jax.graph.dims import Axes, Dim, Expr, Sum, places, resolve, roots
+from mvp_jax.graph.binding import bind
+from mvp_jax.graph.dims import Axes, Dim, Expr, Permuted, Sum, resolve, roots
+from mvp_jax.graph.places import places
 from mvp_jax.graph.program import Node, Program, called, open_jaxpr, scan_split, while_parts
 from mvp_jax.graph.rules import PrimitiveRule, Zeros
 
@@ -47,9 +48,8 @@ class KeptSizes:
         for place in places(e):
             if place.root not in self.kept:
                 continue
-            at = positions(place.root.size, place.start, place.step, place.repeats)
             keep = np.ones(resolve(e).size, bool) if keep is None else keep
-            keep[at[~self.kept[place.root]]] = False
+            keep[place.indices()[~self.kept[place.root]]] = False
         return keep
 
     def __call__(self, e: Expr) -> int:
@@ -146,9 +146,12 @@ class _Frame:
     def node(self, node: Node) -> list[Any]:
         values = [self.value(v) for v in node.eqn.invars]
         if node.kind == "constant":
-            return _bind(node.eqn, values, node.eqn.params)
+            return bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
             return self.call(node, values)
+        if node.kind == "custom":
+            results: list[Any] = node.derivative.replay(values, self.replay.run)
+            return results
         if node.kind in ("plain", "opaque"):
             return self.plain(node, NOBODY)
         values = [
@@ -210,7 +213,10 @@ class _Frame:
             wide = [still.reshape(still.shape + (1,) * (x.ndim - still.ndim)) for x in new]
             return tuple(jnp.where(w, x, old) for w, x, old in zip(wide, new, carry, strict=True))
 
-        last: tuple[Any, ...] = lax.while_loop(lambda carry: goes_on(carry).any(), step, tuple(start))
+        def any_goes_on(carry: tuple[Array, ...]) -> Array:
+            return goes_on(carry).any()
+
+        last: tuple[Array, ...] = lax.while_loop(any_goes_on, step, tuple(start))
         return list(last)
 
     def shard_map(self, node: Node, values: list[Any]) -> list[Any]:
@@ -284,7 +290,7 @@ class _Frame:
         rule = self.replay.rules.get(node.seen.name)
         params = placement.fitted_params(node.eqn.params, lambda: [sizes(e) for e in node.seen.outs[0]])
         if rule is None or rule.emit is None:
-            return _bind(node.eqn, values, params)
+            return bind(node.eqn, values, params)
         out = rule.emit(node.seen, values, sizes, params)
         return list(out) if node.eqn.primitive.multiple_results else [out]
 
@@ -336,6 +342,8 @@ def _involved(e: Expr, d: Dim) -> np.ndarray:
     e = resolve(e)
     if isinstance(e, Dim):
         return np.full(e.size, e is d)
+    if isinstance(e, Permuted):
+        return _involved(e.inner, d)[e.order]
     parts = [_involved(part, d) for part in e.parts]
     if isinstance(e, Sum):
         return np.concatenate(parts)
@@ -357,11 +365,3 @@ def _is_relu(node: Node) -> bool:
     numbers = [v.val for e in (*casts, last) for v in e.invars if isinstance(v, core.Literal)]
     plain = all(e.primitive.name in ("pvary", "convert_element_type") for e in casts)
     return plain and last.primitive.name == "max" and numbers == [0]
-
-
-def _bind(eqn: Any, values: list[Any], params: Mapping[str, Any]) -> list[Any]:
-    """Applies a primitive with the parameters that it had."""
-    bound = eqn.primitive.get_bind_params(dict(params))
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]

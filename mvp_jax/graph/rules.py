@@ -9,7 +9,9 @@ primitive that is not in it freezes every axis that touches it. To add one, pass
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, resolve, roots, unify
 
@@ -43,9 +45,23 @@ class Seen(NamedTuple):
         return frozenset(r for axes in (*self.ins, *self.outs) for e in axes for r in roots(e))
 
 
+class Lengths(Protocol):
+    """The lengths of axes after cutting: called with an axis, it gives how many entries stay."""
+
+    def __call__(self, e: Expr, /) -> int: ...
+
+    def vector(self, e: Expr, /) -> np.ndarray | None:
+        """Which entries of an axis stay, `bool[n]`; `None`: all."""
+        ...
+
+
+LazyValue: TypeAlias = Callable[[], np.ndarray | None]
+"""The value of a constant operand, computed when it is asked for; `None` if it cannot be known."""
+
 Dims: TypeAlias = Callable[[dict[str, Any], list[Axes], list[tuple[int, ...]]], list[Axes]]
 ZerosRule: TypeAlias = Callable[[Seen, list[Zeros]], list[Zeros]]
-Emit: TypeAlias = Callable[[Seen, list[Any], Callable[[Expr], int], dict[str, Any]], Any]
+Emit: TypeAlias = Callable[[Seen, list[Any], Lengths, dict[str, Any]], Any]
+LookRule: TypeAlias = Callable[[dict[str, Any], list[Axes], list[LazyValue | None]], dict[str, Any]]
 
 
 class Fold(NamedTuple):
@@ -71,9 +87,12 @@ class PrimitiveRule(NamedTuple):
     Attributes:
         dims: `(params, axes of the operands, shapes of the results) -> axes of the results`.
         zeros: `(use, zeros of the operands) -> zeros of the results`; freezes what would leak.
-        emit: `(use, operands, kept size of an axis, params) -> results`, on the smaller arrays; `None`: bind the
-            primitive with the parameters it had.
+        emit: `(use, operands, lengths of axes after cutting, params) -> results`, on the smaller arrays; `None`: bind
+            the primitive with the parameters it had.
         fold: how removed entries that are not zero but all alike are counted; `None`: they freeze their units.
+        look: `(params, axes of the operands, their values) -> params`, for a primitive whose operands have to be known:
+            what it adds to the parameters is seen by `dims`, and as `use.params` by the others. An operand that is no
+            constant has `None` for its value.
         signed: whether a result tells -0.0 from 0.0, so that removed entries that are zero need not have equal ones.
     """
 
@@ -81,6 +100,7 @@ class PrimitiveRule(NamedTuple):
     zeros: ZerosRule
     emit: Emit | None = None
     fold: Fold | None = None
+    look: LookRule | None = None
     signed: bool = False
 
 
@@ -218,6 +238,6 @@ def moved(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [tuple(frozenset(d for d in roots(e) if known.get(d)) for e in axes) for axes in seen.outs]
 
 
-def shape_of(axes: Axes, size: Callable[[Expr], int]) -> tuple[int, ...]:
+def shape_of(axes: Axes, size: Lengths) -> tuple[int, ...]:
     """The smaller shape of an array."""
     return tuple(size(e) for e in axes)

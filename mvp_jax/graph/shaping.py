@@ -1,13 +1,12 @@
 """Rules for primitives that move, broadcast, split and join axes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, freeze, product, reshape, resolve, roots, take, total, unify
-from mvp_jax.graph.rules import PrimitiveRule, Seen, Zeros, moved, nothing, shape_of
+from mvp_jax.graph.dims import Axes, Dim, freeze, product, reshape, resolve, roots, take, total, unify
+from mvp_jax.graph.rules import Lengths, PrimitiveRule, Seen, Zeros, moved, nothing, shape_of
 
 
 def _broadcast(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
@@ -63,7 +62,7 @@ def _slice(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]
     return [out]
 
 
-def _emit_slice(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_slice(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     strides = params["strides"] or (1,) * len(seen.ins[0])
     starts, limits = [], []
     for e, low, high, stride, new in zip(
@@ -73,9 +72,9 @@ def _emit_slice(seen: Seen, values: list[Any], size: Callable[[Expr], int], para
             starts.append(low)
             limits.append(high if new == resolve(e).size else new)
         else:
-            before, here = size(take(e, 0, low)) if low else 0, size(take(e, low, high))
-            starts.append(before)
-            limits.append(before + here)
+            keep = size.vector(e)
+            starts.append(low if keep is None else int(keep[:low].sum()))
+            limits.append(high if keep is None else int(keep[:high].sum()))
     return lax.slice(values[0], starts, limits, strides)
 
 
@@ -89,7 +88,7 @@ def _split(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]
     return outs
 
 
-def _emit_split(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_split(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     axis = params["axis"]
     return lax.split(values[0], tuple(size(out[axis]) for out in seen.outs), axis)
 
@@ -147,7 +146,7 @@ def _pad_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     ]
 
 
-def _emit_pad(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_pad(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     config = []
     for out, (low, high, interior) in zip(seen.outs[0], params["padding_config"], strict=True):
         n = resolve(out).size
@@ -156,12 +155,12 @@ def _emit_pad(seen: Seen, values: list[Any], size: Callable[[Expr], int], params
     return lax.pad(values[0], values[1], config)
 
 
-def _emit_broadcast(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_broadcast(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     shape = shape_of(seen.outs[0], size)
     return lax.broadcast_in_dim(values[0], shape, params["broadcast_dimensions"], out_sharding=params.get("sharding"))
 
 
-def _emit_reshape(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_reshape(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     return lax.reshape(values[0], shape_of(seen.outs[0], size), out_sharding=params.get("sharding"))
 
 
@@ -192,7 +191,7 @@ def _tile(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]]
     return [[product([Dim(n), e]) for n, e in zip(params["reps"], ins[0], strict=True)]]
 
 
-def _emit_tile(seen: Seen, values: list[Any], size: Callable[[Expr], int], params: dict[str, Any]) -> Any:
+def _emit_tile(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
     reps = [size(out) // (n or 1) for out, n in zip(seen.outs[0], values[0].shape, strict=True)]
     return jnp.tile(values[0], reps)
 

@@ -1,13 +1,13 @@
 """A function read from its jaxpr: the first pass of the analysis, with the paths of its variables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
-from mvp_jax.graph import placement
+from mvp_jax.graph import derivatives, placement
 from mvp_jax.graph import program as programs
 from mvp_jax.graph.dims import Dim, unify
 from mvp_jax.graph.primitives import RULES
@@ -41,6 +41,7 @@ class Traced(NamedTuple):
         structure: the tree structure of the variables.
         results: the tree structure of what the function returns.
         returned: which of its results are entries of a collection that come back, a cache for one.
+        customs: the functions with derivatives of their own that it calls.
     """
 
     program: Program
@@ -49,10 +50,15 @@ class Traced(NamedTuple):
     structure: Any
     results: Any
     returned: frozenset[int] = frozenset()
+    customs: tuple[derivatives.CustomFunction, ...] = ()
 
 
 def trace(
-    apply: Callable[..., Any], variables: PyTree, *inputs: Any, rules: Mapping[str, PrimitiveRule] = RULES
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    rules: Mapping[str, PrimitiveRule] = RULES,
+    keep: Sequence[str] = (),
 ) -> Traced:
     """Reads a function: the first pass of `analyse`, which leaves the axes of its results free.
 
@@ -61,6 +67,7 @@ def trace(
         variables: arrays or shapes.
         *inputs: arrays or shapes.
         rules: the whole table of rules, by primitive.
+        keep: names of functions whose custom derivative is kept.
 
     Returns:
         The function with an expression for every axis of every array.
@@ -89,14 +96,16 @@ def trace(
     for var in closed.jaxpr.invars[count:]:
         shape = tuple(var.aval.shape)
         args.append(Value([Dim(n, "an axis of the input") for n in shape], shape, active=True))
-    tracer = Tracer(rules)
+    reader = derivatives.Reader(keep)
+    tracer = Tracer(rules, reader)
     program = tracer.program(closed.jaxpr, closed.consts, args)
     structure, of_results = jax.tree.structure(variables), jax.tree.structure(results)
     back = returned(named, [leaf.value.shape for leaf in leaves], results)
     for i, k in back.items():
         for a, b in zip(program.outs[i].dims or [], leaves[k].value.dims or [], strict=False):
             unify(a, b)
-    return Traced(program, tuple(leaves), tuple(tracer.notes), structure, of_results, frozenset(back))
+    notes, customs = tuple(tracer.notes), tuple(reader.found)
+    return Traced(program, tuple(leaves), notes, structure, of_results, frozenset(back), customs)
 
 
 def _jaxpr(apply: Callable[..., Any], *args: Any) -> tuple[Any, Any]:

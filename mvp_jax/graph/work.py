@@ -49,7 +49,7 @@ def count(program: Program, size: Size = whole) -> Iterator[EquationCost]:
     for node in program.nodes:
         if node.kind == "constant":
             yield EquationCost(flops.of_equation(node.eqn), 0, frozenset())
-        elif node.kind == "call":
+        elif node.kind in ("call", "custom"):
             yield from count(node.inner[0], size)
         elif node.kind == "scan":
             times = node.eqn.params["length"]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jax.extend import core
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, freeze, resolve, roots
+from mvp_jax.graph.dims import Axes, Dim, Expr, Permuted, Prod, freeze, resolve, roots
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Node, Note, Program, Value, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import Fold, PrimitiveRule, Zeros
@@ -134,10 +134,19 @@ def _equation(node: Node, known: list[Known], within: Pass, means: Means) -> lis
             found, outs = _while(node, [k.zeros for k in known], within), node.seen.outs
         case "shard_map":
             found, outs = _shard_map(node, [k.zeros for k in known], within), node.seen.outs
+        case "custom":
+            given = [k.zeros for k in known]
+            found = [Known(z) for z in node.derivative.zeros(given, lambda p, zs: _alone(p, zs, within))]
+            outs = node.seen.outs
         case _:
             found, outs = _scan(node, [k.zeros for k in known], within), node.seen.outs
     node.facts.zeros = tuple(k.zeros for k in found)
     return closed(outs, node.facts.zeros)
+
+
+def _alone(program: Program, zs: Sequence[Zeros], within: Pass) -> list[Zeros]:
+    """Zeros of the results of a program that is replayed by itself."""
+    return [k.zeros for k in follow(program, closed([axes or [] for axes in program.ins], zs), within)]
 
 
 def closed(axes: Sequence[Axes], zeros: Sequence[Zeros]) -> list[Known]:
@@ -241,6 +250,8 @@ def _times(e: Expr, d: Dim) -> int:
     e = resolve(e)
     if isinstance(e, Dim):
         return int(e is d)
+    if isinstance(e, Permuted):
+        return _times(e.inner, d)
     return (sum if isinstance(e, Prod) else max)(_times(part, d) for part in e.parts)
 
 

@@ -102,7 +102,7 @@ def coupled(
         return logits
 
     found = graph.groups(apply, abstract, jax.ShapeDtypeStruct((1, *input_shape), input_dtype))
-    at = {(s.path, s.axis): g for g in found for s in g.slots if not s.length}
+    at = {(s.path, s.axis): g for g in found for s in g.slots if s.plain}
     return {name: dataclasses.replace(at[slot], name=name) for name, slot in made.items()}
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from mvp_jax.core import precision, trees
+from mvp_jax.core import layouts, precision, trees
 from mvp_jax.core.types import Array, Params, PyTree, UnitScores, Variables
-from mvp_jax.core.units import Group
+from mvp_jax.core.units import Group, Slot
 
 
 @jax.jit
@@ -61,7 +61,7 @@ def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
     """
     norms = {
         g.name: tuple(
-            s.path for s in g.slots if s.scored and s.collection == "params" and s.path.rsplit("/", 1)[-1] == "scale"
+            s for s in g.slots if s.scored and s.collection == "params" and s.path.rsplit("/", 1)[-1] == "scale"
         )
         for g in groups
     }
@@ -71,10 +71,20 @@ def batch_norm_scale(params: Params, groups: Sequence[Group]) -> UnitScores:
             f"groups without a norm of their own: {bare}; score them by another saliency, or leave them out of `groups`"
         )
     leaves = trees.flatten(params)
-    lost = sorted({path for found in norms.values() for path in found} - set(leaves))
+    lost = sorted({s.path for found in norms.values() for s in found} - set(leaves))
     if lost:
         raise ValueError(f"the parameters lack {lost}, which the groups name; they have {sorted(leaves)[:8]}")
-    return _mean_magnitudes({name: [leaves[path] for path in found] for name, found in norms.items()})
+    sizes = {g.name: g.size for g in groups}
+    return _mean_magnitudes(
+        {name: [_of_units(leaves[s.path], s, sizes[name]) for s in found] for name, found in norms.items()}
+    )
+
+
+def _of_units(scale: Array, slot: Slot, size: int) -> Array:
+    """The magnitude that a scale gives each unit, `[C]`, the mean over the entries of the unit."""
+    if slot.plain:
+        return scale
+    return jnp.mean(jnp.abs(layouts.whole(precision.widen(scale)))[slot.index(size)], axis=1)
 
 
 @jax.jit

@@ -217,7 +217,7 @@ def indices(slot: Any, c: int) -> list[int]:
     found = [slot.start + c * slot.step]
     for count, stride in slot.repeats:
         found = [i + k * stride for i in found for k in range(count)]
-    return found
+    return [slot.order[i] for i in found] if slot.order else found
 
 
 def removed(groups: Sequence[Any], units: Mapping[str, np.ndarray]) -> dict[tuple[str, str], dict[int, set[int]]]:

@@ -219,7 +219,7 @@ NEVER: Builders = {
         "while_leaks_late": ("sum", _late),
         "while_bound": ("sum", _bound),
         "while_condition": ("sum", _condition),
-        "while_turned": ("rev", _turned),
+        "while_turned": ("another order", _turned),
         "while_grows": ("sum", _grows),
         "shard_map_of_units": (
             "shard_map splits|all_to_all",
