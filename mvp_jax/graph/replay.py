@@ -155,10 +155,10 @@ class _Frame:
         for_condition, for_body, start = while_parts(node.eqn.params, values)
         condition, body = node.inner
 
-        def goes_on(carry: tuple[Array, ...]) -> Array:
+        def goes_on(carry: tuple[Any, ...]) -> Array:
             return jnp.asarray(self.replay.run(condition, [*for_condition, *carry])[0])
 
-        def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             new, still = self.replay.run(body, [*for_body, *carry]), goes_on(carry)
             if still.ndim == 0:
                 return tuple(new)
