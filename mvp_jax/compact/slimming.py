@@ -186,7 +186,8 @@ def _read(
     traced = graph.trace(apply, *args, rules=table, keep=keep)
     roots = graph.find_all(traced, groups)
     graph.leaks(traced, table, {roots[g.name]: frozenset(g.approximate) for g in groups if g.approximate})
-    kept = {d: np.asarray(units[name]) for name, d in graph.find_all(traced, groups).items()}
+    # Also of units that are 0 and 1: the complement of these is no mask.
+    kept = {d: np.asarray(units[name]).astype(bool) for name, d in graph.find_all(traced, groups).items()}
     return traced, Replay(kept, table)
 
 

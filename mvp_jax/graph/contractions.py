@@ -234,6 +234,16 @@ def _window(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axe
     return [out]
 
 
+def _extreme_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Zero where the operand is, if every window has an entry of it: among padding alone the largest is -inf."""
+    p = seen.params
+    widths = zip(p["window_dimensions"], p["padding"], p["window_dilation"], p["base_dilation"], strict=True)
+    for width, (low, high), dilation, holes in widths:
+        if holes > 1 or max(low, high) >= (width if dilation == 1 else 1):
+            return nothing(seen)
+    return list(zs)
+
+
 CONTRACTIONS: dict[str, PrimitiveRule] = {
     "reduce_sum": PrimitiveRule(_drop, _combined_zeros, fold=_SUM),
     "reduce_max": PrimitiveRule(_drop, _combined_zeros, fold=_MAX),
@@ -250,5 +260,6 @@ CONTRACTIONS: dict[str, PrimitiveRule] = {
     "dot_general": PrimitiveRule(_dot, _dot_zeros, fold=_PRODUCT),
     "ragged_dot_general": PrimitiveRule(_ragged, _ragged_zeros, fold=Fold(_ragged_contracted, _SUM.join)),
     "conv_general_dilated": PrimitiveRule(_conv, _conv_zeros, _emit_conv),
-    **{name: PrimitiveRule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
+    "reduce_window_sum": PrimitiveRule(_window, _each),
+    **{name: PrimitiveRule(_window, _extreme_zeros) for name in ("reduce_window_max", "reduce_window_min")},
 }

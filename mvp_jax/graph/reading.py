@@ -33,12 +33,12 @@ def _uniform(x: Any) -> float | None:
 
 
 _SPREADS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p", "squeeze", "expand_dims"}
-_ARITHMETIC: dict[str, Callable[[float, float], float | bool]] = {
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
-    "max": max,
-    "min": min,
+    "max": np.maximum,
+    "min": np.minimum,
     "gt": operator.gt,
     "ge": operator.ge,
     "lt": operator.lt,
@@ -48,17 +48,24 @@ _ARITHMETIC: dict[str, Callable[[float, float], float | bool]] = {
 }
 
 
-def _constants(
-    name: str, params: Mapping[str, Any], given: Sequence[Value], shapes: Sequence[tuple[int, ...]]
-) -> list[Value]:
+def _constants(eqn: Any, given: Sequence[Value], shapes: Sequence[tuple[int, ...]]) -> list[Value]:
     """What is known of an equation's results where all operands are constants."""
+    name, params = eqn.primitive.name, eqn.params
     fill = given[0].fill if given and name in _SPREADS else None
-    if fill is not None and name == "convert_element_type":
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        if fill is not None and name == "convert_element_type":
             fill = _uniform(np.asarray(fill).astype(params["new_dtype"]))
-    if name in _ARITHMETIC and all(v.fill is not None for v in given):
-        fill = float(_ARITHMETIC[name](*(v.fill for v in given if v.fill is not None)))
+        fills = [v.fill for v in given if v.fill is not None]
+        if name in _ARITHMETIC and len(fills) == len(given):
+            # In the dtype of the operands: 1e8 + 1 - 1e8 is 0 in float32.
+            fill = _uniform(
+                _ARITHMETIC[name](*(_typed(x, v.aval.dtype) for x, v in zip(fills, eqn.invars, strict=True)))
+            )
     return [Value(None, s, fill, steady=_steady(name, params, given, s, fill)) for s in shapes]
+
+
+def _typed(x: float, dtype: Any) -> np.ndarray:
+    return np.asarray(x).astype(dtype)
 
 
 def _steady(
@@ -121,7 +128,7 @@ class Tracer:
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
-            return node, _computable(eqn, given, _constants(name, eqn.params, given, shapes))
+            return node, _computable(eqn, given, _constants(eqn, given, shapes))
         used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
         if name in ("scan", "while", "cond", "shard_map"):
             read_inside = {"scan": self._scan, "while": self._while, "cond": self._cond, "shard_map": self._shard_map}

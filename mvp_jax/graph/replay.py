@@ -200,10 +200,12 @@ class _Frame:
                 times = math.prod(self.replay.size.removed(d) for d in some)
                 more = self.apply(node, removed | some, taken)
                 out = [rule.fold.join(a, b, times) for a, b in zip(out, more, strict=True)]
-        if any(sizes.removed(d) for d in facts.skipped):
-            # The mean over the kept entries: their sum, as if the removed ones had the same mean.
+        gone = {d: self.replay.size.kept[d] for d in facts.skipped if sizes.removed(d)}
+        if gone:
+            # The mean over the kept entries: their sum, as if the removed ones had the same mean. Other sets of units
+            # are not left out: removed entries of theirs are zero or counted, as in the masked function.
             axes = [node.seen.ins[i][a] for (i, a), *_ in rule.fold.axes(node.seen)]
-            share = math.prod(resolve(e).size for e in axes) / math.prod(map(sizes, axes))
+            share = math.prod(resolve(e).size for e in axes) / math.prod(map(KeptSizes(gone), axes))
             out = [x * jnp.asarray(share, x.dtype) for x in out]
         return out
 

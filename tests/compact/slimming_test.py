@@ -287,6 +287,21 @@ def test_slim_compiles_nothing_for_each_shape():
     assert not compiled
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int32, np.float32])
+def test_units_may_be_zeros_and_ones(kind):
+    def apply(p, x):
+        return jax.nn.softmax(x @ p["a"]) @ p["b"]
+
+    p = {"a": jnp.linspace(-1, 1, 24).reshape(3, 8), "b": jnp.linspace(1, -1, 16).reshape(8, 2)}
+    x = jnp.ones((1, 3))
+    groups = graph.groups(apply, p, x)
+    kept = [1, 0, 1, 1, 0, 1, 0, 1]
+    small, variables = compact.slim(apply, p, groups, {"a": np.asarray(kept, kind)}, x)
+    assert_equal(variables["b"], p["b"][np.asarray(kept) == 1])
+    masked = compact.mask(p, groups, {"a": np.asarray(kept, bool)})
+    np.testing.assert_allclose(small(variables, x), apply(masked, x), rtol=1e-5)
+
+
 def test_bad_input_is_refused():
     p = params()
     with pytest.raises(ValueError, match="units and groups differ"):

@@ -203,3 +203,25 @@ def test_statistics_of_batches_are_not_means_over_units():
     variables = {"params": draw(shapes), "rest": draw(stats_shapes(WIDTH))}
     (group,) = graph.groups(apply, variables, X, allow=("norm", "positions", "kernel_standardisation"))
     assert group.approximate == ()
+
+
+def test_a_mean_leaves_out_only_what_may_be_approximate():
+    """Heads are cut exactly: removed ones count in the mean as they do in the masked function."""
+    table = jnp.asarray([-1.0, 1.0, 0.3, 0.7])
+
+    def centred(p, x, mean=jnp.mean):
+        y = jnp.cos(jnp.einsum("bi,ihd->bhd", x, p["heads"])) + table
+        return jnp.einsum("bhd,hdo->bo", y - mean(y, axis=(1, 2), keepdims=True), p["out"])
+
+    p = draw({"heads": (5, 6, 4), "out": (6, 4, 3)})
+    x = normal(2, 5)
+    heads, dims = graph.groups(centred, p, x, allow=("norm",))
+    assert (heads.size, heads.approximate, dims.size, dims.approximate) == (6, (), 4, ("norm",))
+    units = {heads.name: np.arange(6) < 2, dims.name: np.arange(4) < 3}
+
+    def over_kept(y, **how):
+        return jnp.mean(y, where=units[dims.name], **how)
+
+    small, variables = compact.slim(centred, p, (heads, dims), units, x)
+    want = centred(compact.mask(p, (heads, dims), units), x, over_kept)
+    np.testing.assert_allclose(small(variables, x), want, rtol=1e-5, atol=1e-5)

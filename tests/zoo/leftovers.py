@@ -20,6 +20,19 @@ from tests.zoo.uneven import spread
 cos = jnp.cos
 
 
+def _vanishing_exponent(p, z):
+    """In float16 the exponent is 0, and 0 ** 0 is 1."""
+    exponent = jnp.float16(1e-5) * jnp.float16(1e-5)
+    return read(p, relu(z)) + total(jnp.abs(z).astype(jnp.float16) ** exponent).astype(jnp.float32)
+
+
+def _windows_of_padding(p, z):
+    """The largest among nothing is -inf, also for removed units."""
+    pads = ((0, 0), (2, 2), (0, 0))
+    y = lax.reduce_window(spread(z), -jnp.inf, lax.max, (1, 2, 1), (1, 1, 1), pads)
+    return read(p, relu(z)) + total(jnp.exp(y).sum(1))
+
+
 def counted(op: Callable[..., Any], at: str = MID, **frame: Any) -> Case:
     """Exact, or frozen."""
     return case(*framed(op, **frame), exactly=False, either=why(at, "."))
@@ -258,5 +271,8 @@ CASES: Builders = {
         "softplus_before_norm": (lambda p, z: read(p, centred(jax.nn.softplus(z) + 1.0)), {}),
         "sum_of_products": (_sum_of_products, {}),
         "sums_of_weights": (_sums_of_weights, {}),
+        "constant_rounded_on_the_way": (plus(lambda z: total(z + (jnp.float32(1e8) + 1.0 - 1e8 - 1.0))), {}),
+        "windows_of_padding_alone": (_windows_of_padding, {}),
+        "exponent_too_small_for_its_dtype": (_vanishing_exponent, {}),
     }.items()
 }
