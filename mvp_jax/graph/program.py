@@ -55,11 +55,13 @@ class Facts:
         zeros: for each result, where it is zero once units are removed.
         folded: sets of units whose removed entries, all alike, are counted where this equation combines entries.
         skipped: sets of units whose removed entries are left out of a mean, which is taken over the kept ones.
+        absent: of constant operands, the sets of units whose removed entries count as zero, as those of parameters.
     """
 
     zeros: tuple[Any, ...] = ()
     folded: frozenset[Dim] = frozenset()
     skipped: frozenset[Dim] = frozenset()
+    absent: Mapping[int, frozenset[Dim]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -239,6 +239,8 @@ class _Frame:
             sizes.cut(self.value(v), axes) if constant else self.shadow(v, removed) if removed else self.value(v)
             for v, axes, constant in zip(node.eqn.invars, node.seen.ins, node.constants, strict=True)
         ]
+        for i, gone in node.facts.absent.items():
+            values[i] = jnp.zeros_like(values[i]) if gone & removed else values[i]
         for (i, a), index in (taken or {}).items():
             values[i] = placement.take(values[i], index, a)
         rule = self.replay.rules.get(node.seen.name)

@@ -334,6 +334,7 @@ def _treat_as_parameters(node: Node, zs: list[Zeros], unevens: list[frozenset[Di
         gone = frozenset(d for d in unevens[i] if within.may(d, "positions"))
         zs[i] = tuple(there | (gone & frozenset(roots(e))) for there, e in zip(z, node.seen.ins[i], strict=True))
         unevens[i] = unevens[i] - gone
+        node.facts.absent = {**node.facts.absent, i: gone}
 
 
 _DIVISORS = {"div": 1, "rem": 1, "rsqrt": 0, "log": 0}

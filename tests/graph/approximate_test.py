@@ -225,3 +225,17 @@ def test_a_mean_leaves_out_only_what_may_be_approximate():
     small, variables = compact.slim(centred, p, (heads, dims), units, x)
     want = centred(compact.mask(p, (heads, dims), units), x, over_kept)
     np.testing.assert_allclose(small(variables, x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fixed_table_counts_as_masked_where_removed_units_leave_a_number():
+    table = jnp.linspace(-1, 2, 8)
+
+    def apply(p, x, table=table):
+        return (jnp.cos(x @ p["kernel"]) + table).sum(-1)
+
+    p, x = draw({"kernel": (5, 8)}), normal(2, 5)
+    (group,) = graph.groups(apply, p, x, allow=("positions",))
+    for kept in (np.arange(8) < 4, np.arange(8) >= 4):
+        small, variables = compact.slim(apply, p, (group,), {group.name: kept}, x)
+        want = apply(compact.mask(p, (group,), {group.name: kept}), x, table * kept)
+        np.testing.assert_allclose(small(variables, x), want, rtol=1e-5)
