@@ -177,7 +177,7 @@ def meter(
     (Totals(params=40, flops=80, activations=18), Totals(params=10, flops=20, activations=6))
     """
     traced = graph.trace(apply, variables, *inputs, rules=RULES | dict(rules))
-    found = {g.name: graph.find(traced, g) for g in groups}
+    found = graph.find_all(traced, groups)
 
     def cost_of(kept: Mapping[str, int]) -> Totals:
         # Which units stay changes no shape, only how many.

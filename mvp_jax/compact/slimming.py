@@ -184,9 +184,10 @@ def _read(
 ) -> tuple[graph.Traced, Replay]:
     """A function as it is with some units removed."""
     traced = graph.trace(apply, *args, rules=table, keep=keep)
-    roots = {g.name: graph.find(traced, g) for g in groups}
+    roots = graph.find_all(traced, groups)
     graph.leaks(traced, table, {roots[g.name]: frozenset(g.approximate) for g in groups if g.approximate})
-    return traced, Replay({graph.find(traced, g): np.asarray(units[g.name]) for g in groups}, table)
+    kept = {d: np.asarray(units[name]) for name, d in graph.find_all(traced, groups).items()}
+    return traced, Replay(kept, table)
 
 
 def mask(variables: PyTree, groups: Sequence[Group], units: Units) -> PyTree:

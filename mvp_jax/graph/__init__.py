@@ -26,6 +26,7 @@ from mvp_jax.graph.analysis import (
     PrimitiveRules,
     analyse,
     find,
+    find_all,
     groups,
     leaks,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "contracted",
     "explain",
     "find",
+    "find_all",
     "groups",
     "leaks",
     "trace",

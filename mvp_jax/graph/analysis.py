@@ -153,7 +153,7 @@ def _keep_positions(traced: Traced) -> None:
     """
     read = {d for note in traced.notes if note.role == "read" for d in roots(note.axis)}
     for e in merged(traced.program):
-        of_axis = list(roots(e))
+        of_axis = roots(e)
         if any(d.why and d.size > 1 for d in of_axis):
             for d in of_axis:
                 if d not in read:
@@ -207,7 +207,7 @@ def describe(traced: Traced, ways: Mapping[Dim, frozenset[str]] | None = None) -
     for note in traced.notes:
         for source in note.sources:
             here.setdefault((source, id(note.axis)), set()).add(note.role)
-    used = {d for note in traced.notes for d in roots(note.axis)}
+    used = set[Dim]().union(*(roots(note.axis) for note in traced.notes))
     for leaf in traced.leaves:
         for axis, e in enumerate(leaf.value.dims or []):
             for place in places(e):
@@ -267,25 +267,26 @@ _BY_ROLE = ("qk", "head", "value")
 def _names(traced: Traced, free: list[Dim]) -> dict[Dim, tuple[str, Any]]:
     """A name and a kind for each group, in the order in which the function makes them."""
     order: dict[Dim, int] = {}
-    layers: dict[Dim, list[str]] = {d: [] for d in free}
-    kinds: dict[Dim, list[str]] = {d: [] for d in free}
+    layers: dict[Dim, dict[str, None]] = {d: {} for d in free}  # in the order in which they come
+    kinds: dict[Dim, set[str]] = {d: set() for d in free}
     for i, note in enumerate(traced.notes):
-        for d in set(roots(note.axis)) & set(layers):
-            kinds[d].append(note.how if note.role == "make" else note.role)
+        for d in layers.keys() & roots(note.axis):
+            kinds[d].add(note.how if note.role == "make" else note.role)
             if note.role == "make":
                 order.setdefault(d, i)
-                layers[d] += [s for s in sorted(map(_layer, note.sources)) if s not in layers[d]]
+                layers[d].update(dict.fromkeys(sorted(map(_layer, note.sources))))
     for leaf in traced.leaves:  # units that no product makes: a table of positions, a scale
         for e in leaf.value.dims or []:
             for d in roots(e):
                 if d in layers and not layers[d]:
                     order.setdefault(d, len(traced.notes) + len(order))
-                    layers[d].append(_layer(leaf.path))
+                    layers[d][_layer(leaf.path)] = None
     named: dict[Dim, tuple[str, str]] = {}
     shared = _shared_heads(traced, {d for d in free if "head" in kinds[d]})
     for d in sorted(free, key=lambda d: order[d]):
-        kind = shared.get(d) or _kind(set(kinds[d]), len(layers[d]))
-        named[d] = (_parent(layers[d]) if kind in ("head", "kv_head") else layers[d][0], kind)
+        kind = shared.get(d) or _kind(kinds[d], len(layers[d]))
+        makers = list(layers[d])
+        named[d] = (_parent(makers) if kind in ("head", "kv_head") else makers[0], kind)
     taken: dict[str, list[Dim]] = {}
     for d, (name, _) in named.items():
         taken.setdefault(name, []).append(d)
@@ -356,13 +357,37 @@ def find(traced: Traced, group: Group) -> Dim:
     Raises:
         ValueError: if its units are not a set of their own here, or may not be cut.
     """
+    return find_all(traced, [group])[group.name]
+
+
+def find_all(traced: Traced, groups: Sequence[Group]) -> dict[str, Dim]:
+    """The sets of units in a traced function that groups of an earlier analysis stand for, by the groups' names.
+
+    Args:
+        traced: the function, as `trace` returned it.
+        groups: groups that were found in the same function, perhaps with other inputs.
+
+    Returns:
+        `{name: set of units}`.
+
+    Raises:
+        ValueError: if the units of a group are not a set of their own here, or may not be cut.
+    """
     by_place = {
         (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats, p.order): p.root
         for leaf in traced.leaves
         for axis, e in enumerate(leaf.value.dims or [])
         for p in places(e)
     }
-    found = {by_place.get((s.collection, s.path, s.axis, s.start, s.step, s.repeats, s.order)) for s in group.slots}
+    return {g.name: _root_at({by_place.get(_where(s)) for s in g.slots}, g) for g in groups}
+
+
+def _where(s: Slot) -> tuple[Any, ...]:
+    return s.collection, s.path, s.axis, s.start, s.step, s.repeats, s.order
+
+
+def _root_at(found: set[Dim | None], group: Group) -> Dim:
+    """The one set of units that lies at all slots of a group."""
     d = found.pop() if len(found) == 1 else None
     if d is None or d.size != group.size:
         paths = sorted({f"{s.collection}/{s.path}" for s in group.slots})

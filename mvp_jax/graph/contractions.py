@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mvp_jax.graph import reorders
-from mvp_jax.graph.dims import Axes, Dim, at_most, freeze, product, resolve, roots, unify
+from mvp_jax.graph.dims import Axes, Dim, freeze, product, resolve, roots, unify
+from mvp_jax.graph.lengths import at_most
 from mvp_jax.graph.rules import (
     Dims,
     Fold,

@@ -9,24 +9,14 @@ refines its expression in place, wherever it is used.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.export
 import numpy as np
 
-
-def at_most(a: int, b: int) -> bool:
-    """Whether `a <= b`; a size that `jax.export` leaves open counts as more than any number.
-
-    >>> at_most(3, 4), at_most(3, jax.export.symbolic_shape("n")[0]), at_most(jax.export.symbolic_shape("n")[0], 3)
-    (True, True, False)
-    """
-    try:
-        return bool(a <= b)
-    except jax.errors.InconclusiveDimensionOperation:
-        return not jax.export.is_symbolic_dim(a)
+from mvp_jax.graph.lengths import at_most
 
 
 class Dim:
@@ -43,20 +33,24 @@ class Dim:
 class Prod:
     """Axes flattened into one, the last running fastest."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("known", "laid", "parts", "size")
 
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
+        self.known: tuple[Dim, ...] = ()  # what `roots` found
+        self.laid: tuple[tuple[Dim, ...], tuple[Any, ...]] = (), ()  # what `places` found, and with which roots
         self.size: int = math.prod(p.size for p in self.parts)
 
 
 class Sum:
     """Axes laid end to end."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("known", "laid", "parts", "size")
 
     def __init__(self, parts: Sequence["Expr"]):
         self.parts: tuple[Expr, ...] = tuple(parts)
+        self.known: tuple[Dim, ...] = ()  # what `roots` found
+        self.laid: tuple[tuple[Dim, ...], tuple[Any, ...]] = (), ()  # what `places` found, and with which roots
         self.size: int = sum(p.size for p in self.parts)
 
 
@@ -84,34 +78,39 @@ Axes: TypeAlias = list[Expr]
 
 def resolve(e: Expr) -> Expr:
     """What an expression stands for by now."""
-    while True:
-        if isinstance(e, Dim):
-            ref = e.ref
-        elif isinstance(e, Permuted):
-            ref = _settle(e)
-        else:
-            return e
-        if ref is None:
-            return e
-        e = ref
+    last: Expr | None = e
+    while last is not None:
+        found, last = last, last.ref if isinstance(last, Dim) else _settle(last) if isinstance(last, Permuted) else None
+    # Whoever came a long way goes there directly from now on: a residual stream is renamed in every block.
+    while isinstance(e, Dim) and e.ref is not None:
+        e.ref, e = found, e.ref
+    return found
 
 
-def roots(e: Expr) -> Iterator[Dim]:
+def roots(e: Expr) -> tuple[Dim, ...]:
     """The sets of units that an axis is made of, in order; one may come more than once."""
     e = resolve(e)
-    if isinstance(e, Dim):
-        yield e
-        return
-    for part in (e.inner,) if isinstance(e, Permuted) else e.parts:
-        yield from roots(part)
+    if isinstance(e, Dim | Permuted):
+        return (e,) if isinstance(e, Dim) else roots(e.inner)
+    # An expression changes only where one of its sets of units comes to stand for something else.
+    if not e.known or any(d.ref is not None for d in e.known):
+        if isinstance(e, Sum):  # each slice of a long axis would nest the rest of it one level deeper
+            e.parts = tuple(_flat(Sum, e))
+        e.known = tuple(d for part in e.parts for d in roots(part))
+    return e.known
 
 
 def _flat(kind: type[Prod] | type[Sum], e: Expr) -> list[Expr]:
     """The parts of a product (a sum), and of the products (sums) among them; anything else is its own part."""
-    e = resolve(e)
-    if isinstance(e, Dim | Permuted) or not isinstance(e, kind):
-        return [e]
-    return [q for p in e.parts for q in _flat(kind, p)]
+    found: list[Expr] = []
+    left = [e]
+    while left:
+        e = resolve(left.pop())
+        if isinstance(e, Dim | Permuted) or not isinstance(e, kind):
+            found.append(e)
+        else:
+            left += reversed(e.parts)
+    return found
 
 
 def product(parts: Sequence[Expr]) -> Expr:
@@ -130,7 +129,7 @@ def permuted(e: Expr, order: Sequence[int] | np.ndarray) -> Expr:
     """The axis whose entry `i` is entry `order[i]` of `e`; `order` has every index of the axis once.
 
     >>> flipped = permuted(Dim(3), [2, 1, 0])
-    >>> resolve(permuted(flipped, [2, 1, 0])) is resolve(next(roots(flipped)))
+    >>> resolve(permuted(flipped, [2, 1, 0])) is resolve(roots(flipped)[0])
     True
     """
     return resolve(Permuted(resolve(e), np.asarray(order, np.intp)))
@@ -220,7 +219,7 @@ def unify(a: Expr, b: Expr) -> None:
         if not isinstance(b, Dim):
             a, b = b, a
         assert isinstance(b, Dim)
-        if any(r is b for r in roots(a)):
+        if b in roots(a):
             reordered = isinstance(a, Permuted)
             _give_up(a, b, "units meet themselves in another order" if reordered else "an axis would contain itself")
         else:
@@ -283,7 +282,7 @@ def _refine(kind: type[Prod] | type[Sum], left: list[Expr], right: list[Expr]) -
             left, right, a, b = right, left, b, a
         a = left[0] = _in_order(a)
         uneven = kind is Prod and a.size % b.size
-        if not isinstance(a, Dim) or uneven or any(r is a for r in roots(b)):
+        if not isinstance(a, Dim) or uneven or a in roots(b):
             verb = "split" if kind is Prod else "partition"
             _give_up(kind(left), kind(right), f"two ways to {verb} an axis do not fit together")
             return

@@ -3,13 +3,14 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from mvp_jax.core.types import PyTree
 from mvp_jax.core.units import Group, Slot
 from mvp_jax.graph import analysis, work
+from mvp_jax.graph.dims import Dim
 from mvp_jax.graph.zeros import Approximation
 
 
@@ -131,18 +132,21 @@ def explain(
     total = sum(math.prod(shape) for shape in shapes.values())
     works = list(work.count(found.traced.program))
     flops = sum(w.flops for w in works)
+    spent: dict[Dim, int] = {}
+    for w in works:
+        for d in w.dims:
+            spent[d] = spent.get(d, 0) + w.flops
     rows = []
     for g in found.groups:
         touched = [s for s in g.slots if s.collection == "params"]
-        own = sum(_touched(shapes[path], [s for s in touched if s.path == path], g.size) for path in _paths(touched))
-        spent = sum(w.flops for w in works if found.roots[g.name] in w.dims)
+        own = sum(_touched(shapes[path], slots, g.size) for path, slots in _by_path(touched).items())
         rows.append(
             GroupExplanation(
                 name=g.name,
                 kind=g.kind,
                 size=g.size,
                 params=own / max(total, 1),
-                flops=spent / max(flops, 1),
+                flops=spent.get(found.roots[g.name], 0) / max(flops, 1),
                 makes=tuple(dict.fromkeys(f"{s.path}[{s.axis}]" for s in touched if s.scored)),
                 reads=tuple(dict.fromkeys(f"{s.path}[{s.axis}]" for s in touched if not s.scored)),
                 approximate=g.approximate,
@@ -153,19 +157,36 @@ def explain(
         for source in note.sources:
             first.setdefault(source.removeprefix("params:"), i)
     arrays = sorted(shapes, key=lambda path: first.get(path, len(found.traced.notes)))
-    left = functools.partial(_left, shapes, found.groups)
+    left = functools.partial(_left, shapes, [(g.size, _positions(g)) for g in found.groups])
     return Explanation(tuple(rows), found.frozen, total, flops, tuple(arrays), left(0.5), _halving(left))
 
 
-def _left(shapes: Mapping[str, tuple[int, ...]], groups: Sequence[Group], ratio: float) -> float:
+_At: TypeAlias = tuple[str, int, np.ndarray]
+"""A path, an axis, and where each unit of a group lies along it."""
+
+
+def _positions(group: Group) -> list[_At]:
+    # Most slots of a group lie alike.
+    known: dict[tuple[Any, ...], np.ndarray] = {}
+    found = []
+    for s in group.slots:
+        if s.collection == "params":
+            how = (s.start, s.step, s.repeats)
+            if how not in known:
+                known[how] = s.index(group.size)
+            found.append((s.path, s.axis, known[how]))
+    return found
+
+
+def _left(shapes: Mapping[str, tuple[int, ...]], groups: Sequence[tuple[int, Sequence[_At]]], ratio: float) -> float:
     """The share of parameters that stays when a share of every group's units goes; at least one unit stays."""
     gone: dict[tuple[str, int], np.ndarray] = {}
-    for g in groups:
-        removed = min(round(ratio * g.size), g.size - 1)
-        for s in g.slots:
-            if s.collection == "params":
-                there = gone.setdefault((s.path, s.axis), np.zeros(shapes[s.path][s.axis], bool))
-                there[s.index(g.size)[:removed]] = True
+    for size, slots in groups:
+        removed = min(round(ratio * size), size - 1)
+        for path, axis, index in slots:
+            if (path, axis) not in gone:
+                gone[path, axis] = np.zeros(shapes[path][axis], bool)
+            gone[path, axis][index[:removed]] = True
     kept = {path: list(shape) for path, shape in shapes.items()}
     for (path, axis), there in gone.items():
         kept[path][axis] = int(np.count_nonzero(~there))
@@ -183,8 +204,11 @@ def _halving(left: Callable[[float], float]) -> float:
     return high / 100
 
 
-def _paths(slots: list[Slot]) -> list[str]:
-    return list(dict.fromkeys(s.path for s in slots))
+def _by_path(slots: list[Slot]) -> dict[str, list[Slot]]:
+    found: dict[str, list[Slot]] = {}
+    for s in slots:
+        found.setdefault(s.path, []).append(s)
+    return found
 
 
 def _touched(shape: tuple[int, ...], slots: list[Slot], size: int) -> int:

@@ -67,7 +67,8 @@ def put(x: np.ndarray, beside: Any, axes: Collection[int]) -> Array:
         return jax.device_put(x, without(beside.sharding, x.ndim, axes))
     if isinstance(beside, jax.Array) and beside.committed:
         return jax.device_put(x, beside.sharding)
-    return jnp.asarray(x)
+    # `jnp.asarray` would compile a copy for each shape. Nobody else has this array, so the device may use its memory.
+    return jax.device_put(x)
 
 
 def same_mesh(x: Any, other: Any) -> NamedSharding | None:

@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from mvp_jax.core.units import positions
-from mvp_jax.graph.dims import Dim, Expr, Permuted, Sum, at_most, resolve
+from mvp_jax.graph.dims import Dim, Expr, Permuted, Prod, Sum, resolve, roots
+from mvp_jax.graph.lengths import at_most
 
 Repeats: TypeAlias = tuple[tuple[int, int], ...]
 """`((count, stride), ...)`."""
@@ -29,13 +30,20 @@ class Place(NamedTuple):
         return positions(self.root.size, self.start, self.step, self.repeats, self.order)
 
 
-def places(e: Expr) -> list[Place]:
+def places(e: Expr) -> tuple[Place, ...]:
     """Every occurrence of every set of units along an axis."""
     e = resolve(e)
     if isinstance(e, Dim):
-        return [Place(e)]
+        return (Place(e),)
     if isinstance(e, Permuted):
-        return [_reordered(p, e.order) for p in places(e.inner)]
+        return tuple(_reordered(p, e.order) for p in places(e.inner))
+    now = roots(e)
+    if e.laid[0] is not now:  # otherwise no set of units has come to stand for something else meanwhile
+        e.laid = now, tuple(_of_parts(e))
+    return e.laid[1]
+
+
+def _of_parts(e: Prod | Sum) -> list[Place]:
     sizes = [resolve(p).size for p in e.parts]
     found = []
     if isinstance(e, Sum):
@@ -69,7 +77,7 @@ def _reordered(p: Place, order: np.ndarray) -> Place:
 def _inside(p: Place, length: int, at: int) -> Place:
     """A place along a part of a longer axis, which begins at index `at`."""
     if not p.order:
-        return p._replace(start=p.start + at)
+        return Place(p.root, p.start + at, p.step, p.repeats)
     order = np.arange(length)
     order[at : at + len(p.order)] = np.asarray(p.order) + at
     return p._replace(start=p.start + at, order=_plain(order))

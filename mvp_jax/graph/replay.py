@@ -29,6 +29,9 @@ Removed: TypeAlias = frozenset[Dim]
 
 NOBODY: Removed = frozenset()
 
+MOST_REMEMBERED = 1 << 14
+"""Of how many axes it is remembered which entries stay."""
+
 Shadows: TypeAlias = Callable[[int, Removed], Any]
 """`(which argument of a program, sets of units) -> its entry at one removed unit of each`."""
 
@@ -41,9 +44,28 @@ class KeptSizes:
 
     def __init__(self, kept: Mapping[Dim, np.ndarray]):
         self.kept = kept
+        self._known: dict[int, tuple[Expr, np.ndarray | None, int]] = {}
 
     def vector(self, e: Expr) -> np.ndarray | None:
         """Which entries of an axis stay; `None`: all."""
+        return self._of(e)[1]
+
+    def __call__(self, e: Expr) -> int:
+        return self._of(e)[2]
+
+    def _of(self, e: Expr) -> tuple[Expr, np.ndarray | None, int]:
+        """An axis as it stands by now, which of its entries stay, and how many; worked out once for each axis."""
+        e = resolve(e)
+        known = self._known.get(id(e))
+        if known is None:
+            if len(self._known) >= MOST_REMEMBERED:  # axes that rules make up anew in every call
+                self._known.clear()
+            keep = self._vector(e)
+            known = e, keep, e.size if keep is None else int(np.count_nonzero(keep))
+            self._known[id(e)] = known  # which holds on to the axis, so that no other gets its identity
+        return known
+
+    def _vector(self, e: Expr) -> np.ndarray | None:
         keep: np.ndarray | None = None
         for place in places(e):
             if place.root not in self.kept:
@@ -51,10 +73,6 @@ class KeptSizes:
             keep = np.ones(resolve(e).size, bool) if keep is None else keep
             keep[place.indices()[~self.kept[place.root]]] = False
         return keep
-
-    def __call__(self, e: Expr) -> int:
-        keep = self.vector(e)
-        return resolve(e).size if keep is None else int(np.count_nonzero(keep))
 
     def cut(self, x: Any, axes: Axes) -> Any:
         """An array of the dense function without the removed entries."""
@@ -125,6 +143,7 @@ class _Frame:
         self.frames: dict[int, _Frame] = {}
         self.found: dict[tuple[int, Removed], list[Any]] = {}
         self.makers: dict[Any, tuple[Node, int]] = {}
+        self.places = {v: i for i, v in enumerate(program.jaxpr.invars)}
         for node in program.nodes:
             self.makers |= {v: (node, i) for i, v in enumerate(node.eqn.outvars)}
             self.env.update(zip(node.eqn.outvars, self.node(node), strict=True))
@@ -240,14 +259,13 @@ class _Frame:
         rule = self.replay.rules.get(node.seen.name)
         if rule is None or rule.fold is None:
             return out
-        leaking = sorted((d for d in facts.folded if sizes.removed(d) and d not in removed), key=id)
-        for count in range(1, len(leaking) + 1):
-            for some in map(frozenset, itertools.combinations(leaking, count)):
-                taken = self.taken(node, removed, some)
-                if taken is not None:
-                    times = math.prod(self.replay.size.removed(d) for d in some)
-                    more = self.apply(node, removed | some, taken)
-                    out = [rule.fold.join(a, b, times) for a, b in zip(out, more, strict=True)]
+        leaking = {d for d in facts.folded if sizes.removed(d) and d not in removed}
+        for some in _subsets(leaking, [node.seen.ins[i][a] for (i, a), *_ in rule.fold.axes(node.seen)]):
+            taken = self.taken(node, removed, some)
+            if taken is not None:
+                times = math.prod(self.replay.size.removed(d) for d in some)
+                more = self.apply(node, removed | some, taken)
+                out = [rule.fold.join(a, b, times) for a, b in zip(out, more, strict=True)]
         if any(sizes.removed(d) for d in facts.skipped):
             # The mean over the kept entries: their sum, as if the removed ones had the same mean.
             axes = [node.seen.ins[i][a] for (i, a), *_ in rule.fold.axes(node.seen)]
@@ -299,10 +317,10 @@ class _Frame:
         if isinstance(v, core.Literal):
             return v.val
         axes = self.axes(v)
-        removed = removed & frozenset(d for e in axes for d in roots(e))
+        removed = removed.intersection(itertools.chain.from_iterable(map(roots, axes)))
         if not removed:
             return self.env[v]
-        node, i = self.makers.get(v, (None, self.position(v)))
+        node, i = self.makers.get(v, (None, self.places.get(v, -1)))
         if node is None and self.outside is not None:
             return self.outside(i, removed)
         if node is None or _is_zero(node.facts.zeros[i], axes, removed):
@@ -317,13 +335,10 @@ class _Frame:
             self.found[id(node), removed] = self.plain(node, removed)
         return self.found[id(node), removed][i]
 
-    def position(self, v: Any) -> int:
-        return self.program.jaxpr.invars.index(v) if v in self.program.jaxpr.invars else -1
-
     def axes(self, v: Any) -> Axes:
         """The axes of a variable; a constant has none of its own."""
         if v not in self.makers:
-            return self.program.ins[self.position(v)] or [] if v in self.program.jaxpr.invars else []
+            return self.program.ins[self.places[v]] or [] if v in self.places else []
         node, i = self.makers[v]
         if node.kind == "constant":
             return []
@@ -335,6 +350,32 @@ def _is_zero(zeros: Zeros, axes: Axes, removed: Removed) -> bool:
     if zeros is None:
         return True
     return any(d in there for there, e in zip(zeros, axes, strict=True) for d in removed & frozenset(roots(e)))
+
+
+def _subsets(leaking: set[Dim], axes: Sequence[Expr]) -> list[Removed]:
+    """The sets of units of which removed ones meet in an entry of some axes: each part of a concatenation by itself."""
+    order = list(dict.fromkeys(d for e in axes for d in roots(e)))
+    meeting: list[Removed] = [NOBODY]
+    for e in axes:
+        meeting = list(dict.fromkeys(a | b for a in meeting for b in _meeting(e, leaking)))
+    found: dict[Removed, None] = {}
+    for together in meeting:
+        several = sorted(together, key=order.index)
+        for count in range(1, len(several) + 1):
+            found |= dict.fromkeys(map(frozenset, itertools.combinations(several, count)))
+    return list(found)
+
+
+def _meeting(e: Expr, leaking: set[Dim]) -> list[Removed]:
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return [frozenset({e} & leaking)]
+    if isinstance(e, Permuted):
+        return _meeting(e.inner, leaking)
+    parts = [_meeting(part, leaking) for part in e.parts]
+    if isinstance(e, Sum):
+        return list(dict.fromkeys(itertools.chain(*parts)))
+    return list(dict.fromkeys(frozenset().union(*several) for several in itertools.product(*parts)))
 
 
 def _involved(e: Expr, d: Dim) -> np.ndarray:

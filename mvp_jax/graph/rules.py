@@ -35,13 +35,13 @@ class Seen(NamedTuple):
     def zero(self, z: Zeros, operand: int, axis: int) -> frozenset[Dim]:
         """The units at whose removal an operand is zero along one of its axes."""
         if z is None:
-            return frozenset(r for e in self.ins[operand] for r in roots(e)) | self.everything
+            return self.everything
         return z[axis]
 
     @property
     def everything(self) -> frozenset[Dim]:
         """All units that this use knows of."""
-        return frozenset(r for axes in (*self.ins, *self.outs) for e in axes for r in roots(e))
+        return frozenset[Dim]().union(*(roots(e) for axes in (*self.ins, *self.outs) for e in axes))
 
 
 class Lengths(Protocol):

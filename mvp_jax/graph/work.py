@@ -74,7 +74,7 @@ def total(program: Program, size: Size = whole) -> tuple[int, int]:
 def _one(node: Node, size: Size) -> EquationCost:
     seen = node.seen
     ins, outs = ([tuple(map(size, axes)) for axes in side] for side in (seen.ins, seen.outs))
-    dims = frozenset(d for axes in (*seen.ins, *seen.outs) for e in axes for d in roots(e))
+    dims = frozenset[Dim]().union(*(roots(e) for axes in (*seen.ins, *seen.outs) for e in axes))
     inside = node.kind == "opaque" and any(flops.subprograms(node.eqn))  # all its axes stay whole
     operations = flops.of_equation(node.eqn) if inside else flops.of_primitive(node.eqn, ins, outs)
     return EquationCost(operations, sum(map(math.prod, outs)), dims)

@@ -6,8 +6,10 @@ units they may be uneven, that is, differ from one removed unit to the next (min
 its input, is even). A sum over removed entries that are even is counted; whatever else would leak freezes its units.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -23,9 +25,6 @@ Approximation: TypeAlias = Literal["norm", "positions", "kernel_standardisation"
 
 Means: TypeAlias = Callable[[], frozenset[int]]
 """Gives the sums of a program, by the identity of their nodes, that are means; found only if it is asked for."""
-
-MOST_FOLDED = 4
-"""How many sets of units may be counted in one combination: each subset of them takes a term."""
 
 
 class Known(NamedTuple):
@@ -82,7 +81,7 @@ def masked(value: Value) -> Known:
 
 def unknown(axes: Axes) -> Known:
     """An array that is not masked: its entries at removed units may be anything."""
-    return Known(tuple(frozenset() for _ in axes), frozenset(d for e in axes for d in roots(e)))
+    return Known(tuple(frozenset() for _ in axes), _all(axes))
 
 
 def _constant(value: Value) -> Known:
@@ -104,7 +103,7 @@ def _read(env: Mapping[Any, Known], v: Any, i: int, node: Node) -> Known:
         steady = node.steady[i] if node.steady else frozenset[int]()
         return Known(
             tuple(frozenset() for _ in axes),
-            frozenset(d for a, e in enumerate(axes) if a not in steady for d in roots(e)),
+            _all([e for a, e in enumerate(axes) if a not in steady]),
         )
     return Known() if isinstance(v, core.Literal) else env.get(v, Known())
 
@@ -158,14 +157,14 @@ def closed(axes: Sequence[Axes], zeros: Sequence[Zeros]) -> list[Known]:
 
 
 def _all(axes: Axes) -> frozenset[Dim]:
-    return frozenset(d for e in axes for d in roots(e))
+    return frozenset[Dim]().union(*map(roots, axes))
 
 
 def _zero_along(axes: Axes, z: Zeros) -> frozenset[Dim]:
     """The sets of units whose removed entries are zero along every axis where they lie."""
     if z is None:
         return _all(axes)
-    return _all(axes) - frozenset(d for e, there in zip(axes, z, strict=False) for d in roots(e) if d not in there)
+    return _all(axes).difference(*(frozenset(roots(e)) - there for e, there in zip(axes, z, strict=False)))
 
 
 def both(axes: Axes, zs: Sequence[Zeros]) -> Zeros:
@@ -257,10 +256,11 @@ def _times(e: Expr, d: Dim) -> int:
 
 def _twice(axes: Axes) -> frozenset[Dim]:
     """Sets of units that lie on two axes, or twice in one: one removed entry does not stand for all there."""
-    there: list[Dim] = [d for e in axes for d in roots(e)]
+    there = list(itertools.chain.from_iterable(map(roots, axes)))
     if len(set(there)) == len(there):
         return frozenset()
-    return frozenset(d for d in set(there) if there.count(d) > 1 and sum(_times(e, d) for e in axes) > 1)
+    often = collections.Counter(there)
+    return frozenset(d for d, n in often.items() if n > 1 and sum(_times(e, d) for e in axes) > 1)
 
 
 def _count_removed(
@@ -271,10 +271,9 @@ def _count_removed(
     for places in fold.axes(node.seen):
         operand, axis = places[0]
         for d in dict.fromkeys(roots(node.seen.ins[operand][axis])):
-            zero = any(d in node.seen.zero(zs[i], i, a) for i, a in places)
-            if d.why or (zero and fold.skips_zeros):
+            if d.why or (fold.skips_zeros and any(d in node.seen.zero(zs[i], i, a) for i, a in places)):
                 continue
-            if len(folded) < MOST_FOLDED and all(_is_one(node, i, d, unevens[i]) for i, _ in places):
+            if all(_is_one(node, i, d, unevens[i]) for i, _ in places):
                 folded.add(d)
             elif id(node) in means() and within.may(d, _way(node)):
                 skipped.add(d)
@@ -314,8 +313,8 @@ def _why(node: Node, d: Dim, within: Pass, mean: bool) -> str:
 
 def _layer_after(node: Node, d: Dim, within: Pass) -> str:
     """The layer that is the next to touch some units after an equation: that of a norm's scale, for one."""
-    for note in within.notes[node.at :]:
-        if note.sources and any(r is d for r in roots(note.axis)):
+    for note in itertools.islice(within.notes, node.at, None):
+        if note.sources and d in roots(note.axis):
             path = min(note.sources).partition(":")[2]
             return path.rpartition("/")[0] or path
     return ""

@@ -11,7 +11,7 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from mvp_jax import compact, models
+from mvp_jax import compact, graph, models
 from mvp_jax.compact import cutting
 from mvp_jax.core import masks, trees, units
 from mvp_jax.core.types import Variables
@@ -261,6 +261,30 @@ def test_cut_is_numpy_compress(rows, columns):
     if any(rows) and any(columns):
         back = compact.embed(slim, groups, kept, {"w": jnp.asarray(w)})
         np.testing.assert_array_equal(back["w"], np.where(np.outer(rows, columns), w, 0.0))
+
+
+def test_slim_compiles_nothing_for_each_shape():
+    """A compiled program for every array would take seconds for a large model."""
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["in"])
+        return [h @ p[f"out{i}"] for i in range(len(p) - 1)]
+
+    def cut_with(n):
+        p = {"in": np.ones((3, 8), np.float32)} | {f"out{i}": np.ones((8, n + i), np.float32) for i in range(n)}
+        groups = graph.groups(apply, p, jnp.ones((1, 3)))
+        return compact.slim(apply, p, groups, {g.name: np.arange(g.size) < 5 for g in groups}, jnp.ones((1, 3)))[1]
+
+    cut_with(1)  # what is compiled once
+    compiled = []
+    listen = lambda event, _, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        small = cut_with(9)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert small["out8"].shape == (5, 17)
+    assert not compiled
 
 
 def test_bad_input_is_refused():

@@ -1,5 +1,7 @@
 """The algebra of axes, by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,13 +85,13 @@ def test_equal_parts_of_a_concatenation_are_alike_when_it_is_read_as_rows():
     q, k, v = Dim(4), Dim(4), Dim(4)
     rows, columns = reshape([total([q, k, v])], (3, 4))
     assert resolve(q) is resolve(k) is resolve(v) is resolve(columns)
-    assert next(roots(rows)).why
+    assert roots(rows)[0].why
     parts, inner = Dim(2), Dim(5)
     left, right = Dim(5), Dim(5)
     unify(Prod([parts, inner]), Sum([left, right]))
     assert resolve(left) is resolve(right) is resolve(inner)
     assert parts.why
-    assert not next(roots(inner)).why
+    assert not roots(inner)[0].why
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_reshape_regroups_factors_and_freezes_what_it_cuts_across():
     assert all(d.why for e in bad for d in roots(e))
     good = Dim(5)
     whole = reshape([Dim(6), Dim(1), Dim(4), good, Dim(1)], (8, 3, 1, 5))
-    assert [bool(next(roots(e)).why) for e in whole] == [True, True, False, False]
+    assert [bool(roots(e)[0].why) for e in whole] == [True, True, False, False]
     assert resolve(whole[3]) is good
     assert [resolve(e).size for e in reshape([Dim(1)], (1, 1))] == [1, 1]
     assert reshape([Dim(1)], ()) == []
@@ -141,6 +143,40 @@ def test_take_refines_and_gives_the_same_part_each_time():
     heads = Prod([Dim(4), Dim(3)])
     assert [d.size for d in roots(take(heads, 3, 9))] == [2, 3]
     assert all(d.why for d in roots(take(heads, 2, 9)))
+
+
+def test_sums_may_be_nested_deeply():
+    """As slicing an axis entry by entry does, in an unrolled recurrence: each slice nests the rest one level deeper."""
+    n = sys.getrecursionlimit() + 100
+    dims = [Dim(1) for _ in range(n)]
+    e = dims[-1]
+    for d in reversed(dims[:-1]):
+        e = Sum([d, e])
+    assert take(e, n - 2, n - 1) is dims[-2]
+    assert list(roots(e)) == dims
+    assert [p.start for p in places(e)] == list(range(n))
+
+
+def test_chains_of_names_are_shortened():
+    dims = [Dim(4) for _ in range(1000)]
+    for a, b in zip(dims[1:], dims, strict=False):
+        unify(a, b)
+    assert resolve(dims[0]) is dims[-1]
+    assert all(d.ref is dims[-1] for d in dims[:-1])
+
+
+def test_roots_and_places_follow_refinements():
+    a, b = Dim(6), Dim(4)
+    e = Sum([a, b])
+    assert roots(e) == (a, b)
+    assert [p.root for p in places(e)] == [a, b]
+    first = take(a, 0, 2)
+    assert roots(e) == (first, roots(a)[1], b)
+    assert [(p.root, p.start) for p in places(e)] == [(first, 0), (roots(a)[1], 2), (b, 6)]
+    other = Dim(2)
+    unify(other, first)
+    assert roots(e)[0] is other
+    assert places(e)[0].root is other
 
 
 # --- Entries that change places --------------------------------------------------------------------------------------
@@ -239,6 +275,9 @@ def test_what_cuts_across_an_order_of_several_sets_is_frozen():
     assert why(take(mixed, 0, 2), mixed) == {"a slice cuts across it"}
     mixed = permuted(product([Dim(2), Dim(2)]), [0, 3, 1, 2])
     assert why(*reshape([mixed], (2, 2)), mixed) == {"a reshape cuts across it"}
+    rest = permuted(total([Dim(2), Dim(2), Dim(3)]), [2, 0, 3, 1, 4, 5, 6])
+    assert layout(take(rest, 0, 4)) == [[(1, 0)], [(0, 0)], [(1, 1)], [(0, 1)]]
+    assert why(rest) == {""}
     whole = permuted(total([Dim(2), Dim(2)]), [0, 2, 1, 3])
     outer, flat = reshape([Dim(3), whole], (3, 4))
     assert flat is whole

@@ -370,3 +370,22 @@ def test_an_nnx_state_is_read_as_it_is():
     _, small = compact.slim(apply, state, [group], {"a": jnp.arange(8) < 3}, X)
     assert isinstance(small, nnx.State)
     assert small["a"]["kernel"][...].shape == (3, 3)
+
+
+def test_many_sets_of_units_are_counted_in_one_sum():
+    """A softmax over a concatenation of seven layers, of which one is returned; a product of three sets of units."""
+
+    def apply(p, x):
+        parts = [x @ p[f"w{i}"] for i in range(7)]
+        cube = jnp.cos(jnp.einsum("ni,iabc->nabc", x, p["cube"]))
+        total = cube.reshape(x.shape[0], -1).sum(-1, keepdims=True)
+        return jax.nn.softmax(jnp.concatenate(parts, -1)) @ p["out"] + total, parts[0]
+
+    rng = np.random.default_rng(0)
+    shapes = {f"w{i}": (3, 4) for i in range(7)} | {"cube": (3, 2, 3, 4), "out": (28, 2)}
+    p = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    groups = graph.groups(apply, p, X)
+    assert sorted(g.size for g in groups) == [2, 3, 4, 4, 4, 4, 4, 4, 4]
+    found = compact.verify(apply, p, groups, X, key=jax.random.key(0))
+    assert max(found.differences) < 1e-5
+    assert min(found.changes) > 1e-3

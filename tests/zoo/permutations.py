@@ -270,5 +270,5 @@ CASES |= {
     )
 }
 
-NAIVE = ("flip_added", "order_multiplied", "flip_in_a_loop", "traced_order", "twice_the_same")
+NEVER = ("flip_added", "order_multiplied", "flip_in_a_loop", "traced_order", "twice_the_same")
 """Where units have to stay, and removing them plainly shows it."""
