@@ -321,6 +321,98 @@ def inside(make, pick, n):
     )[n // 2 % 6]()
 
 
+@operation
+def place(make, pick, n):
+    """Whole rows are written, added or picked at indices."""
+    x = pick()
+    rows, y = jnp.array([2, 0]), (jnp.tanh, jnp.cos, jax.nn.relu)[n % 3](x[:, 1:3])
+    at = x.at[:, rows]
+    return (
+        lambda: at.set(y),
+        lambda: at.add(y),
+        lambda: at.multiply(y),
+        lambda: at.min(y),
+        lambda: at.max(y),
+        lambda: at.apply(jnp.cos),
+        lambda: x.at[:, jnp.array([3, 9, 0, 1])].get(mode="fill", fill_value=0.5),
+        lambda: jnp.take_along_axis(x, jnp.argsort(jnp.sin(x), 1), 1),
+        lambda: jax.vmap(lambda r: jax.ops.segment_sum(r, jnp.array([0, 1, 1, 3]), num_segments=TOKENS))(x),
+        lambda: jax.vmap(jax.vmap(lambda r, i: r.at[i].add(jnp.tanh(r)), 1, 1))(x, (x > 0).astype(jnp.int32)),
+        lambda: jax.lax.dynamic_update_slice(x, y, (0, (jnp.abs(x[0, 0, 0]) * 9).astype(jnp.int32) % 3, 0)),
+    )[n % 11]()
+
+
+@operation
+def place_units(make, pick, n):
+    """Some units are written, or what is written differs from unit to unit."""
+    x = pick()
+    c = x.shape[-1]
+    return (
+        lambda: x.at[..., n % c].set(1.0),
+        lambda: x.at[..., : 1 + c // 2].multiply(0.5),
+        lambda: x.at[:, 1].set(jnp.arange(c) * 0.3),
+        lambda: jnp.zeros((BATCH, TOKENS, 3)).at[..., jnp.arange(c) % 3].add(x),
+        lambda: x + jnp.zeros(3).at[(x > 0).astype(jnp.int32)].add(1.0).sum() * 0.01,
+        lambda: x.at[:, x[0, 0].argmax() % TOKENS].add(1.0),
+    )[n % 6]()
+
+
+@operation
+def loop(make, pick, n):
+    """Loops whose number of steps is not known while tracing, and may depend on the units."""
+    x = jnp.clip(pick(), -3, 3)
+    steps = jnp.abs(x[0, 0, 0] * 5).astype(jnp.int32) % 4
+    until = lambda go, step, c: jax.lax.while_loop(  # noqa: E731
+        lambda s: go(s[1]) & (s[0] < 4), lambda s: (s[0] + 1, step(s[1])), (0, c)
+    )[1]
+    zero = jnp.zeros_like(x)
+    return (
+        lambda: until(lambda c: jnp.square(c).sum() < 9, lambda c: c * 1.5, x),
+        lambda: until(lambda c: jnp.cos(c).sum() > 9, lambda c: c + 0.5 * jnp.tanh(x), x),
+        lambda: jax.lax.fori_loop(0, steps, lambda i, c: jnp.tanh(c + x), zero),
+        lambda: jax.lax.fori_loop(0, steps, lambda i, c: jnp.cos(c) * x, zero),
+        lambda: jax.lax.fori_loop(0, steps + 1, lambda i, c: jnp.cos(c), zero),
+        lambda: sum(jax.lax.fori_loop(0, steps, lambda i, c: (c[1], jnp.exp(-jnp.abs(x))), (zero, zero))),
+        lambda: jax.lax.fori_loop(0, steps, lambda i, c: jnp.tanh(c @ make((x.shape[-1], x.shape[-1])) + x), x),
+        lambda: jax.vmap(lambda r: until(lambda c: c.sum() < 2, lambda c: c * 1.5 + 0.1, r), 2, 2)(x),
+        lambda: jax.lax.fori_loop(0, steps, lambda i, c: jnp.tanh(c)[..., ::-1], x),
+    )[n % 9]()
+
+
+@operation
+def hand_on(make, pick, n):
+    """Values that are handed on, looked at, transformed or read as bits."""
+    x = pick()
+    as_bits = lambda y: jax.lax.bitcast_convert_type(y, jnp.int32)  # noqa: E731
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    spec = jax.sharding.PartitionSpec("d")
+    return (
+        lambda: jax.lax.optimization_barrier((x, jnp.cos(x)))[n % 2],
+        lambda: (jax.debug.callback(lambda y: None, x), x)[1],
+        lambda: jnp.real(jnp.fft.ifft(jnp.fft.fft(x, axis=1) * jnp.arange(4.0)[:, None], axis=1)),
+        lambda: jnp.real(jnp.fft.fft(x)),
+        lambda: jnp.abs(jax.lax.complex(x, jnp.cos(x))),
+        lambda: jnp.arctan2(-jax.nn.relu(x), -1.0 - jnp.square(x)),
+        lambda: jnp.signbit(-jax.nn.relu(x)) * 1.0,
+        lambda: jax.lax.bitcast_convert_type(as_bits(x) & ~0xFFFF, jnp.float32),
+        lambda: jax.shard_map(
+            lambda y: y + jnp.cos(y).sum(-1, keepdims=True) + jax.lax.pmean(y, "d"),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=spec,
+        )(x),
+    )[n % 9]()
+
+
+@operation
+def experts(make, pick, n):
+    x = pick()
+    rows = jax.lax.ragged_dot(
+        x.reshape(BATCH * TOKENS, x.shape[-1]), make((3, x.shape[-1], 4 + n % 3)), jnp.array([3, 4, 1])
+    )
+    return rows.reshape(BATCH, TOKENS, 4 + n % 3)
+
+
 NAMES = tuple(OPERATIONS)
 
 

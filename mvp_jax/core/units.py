@@ -315,7 +315,13 @@ def count(units: Units) -> dict[str, int]:
     >>> count({"fc": jnp.array([True, False, True])})
     {'fc': 2}
     """
-    return {name: int(jnp.sum(u)) for name, u in units.items()}
+
+    def total(u: Array) -> int:
+        if isinstance(u, jax.core.Tracer) or not getattr(u, "is_fully_addressable", True):
+            return int(jnp.sum(u))
+        return int(np.sum(np.asarray(u)))  # on the device, a program would be compiled for each length
+
+    return {name: total(u) for name, u in units.items()}
 
 
 def restrict(values: Mapping[str, Array], groups: Sequence[Group]) -> dict[str, Array]:

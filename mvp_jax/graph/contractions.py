@@ -1,4 +1,4 @@
-"""Rules for primitives in which entries along an axis meet: sums, products, convolutions, windows, look-ups."""
+"""Rules for primitives in which entries along an axis meet: sums, orders, products, convolutions, windows."""
 
 from typing import Any
 
@@ -7,21 +7,7 @@ from jax import lax
 
 from mvp_jax.graph import reorders
 from mvp_jax.graph.dims import Axes, Dim, freeze, product, resolve, roots, unify
-from mvp_jax.graph.lengths import at_most
-from mvp_jax.graph.rules import (
-    Dims,
-    Fold,
-    Lengths,
-    PrimitiveRule,
-    Seen,
-    Shapes,
-    Zeros,
-    leak,
-    moved,
-    nothing,
-    same,
-    shape_of,
-)
+from mvp_jax.graph.rules import Dims, Fold, Lengths, PrimitiveRule, Seen, Shapes, Zeros, leak, moved, nothing, same
 
 # --- Reductions and orders -------------------------------------------------------------------------------------------
 
@@ -124,6 +110,56 @@ def _contracted(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
 _PRODUCT = Fold(_contracted, _SUM.join)
 
 
+_RAGGED = "rows are multiplied by the matrix of their group"
+
+
+def _ragged(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    """Axes of `lax.ragged_dot_general` in its three modes.
+
+    For the rows of one group it is a product like any other, so its contracted, free and other batch axes are. Which
+    rows belong to a group is counted along the ragged axis: that, the groups, and the groups' sizes stay whole.
+    """
+    numbers = params["ragged_dot_dimension_numbers"]
+    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
+    left, right, sizes = ins
+    for a, b in (*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)):
+        unify(left[a], right[b])
+    counted = [left[a] for a in numbers.lhs_ragged_dimensions]
+    if len(sizes) > 1:  # every row of the other axes has sizes of its own
+        counted += [e for a, e in enumerate(left) if a in lb or a not in lc]
+        counted += [left[a] for a in lc if set(numbers.lhs_ragged_dimensions) & set(lc)]
+    for e in (*counted, *(right[b] for b in numbers.rhs_group_dimensions), *sizes):
+        freeze(e, _RAGGED)
+    free_left, free_right = _ragged_free(numbers, len(left), len(right))
+    out = [*(left[a] for a in lb), *(left[a] for a in free_left), *(right[b] for b in free_right)]
+    return [[*(Dim(n, _RAGGED) for n in shapes[0][: len(shapes[0]) - len(out)]), *out]]
+
+
+def _ragged_free(numbers: Any, left: int, right: int) -> tuple[list[int], list[int]]:
+    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
+    groups = tuple(numbers.rhs_group_dimensions)
+    return [a for a in range(left) if a not in (*lb, *lc)], [b for b in range(right) if b not in (*rb, *rc, *groups)]
+
+
+def _ragged_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    numbers = seen.params["ragged_dot_dimension_numbers"]
+    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
+    for a, b in zip(lc, rc, strict=True):
+        zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
+        leak(seen.ins[0][a], zero, "ragged_dot_general over removed entries that differ from one another")
+    if zs[0] is None or zs[1] is None:
+        return [None]
+    free_left, free_right = _ragged_free(numbers, len(seen.ins[0]), len(seen.ins[1]))
+    out = [zs[0][a] | zs[1][b] for a, b in zip(lb, rb, strict=True)]
+    out += [zs[0][a] for a in free_left] + [zs[1][b] for b in free_right]
+    return [(*[frozenset[Dim]()] * (len(seen.outs[0]) - len(out)), *out)]
+
+
+def _ragged_contracted(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
+    (lc, rc), _ = seen.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    return [((0, a), (1, b)) for a, b in zip(lc, rc, strict=True)]
+
+
 def _conv(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
     spec, groups = params["dimension_numbers"], params["feature_group_count"]
     (x, k), (xs, ks, os) = ins, (spec.lhs_spec, spec.rhs_spec, spec.out_spec)
@@ -181,7 +217,7 @@ def _emit_conv(seen: Seen, values: list[Any], size: Lengths, params: dict[str, A
     )
 
 
-# --- Windows and look-ups --------------------------------------------------------------------------------------------
+# --- Windows ---------------------------------------------------------------------------------------------------------
 
 
 def _window(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
@@ -198,83 +234,6 @@ def _window(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axe
     return [out]
 
 
-def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
-    numbers = params["dimension_numbers"]
-    operand, indices = ins
-    for e in indices:
-        freeze(e, "gather picks entries by index")
-    if "order" in params:
-        return [reorders.picked(params, operand)]
-    batched = tuple(getattr(numbers, "operand_batching_dims", ()))
-    kept = [a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batched)]
-    out: Axes = [Dim(n, "gather picks entries by index") for n in shapes[0]]
-    for place, a in zip(numbers.offset_dims, kept, strict=True):
-        if params["slice_sizes"][a] == resolve(operand[a]).size:
-            out[place] = operand[a]
-        else:
-            freeze(operand[a], "gather picks entries by index")
-    for a in (*numbers.collapsed_slice_dims, *batched):
-        freeze(operand[a], "gather picks entries by index")
-    return [out]
-
-
-def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
-    """Whole axes of the operand keep their zeros; every other axis of the result is new."""
-    if "order" in seen.params:
-        return moved(seen, zs)
-    if zs[0] is None:
-        return [None]
-    found = []
-    for e in seen.outs[0]:
-        e = resolve(e)
-        at = [a for a, old in enumerate(seen.ins[0]) if resolve(old) is e]
-        found.append(zs[0][at[0]] if len(at) == 1 and not at_most(e.size, 1) else frozenset())
-    return [tuple(found)]
-
-
-def _emit_gather(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
-    sizes = [size(e) if n == resolve(e).size else n for n, e in zip(params["slice_sizes"], seen.ins[0], strict=True)]
-    return lax.gather(
-        values[0],
-        reorders.indices(seen, size, values[1]) if "order" in seen.params else values[1],
-        params["dimension_numbers"],
-        sizes,
-        unique_indices=params["unique_indices"],
-        indices_are_sorted=params["indices_are_sorted"],
-        mode=params["mode"],
-        fill_value=params["fill_value"],
-    )
-
-
-def _dynamic_slice(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
-    out: Axes = []
-    for e, n in zip(ins[0], shapes[0], strict=True):
-        if resolve(e).size == n:
-            out.append(e)
-        else:
-            freeze(e, "dynamic_slice picks entries by index")
-            out.append(Dim(n, "dynamic_slice picks entries by index"))
-    return [out]
-
-
-def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
-    return lax.dynamic_slice(values[0], values[1:], shape_of(seen.outs[0], size))
-
-
-def _dynamic_update(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
-    for e, new in zip(ins[0], ins[1], strict=True):
-        if resolve(e).size == resolve(new).size:
-            unify(e, new)
-        else:
-            freeze(e, "dynamic_update_slice writes entries by index")
-            freeze(new, "dynamic_update_slice writes entries by index")
-    return [list(ins[0])]
-
-
-def _updated_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
-    return [tuple(seen.zero(zs[0], 0, a) & seen.zero(zs[1], 1, a) for a in range(len(seen.outs[0])))]
-
-
 CONTRACTIONS: dict[str, PrimitiveRule] = {
     "reduce_sum": PrimitiveRule(_drop, _combined_zeros, fold=_SUM),
     "reduce_max": PrimitiveRule(_drop, _combined_zeros, fold=_MAX),
@@ -289,9 +248,7 @@ CONTRACTIONS: dict[str, PrimitiveRule] = {
     **{name: PrimitiveRule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
     "cumlogsumexp": PrimitiveRule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
     "dot_general": PrimitiveRule(_dot, _dot_zeros, fold=_PRODUCT),
+    "ragged_dot_general": PrimitiveRule(_ragged, _ragged_zeros, fold=Fold(_ragged_contracted, _SUM.join)),
     "conv_general_dilated": PrimitiveRule(_conv, _conv_zeros, _emit_conv),
     **{name: PrimitiveRule(_window, _each) for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")},
-    "gather": PrimitiveRule(_gather, _looked_up, _emit_gather, look=reorders.look),
-    "dynamic_slice": PrimitiveRule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
-    "dynamic_update_slice": PrimitiveRule(_dynamic_update, _updated_zeros),
 }

@@ -1,9 +1,122 @@
-"""Rules for primitives that put entries where indices say, and for products of rows with the matrix of their group."""
+"""Rules for primitives that pick entries by indices, or put them there."""
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from jax import lax
+
+from mvp_jax.graph import reorders
 from mvp_jax.graph.dims import Axes, Dim, freeze, resolve, unify
-from mvp_jax.graph.rules import Dims, PrimitiveRule, Seen, Shapes, Zeros, leak, nothing
+from mvp_jax.graph.lengths import at_most
+from mvp_jax.graph.rules import Dims, Lengths, PrimitiveRule, Seen, Shapes, Zeros, moved, nothing, shape_of
+
+# --- Gathering and slicing -------------------------------------------------------------------------------------------
+
+
+def _gather(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    """Axes of a gather.
+
+    Along an axis that is picked whole each unit's entries are picked for themselves, all at the same place of the other
+    axes; along a batch axis each unit has indices of its own. All other axes take part in the picking and stay whole.
+    """
+    numbers, why = params["dimension_numbers"], "gather picks entries by index"
+    operand, indices = ins
+    if "order" in params:
+        for e in indices:
+            freeze(e, why)
+        return [reorders.picked(params, operand)]
+    batched = tuple(getattr(numbers, "operand_batching_dims", ()))
+    beside = tuple(getattr(numbers, "start_indices_batching_dims", ()))
+    inside = [a for a in range(len(operand)) if a not in (*numbers.collapsed_slice_dims, *batched)]
+    out: Axes = [Dim(n, why) for n in shapes[0]]
+    free = set(batched)
+    for place, a in zip(numbers.offset_dims, inside, strict=True):
+        if params["slice_sizes"][a] == resolve(operand[a]).size:
+            out[place] = operand[a]
+            free.add(a)
+    # The result's other axes are those of the indices, in order, without the last one, which holds an index.
+    counted = [d for d in range(len(out)) if d not in numbers.offset_dims]
+    for a, i in zip(batched, beside, strict=True):
+        unify(operand[a], indices[i])
+        out[counted[i]] = operand[a]
+    for axes, taken in ((operand, free), (indices, beside)):
+        for a, e in enumerate(axes):
+            if a not in taken:
+                freeze(e, why)
+    return [out]
+
+
+def _picked(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Where an index is out of range, entries may be filled with something else than zero, removed ones too."""
+    if "order" in seen.params:
+        return moved(seen, zs)
+    if seen.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP and not _fills_zero(seen):
+        return nothing(seen)
+    return _looked_up(seen, zs)
+
+
+def _fills_zero(seen: Seen) -> bool:
+    """Whether a gather fills with zeros, or with nan, which everything becomes that such an entry is added to."""
+    fill = seen.params["fill_value"]
+    if fill is None:
+        return bool(np.issubdtype(seen.dtypes[0], np.inexact) or seen.dtypes[0] == np.bool_)
+    return bool(fill == 0 or np.isnan(fill))
+
+
+def _looked_up(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    """Whole axes of the operand keep their zeros; every other axis of the result is new."""
+    if zs[0] is None:
+        return [None]
+    found = []
+    for e in seen.outs[0]:
+        e = resolve(e)
+        at = [a for a, old in enumerate(seen.ins[0]) if resolve(old) is e]
+        found.append(zs[0][at[0]] if len(at) == 1 and not at_most(e.size, 1) else frozenset())
+    return [tuple(found)]
+
+
+def _emit_gather(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
+    sizes = [size(e) if n == resolve(e).size else n for n, e in zip(params["slice_sizes"], seen.ins[0], strict=True)]
+    return lax.gather(
+        values[0],
+        reorders.indices(seen, size, values[1]) if "order" in seen.params else values[1],
+        params["dimension_numbers"],
+        sizes,
+        unique_indices=params["unique_indices"],
+        indices_are_sorted=params["indices_are_sorted"],
+        mode=params["mode"],
+        fill_value=params["fill_value"],
+    )
+
+
+def _dynamic_slice(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    out: Axes = []
+    for e, n in zip(ins[0], shapes[0], strict=True):
+        if resolve(e).size == n:
+            out.append(e)
+        else:
+            freeze(e, "dynamic_slice picks entries by index")
+            out.append(Dim(n, "dynamic_slice picks entries by index"))
+    return [out]
+
+
+def _emit_dynamic_slice(seen: Seen, values: list[Any], size: Lengths, params: dict[str, Any]) -> Any:
+    return lax.dynamic_slice(values[0], values[1:], shape_of(seen.outs[0], size))
+
+
+def _dynamic_update(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
+    for e, new in zip(ins[0], ins[1], strict=True):
+        if resolve(e).size == resolve(new).size:
+            unify(e, new)
+        else:
+            freeze(e, "dynamic_update_slice writes entries by index")
+            freeze(new, "dynamic_update_slice writes entries by index")
+    return [list(ins[0])]
+
+
+def _updated_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
+    return [tuple(seen.zero(zs[0], 0, a) & seen.zero(zs[1], 1, a) for a in range(len(seen.outs[0])))]
+
 
 # --- Scattering ------------------------------------------------------------------------------------------------------
 
@@ -81,58 +194,13 @@ def _multiplied(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     return [zs[0]]
 
 
-# --- Products of groups ----------------------------------------------------------------------------------------------
-
-_RAGGED = "rows are multiplied by the matrix of their group"
-
-
-def _ragged(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
-    """Axes of `lax.ragged_dot_general` in its three modes.
-
-    For the rows of one group it is a product like any other, so its contracted, free and other batch axes are. Which
-    rows belong to a group is counted along the ragged axis: that, the groups, and the groups' sizes stay whole.
-    """
-    numbers = params["ragged_dot_dimension_numbers"]
-    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
-    left, right, sizes = ins
-    for a, b in (*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)):
-        unify(left[a], right[b])
-    counted = [left[a] for a in numbers.lhs_ragged_dimensions]
-    if len(sizes) > 1:  # every row of the other axes has sizes of its own
-        counted += [e for a, e in enumerate(left) if a in lb or a not in lc]
-        counted += [left[a] for a in lc if set(numbers.lhs_ragged_dimensions) & set(lc)]
-    for e in (*counted, *(right[b] for b in numbers.rhs_group_dimensions), *sizes):
-        freeze(e, _RAGGED)
-    free_left, free_right = _ragged_free(numbers, len(left), len(right))
-    out = [*(left[a] for a in lb), *(left[a] for a in free_left), *(right[b] for b in free_right)]
-    return [[*(Dim(n, _RAGGED) for n in shapes[0][: len(shapes[0]) - len(out)]), *out]]
-
-
-def _ragged_free(numbers: Any, left: int, right: int) -> tuple[list[int], list[int]]:
-    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
-    groups = tuple(numbers.rhs_group_dimensions)
-    return [a for a in range(left) if a not in (*lb, *lc)], [b for b in range(right) if b not in (*rb, *rc, *groups)]
-
-
-def _ragged_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
-    numbers = seen.params["ragged_dot_dimension_numbers"]
-    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
-    for a, b in zip(lc, rc, strict=True):
-        zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
-        leak(seen.ins[0][a], zero, "contracted where neither factor is zero at removed units")
-    if zs[0] is None or zs[1] is None:
-        return [None]
-    free_left, free_right = _ragged_free(numbers, len(seen.ins[0]), len(seen.ins[1]))
-    out = [zs[0][a] | zs[1][b] for a, b in zip(lb, rb, strict=True)]
-    out += [zs[0][a] for a in free_left] + [zs[1][b] for b in free_right]
-    return [(*[frozenset[Dim]()] * (len(seen.outs[0]) - len(out)), *out)]
-
-
 INDEXING: dict[str, PrimitiveRule] = {
+    "gather": PrimitiveRule(_gather, _picked, _emit_gather, look=reorders.look),
+    "dynamic_slice": PrimitiveRule(_dynamic_slice, _looked_up, _emit_dynamic_slice),
+    "dynamic_update_slice": PrimitiveRule(_dynamic_update, _updated_zeros),
     **{
         name: PrimitiveRule(_scatter(name), _placed)
         for name in ("scatter", "scatter-add", "scatter-sub", "scatter-min", "scatter-max")
     },
     "scatter-mul": PrimitiveRule(_scatter("scatter-mul"), _multiplied),
-    "ragged_dot_general": PrimitiveRule(_ragged, _ragged_zeros),
 }

@@ -89,8 +89,8 @@ def _bits(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]
 
 
 def _bits_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
-    """No bit is set in 0, but one is in -0.0: read as an integer, a zero may be anything."""
-    return moved(seen, zs) if np.issubdtype(seen.params["new_dtype"], np.inexact) else nothing(seen)
+    """No bit is set in 0, but one is in -0.0: of a floating-point number that is zero, the bits may be anything."""
+    return moved(seen, zs) if np.issubdtype(seen.dtypes[0], np.integer) else nothing(seen)
 
 
 def _transform(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:

@@ -131,7 +131,8 @@ class Tracer:
         if rule is not None and rule.look is not None:
             params = rule.look(params, ins, [v.compute and functools.partial(binding.known, v.compute) for v in given])
         outs = self._opaque(name, ins, shapes) if rule is None else rule.dims(params, ins, shapes)
-        seen = Seen(params, ins, outs, [v.fill for v in used], name)
+        dtypes = tuple(getattr(v.aval, "dtype", None) for v in eqn.invars)
+        seen = Seen(params, ins, outs, [v.fill for v in used], name, dtypes)
         at = len(self.notes)
         self._note(name, params, used, outs)
         active = any(v.active for v in used)

@@ -78,10 +78,13 @@ def read_rule(
 ) -> tuple[Program, tuple[int, ...]]:
     """A rule's program, and which operands of the equation it takes first because it closes over them."""
     jaxpr, consts = rule
+    variables, invars = list(jaxpr.constvars), list(jaxpr.invars)
+    if len(variables) < len(consts):  # since JAX 0.12 a rule takes what it closes over as its first arguments
+        variables, invars = invars[: len(consts)], invars[len(consts) :]
     inside = dict(aliases)
     closed: list[int] = []
     traced, constvars, known = [], [], []
-    for var, value in zip(jaxpr.constvars, consts, strict=True):
+    for var, value in zip(variables, consts, strict=True):
         if not isinstance(value, jax.core.Tracer):
             constvars.append(var)
             known.append(value)
@@ -97,7 +100,7 @@ def read_rule(
         traced.append(var)
         closed.append(at[0])
         inside[outer] = var
-    opened = Opened([*traced, *jaxpr.invars], constvars, list(jaxpr.eqns), list(jaxpr.outvars))
+    opened = Opened([*traced, *invars], constvars, list(jaxpr.eqns), list(jaxpr.outvars))
     before = dict(aliases)
     aliases.update(inside)
     program = tracer.program(opened, known, [*(given[i] for i in closed), *args])

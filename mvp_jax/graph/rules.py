@@ -24,13 +24,14 @@ Shapes: TypeAlias = list[tuple[int, ...]]
 
 
 class Seen(NamedTuple):
-    """One use of a primitive: its parameters, the axes of its operands and results, and known uniform values."""
+    """One use of a primitive: its parameters, the axes of its operands and results, known uniform values, dtypes."""
 
     params: dict[str, Any]
     ins: list[Axes]
     outs: list[Axes]
     fills: list[float | None]
     name: str
+    dtypes: tuple[Any, ...] = ()
 
     def zero(self, z: Zeros, operand: int, axis: int) -> frozenset[Dim]:
         """The units at whose removal an operand is zero along one of its axes."""

@@ -203,6 +203,35 @@ def test_slim_models_go_on_training(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("scatter_set", "scatter_set_one", "scatter_add", "scatter_multiply", "scatter_least", "gather_along"),
+        *("graph_network", "mixture_of_experts", "experts_of_uniform_entries", "decoder_step"),
+        *("shard_map_of_rows", "shard_map_even", "mapped_names"),
+        *("watched", "complex_numbers", "diagonal_state", "key_of_rows", "quantised"),
+    ],
+)
+def test_gradients_are_those_of_the_masked_function(name):
+    case, groups = built(name), analysed(name).groups
+    units = random_units(name, groups, 0.5)
+    masked = compact.mask(case.variables, groups, {n: jnp.asarray(u) for n, u in units.items()})
+    run, slim = compact.slim(case.apply, case.variables, groups, units, *case.inputs)
+
+    def loss(apply):
+        return jax.jit(
+            jax.grad(
+                lambda v: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(apply(v, *case.inputs))), allow_int=True
+            )
+        )
+
+    got, want = loss(run)(slim), compact.cut(loss(case.apply)(masked), groups, units)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if a.dtype == b.dtype == jnp.float32:
+            scale = max(float(np.abs(b).max()), 1e-2)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
+
+
 def naive_difference(name, ratio):
     """How far a model whose frozen axes are simply cut is from one where they are masked."""
     case = built(name)

@@ -25,6 +25,10 @@ def _with_total(f: Callable[[Any], Any]) -> Callable[..., Any]:
     return lambda p, z: read(p, f(z)) + total(f(z))
 
 
+def _multiplied(z):
+    return relu(z).at[ROWS].multiply(sigmoid(z[1:3]), unique_indices=True)
+
+
 def _cache(p, z):
     """Written at a place that is not known while tracing, by a slice and by an index."""
     buffer = lax.dynamic_update_slice(jnp.zeros((z.shape[0], 5, z.shape[1])), relu(z)[:, None], (0, number(p), 0))
@@ -37,6 +41,12 @@ def _per_unit_rows(p, z):
     rows = (z > 0).astype(jnp.int32).T
     counts = jax.vmap(lambda i, v: jnp.zeros(2).at[i].add(v))(rows, jnp.tanh(z).T)
     return read(p, counts.T)
+
+
+def _least_is_filled(p, z):
+    """Whole numbers out of range are filled with the least that there is, removed ones too."""
+    levels = jnp.round(8 * relu(z)).astype(jnp.int8).at[jnp.array([1, 9])].get(mode="fill")
+    return read(p, relu(z)) + levels.sum() / 100.0
 
 
 def _histogram(p, z):
@@ -109,6 +119,19 @@ def mixture_of_experts() -> Case:
     return case(
         apply, shapes, (normal(7, 4),), unit(6, stream), unit(10, "w2:1", makes="w1:2", name="w1"), frozen=frozen
     )
+
+
+def experts_of_uniform_entries() -> Case:
+    """Removed entries are one, not zero, and the experts' kernels are no zero there either: both are counted."""
+
+    def apply(p, x):
+        h = jnp.exp(relu(dense(p["embed"], x)))
+        return lax.ragged_dot(h, jnp.cos(p["w"]), jnp.array([2, 4, 1])) + lax.ragged_dot(
+            h, jnp.cos(p["w"]), jnp.array([1, 0, 3])
+        )
+
+    shapes = {"embed": dense_shapes(4, 6), "w": (3, 6, 2)}
+    return case(apply, shapes, (normal(7, 4),), unit(6, "embed/kernel:1 embed/bias:0 w:1"), frozen=why("w:0", "group"))
 
 
 def gradient_of_experts() -> Case:
@@ -209,13 +232,23 @@ CASES: Builders = NEVER | {
         "scatter_set_one": (exact, (_with_total(lambda z: relu(z).at[ROWS].set(1.0)),)),
         "scatter_add": (exact, (_with_total(lambda z: relu(z).at[ROWS].add(jnp.sin(z[1:3]))),)),
         "scatter_subtract": (exact, (_with_total(lambda z: relu(z).at[ROWS].subtract(jnp.sin(z[1:3]))),)),
-        "scatter_multiply": (exact, (_with_total(lambda z: relu(z).at[ROWS].multiply(sigmoid(z[1:3]))),)),
+        "scatter_multiply": (
+            exact,
+            (_with_total(lambda z: relu(z).at[ROWS].multiply(sigmoid(z[1:3]), unique_indices=True)),),
+        ),
         "scatter_least": (exact, (_with_total(lambda z: z.at[ROWS].min(jnp.tanh(z[1:3]))),)),
         "scatter_largest": (exact, (_with_total(lambda z: z.at[ROWS].max(relu(z[1:3]))),)),
         "scatter_apply": (exact, (_with_total(lambda z: z.at[ROWS].apply(jnp.cos)),)),
         "scatter_row_of_sum": (exact, (_row_of_sum,)),
         "scatter_per_unit": (exact, (_per_unit_rows,)),
         "scatter_cache": (exact, (_cache,)),
+        # Whole units are picked.
+        "gather_filled": (
+            exact,
+            (_with_total(lambda z: relu(z).at[jnp.array([1, 9, 0])].get(mode="fill", fill_value=1.0)),),
+        ),
+        "gather_filled_with_least": (exact, (_least_is_filled,)),
+        "gather_along": (exact, (_with_total(lambda z: jnp.take_along_axis(relu(z), jnp.argsort(-z, 0), 0)),)),
         "segments": (
             exact,
             (_with_total(lambda z: jax.ops.segment_sum(relu(z), jnp.array([1, 0, 1, 3]), num_segments=4)),),
@@ -227,4 +260,12 @@ CASES: Builders = NEVER | {
     }.items()
 }
 
-CASES |= {f.__name__: f for f in (graph_network, mixture_of_experts, gradient_of_experts, rotary_table, decoder_step)}
+_MODELS = (
+    graph_network,
+    mixture_of_experts,
+    experts_of_uniform_entries,
+    gradient_of_experts,
+    rotary_table,
+    decoder_step,
+)
+CASES |= {f.__name__: f for f in _MODELS}

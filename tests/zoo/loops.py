@@ -152,7 +152,7 @@ def _product(z, w):
     """Rows lie on several devices, and what they have in common is added up; a sum over the units on each."""
     y = relu(z)
     shared = lax.pmean(jnp.tanh(z).sum(0), "data")
-    return y @ w + (y * shared).sum(-1, keepdims=True) + lax.pmax(y.max(), "data")
+    return y @ w + (y * shared).sum(-1, keepdims=True) + lax.pmax(lax.stop_gradient(y.max()), "data")
 
 
 def _parts(z, w):
