@@ -1,5 +1,6 @@
 """How much is left of a model when half of all units that can be cut are cut?
 
+    pip install torch==2.13.0 torch-pruning
     python benchmarks/left.py [--before FILE] [--json FILE] [--cuts 3] [--quick]
 
 Small models with random weights, one for each pattern that used to keep units from being cut, or still does. Half of
@@ -11,13 +12,12 @@ over random cuts, relative to the masked output's largest entry. A quarter is th
 kernels whose inputs and outputs are both halved.
 
 `--json` writes the shares into a file, and `--before` reads such a file, for a column of what another version left: the
-script runs with versions that know no `allow` too. Where `torch` and `torch_pruning` are installed, the same
-architectures in PyTorch are halved by Torch-Pruning.
-
-    pip install torch==2.13.0 torch-pruning
+script runs with versions that know no `allow` too, found by `PYTHONPATH`. Where `torch` and `torch_pruning` are
+installed, Torch-Pruning halves the same architectures in PyTorch.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import inspect
 import json

@@ -17,7 +17,8 @@ from mvp_jax.core import layouts, masks
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Key, PyTree, Units, Variables
 from mvp_jax.core.units import Group
-from mvp_jax.graph import derivatives, placement
+from mvp_jax.graph import placement
+from mvp_jax.graph.custom import derivatives
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.replay import Replay
 

@@ -144,6 +144,14 @@ def _dot(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     return 2 * math.prod(outs[0]) * math.prod(ins[0][a] for a in contracted)
 
 
+def _ragged_dot(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
+    """Each row is multiplied by the matrix of its group alone, so the number of groups costs nothing."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    groups = ins[2][-1] if set(numbers.lhs_ragged_dimensions) & set(contracted) else 1  # then each has a result
+    return 2 * math.prod(outs[0]) // max(groups, 1) * math.prod(ins[0][a] for a in contracted)
+
+
 def _convolution(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
     p = eqn.params
     numbers = p["dimension_numbers"]
@@ -193,6 +201,7 @@ def _sort(eqn: Any, ins: Sequence[_Shape], outs: Sequence[_Shape]) -> int:
 
 _RULES: dict[str, Callable[[Any, Sequence[_Shape], Sequence[_Shape]], int]] = {
     "dot_general": _dot,
+    "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
     "integer_pow": _power,
     "convert_element_type": _convert,

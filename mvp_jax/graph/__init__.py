@@ -30,7 +30,7 @@ from mvp_jax.graph.analysis import (
     groups,
     leaks,
 )
-from mvp_jax.graph.derivatives import CustomDerivativeWarning, CustomFunction
+from mvp_jax.graph.custom.derivatives import CustomDerivativeWarning, CustomFunction
 from mvp_jax.graph.explanation import Explanation, GroupExplanation, explain
 from mvp_jax.graph.kernel_axes import contracted
 from mvp_jax.graph.rules import PrimitiveRule

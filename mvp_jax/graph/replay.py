@@ -57,7 +57,10 @@ class Replay:
 
     def run(self, program: Program, args: list[Any]) -> list[Any]:
         """Results for smaller arguments; constants come and go in the shapes that they had."""
-        return _Frame(self, program, args).results()
+        frame = _Frame(self, program, args)
+        results = frame.results()
+        frame.close()
+        return results
 
 
 class _Frame:
@@ -75,7 +78,8 @@ class _Frame:
         self.env: dict[Any, Any] = dict(zip(program.jaxpr.invars, args, strict=True))
         self.env |= dict(zip(program.jaxpr.constvars, program.consts, strict=True))
         self.frames: dict[int, _Frame] = {}
-        self.found: dict[tuple[int, Removed], list[Any]] = {}
+        self.found: dict[tuple[Any, Removed], Any] = {}
+        self.order = {id(node): i for i, node in enumerate(program.nodes)}
         self.makers: dict[Any, tuple[Node, int]] = {}
         self.places = {v: i for i, v in enumerate(program.jaxpr.invars)}
         for node in program.nodes:
@@ -93,6 +97,13 @@ class _Frame:
                 self.program.jaxpr.outvars, self.program.outs, self.program.constants, strict=True
             )
         ]
+
+    def close(self) -> None:
+        """Lets go of all values: frames hold one another, so that nobody else would do so soon."""
+        for inner in self.frames.values():
+            inner.close()
+        for held in (self.frames, self.found, self.env):
+            held.clear()
 
     # --- Over the kept units ---
 
@@ -254,10 +265,37 @@ class _Frame:
         """An array with one removed unit of some sets in place of the kept ones; as it is if it has none of them."""
         if isinstance(v, core.Literal):
             return v.val
-        axes = self.axes(v)
-        removed = removed.intersection(itertools.chain.from_iterable(map(roots, axes)))
+        removed = self.of(v, removed)
         if not removed:
             return self.env[v]
+        # In the order of the program, as a deep network would go beyond Python's recursion limit.
+        for u, some in self.missing(v, removed):
+            self.found[u, some] = self.computed(u, some)
+        return self.found[v, removed]
+
+    def of(self, v: Any, removed: Removed) -> Removed:
+        """Those of some sets of units that an array has."""
+        return removed.intersection(itertools.chain.from_iterable(map(roots, self.axes(v))))
+
+    def missing(self, v: Any, removed: Removed) -> list[tuple[Any, Removed]]:
+        """The shadows that have to be computed before one, and that one, each after those that it is made of."""
+        order: dict[tuple[Any, Removed], int] = {}
+        todo = [(v, removed)]
+        while todo:
+            u, some = todo.pop()
+            if (u, some) in order or (u, some) in self.found:
+                continue
+            node, i = self.makers.get(u, (None, 0))
+            order[u, some] = -1 if node is None else self.order[id(node)]
+            if node is None or _is_zero(node.facts.zeros[i], self.axes(u), some):
+                continue
+            operands = zip(node.eqn.invars, node.constants, strict=True)
+            read = [w for w, constant in operands if not constant and not isinstance(w, core.Literal)]
+            todo += [(w, of) for w in read if (of := self.of(w, some))]
+        return sorted(order, key=lambda key: order[key])
+
+    def computed(self, v: Any, removed: Removed) -> Any:
+        axes = self.axes(v)
         node, i = self.makers.get(v, (None, self.places.get(v, -1)))
         if node is None and self.outside is not None:
             return self.outside(i, removed)
@@ -269,9 +307,7 @@ class _Frame:
         if node.kind == "call":
             inner = self.frames[id(node)]
             return inner.shadow(inner.program.jaxpr.outvars[i], removed)
-        if (id(node), removed) not in self.found:
-            self.found[id(node), removed] = self.plain(node, removed)
-        return self.found[id(node), removed][i]
+        return self.plain(node, removed)[i]
 
     def axes(self, v: Any) -> Axes:
         """The axes of a variable; a constant has none of its own."""

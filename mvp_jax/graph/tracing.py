@@ -7,8 +7,9 @@ import jax
 
 from mvp_jax.core import layouts
 from mvp_jax.core.types import PyTree
-from mvp_jax.graph import derivatives, placement
+from mvp_jax.graph import placement
 from mvp_jax.graph import program as programs
+from mvp_jax.graph.custom import derivatives
 from mvp_jax.graph.dims import Dim, unify
 from mvp_jax.graph.primitives import RULES
 from mvp_jax.graph.program import Program, Value

@@ -84,3 +84,15 @@ def test_loops_count_as_often_as_they_run_or_once():
     assert counted(net, square) == 5 * 3 * 2 * 4**3
     assert counted(net, square, repeat_loops=False) == 2 * 4**3
     assert counted(lambda x: lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x), square) == 2 * 4**3 + 1
+
+
+def test_rows_are_multiplied_by_the_matrix_of_their_group_alone():
+    rows, groups, kernels = jnp.ones((10, 4)), jnp.array([3, 5, 2]), jnp.ones((3, 4, 6))
+    assert counted(lax.ragged_dot, rows, kernels, groups) == 2 * 10 * 4 * 6
+
+    def of_kernels(rows, out, groups):
+        numbers = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+        return lax.ragged_dot_general(rows, out, groups, numbers)
+
+    assert jax.eval_shape(of_kernels, rows, jnp.ones((10, 6)), groups).shape == (3, 4, 6)
+    assert counted(of_kernels, rows, jnp.ones((10, 6)), groups) == 2 * 10 * 4 * 6

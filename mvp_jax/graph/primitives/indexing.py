@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import lax
 
-from mvp_jax.graph import reorders
 from mvp_jax.graph.dims import Axes, Dim, freeze, resolve, unify
 from mvp_jax.graph.lengths import at_most
+from mvp_jax.graph.primitives import reorders
 from mvp_jax.graph.rules import Dims, Lengths, PrimitiveRule, Seen, Shapes, Zeros, moved, nothing, shape_of
 
 # --- Gathering and slicing -------------------------------------------------------------------------------------------

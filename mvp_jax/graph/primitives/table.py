@@ -1,11 +1,11 @@
 """Every primitive that is understood, in one table. What is not in it freezes every axis that touches it."""
 
 from mvp_jax.graph import rules
-from mvp_jax.graph.contractions import CONTRACTIONS
-from mvp_jax.graph.indexing import INDEXING
-from mvp_jax.graph.passing import PASSING
+from mvp_jax.graph.primitives.contractions import CONTRACTIONS
+from mvp_jax.graph.primitives.indexing import INDEXING
+from mvp_jax.graph.primitives.passing import PASSING
+from mvp_jax.graph.primitives.shaping import SHAPING
 from mvp_jax.graph.rules import PrimitiveRule
-from mvp_jax.graph.shaping import SHAPING
 
 _ZERO_AT_ZERO = (
     "abs neg sign sqrt cbrt square tanh tan sin asin atan sinh asinh atanh erf erf_inv expm1 log1p floor ceil round "

@@ -14,7 +14,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad
 
-from mvp_jax.graph import rule_programs
+from mvp_jax.graph.custom import rule_programs
 from mvp_jax.graph.program import Program, Value, open_jaxpr
 from mvp_jax.graph.reading import Tracer
 from mvp_jax.graph.rules import Zeros

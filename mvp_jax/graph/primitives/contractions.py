@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from mvp_jax.graph import reorders
 from mvp_jax.graph.dims import Axes, Dim, freeze, product, resolve, roots, unify
+from mvp_jax.graph.primitives import reorders
 from mvp_jax.graph.rules import Dims, Fold, Lengths, PrimitiveRule, Seen, Shapes, Zeros, leak, moved, nothing, same
 
 # --- Reductions and orders -------------------------------------------------------------------------------------------

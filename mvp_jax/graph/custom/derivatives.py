@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mvp_jax.graph import custom_rules, rule_programs
+from mvp_jax.graph.custom import rule_kinds, rule_programs
 from mvp_jax.graph.program import Node, Value, called, open_jaxpr
 from mvp_jax.graph.reading import Tracer
 from mvp_jax.graph.rules import Seen
@@ -126,7 +126,7 @@ class Reader:
         notes = len(tracer.notes)
         self._depth += 1
         with rule_programs.Blame(name, [*given, *primal.outs]):
-            read = custom_rules.read_vjp if eqn.primitive.name == "custom_vjp_call" else custom_rules.read_jvp
+            read = rule_kinds.read_vjp if eqn.primitive.name == "custom_vjp_call" else rule_kinds.read_jvp
             derivative = read(tracer, eqn, given, name, primal, self._aliases)
         self._depth -= 1
         # Who makes units and who reads them is said by the function, not by its derivative.
