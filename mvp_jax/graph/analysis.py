@@ -289,7 +289,8 @@ def find_all(traced: Traced, groups: Sequence[Group]) -> dict[str, Dim]:
         `{name: set of units}`.
 
     Raises:
-        ValueError: if the units of a group are not a set of their own here, or may not be cut.
+        ValueError: if the units of a group are not a set of their own here, lie along further parameters, or may not
+            be cut.
     """
     by_place = {
         (leaf.collection, leaf.path, axis, p.start, p.step, p.repeats, p.order): p.root
@@ -297,7 +298,20 @@ def find_all(traced: Traced, groups: Sequence[Group]) -> dict[str, Dim]:
         for axis, e in enumerate(leaf.value.dims or [])
         for p in places(e)
     }
-    return {g.name: _root_at({by_place.get(_where(s)) for s in g.slots}, g) for g in groups}
+    found = {g.name: _root_at({by_place.get(_where(s)) for s in g.slots}, g) for g in groups}
+    lies: dict[Dim, set[tuple[Any, ...]]] = {}
+    for where, d in by_place.items():
+        if where[0] == "params":
+            lies.setdefault(d, set()).add(where)
+    for g in groups:
+        further = lies[found[g.name]] - {_where(s) for s in g.slots}
+        if further:
+            paths = sorted({f"{path}[{axis}]" for _, path, axis, *_ in further})
+            raise ValueError(
+                f"in this function the units of group {g.name!r} are tied to those of {paths[:3]}, which the group "
+                "does not cut; find the groups of this function with graph.groups(apply, variables, *inputs)"
+            )
+    return found
 
 
 def _where(s: Slot) -> tuple[Any, ...]:

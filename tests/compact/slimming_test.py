@@ -325,3 +325,23 @@ def test_bad_input_is_refused():
         compact.rebuild(model, variables, {g.name: jnp.zeros(g.size, bool) for g in model.groups})
     with pytest.raises(ValueError, match="only in units"):
         compact.rebuild(model, variables, {"stem/conv": jnp.ones(4, bool)})
+
+
+def test_groups_of_another_function_that_ties_their_units_are_refused():
+    shapes = {"a": (3, 4), "b": (3, 4), "o": (4, 2), "o2": (4, 2)}
+    p = {name: jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.ones((2, 3))
+
+    def apart(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["o"] + jax.nn.relu(x @ p["b"]) @ p["o2"]
+
+    def tied(p, x):
+        return jax.nn.relu(x @ p["a"] + x @ p["b"]) @ (p["o"] + p["o2"])
+
+    groups = graph.groups(apart, p, x)
+    assert sorted(g.name for g in groups) == ["a", "b"]
+    units = {"a": jnp.array([True, False, True, True]), "b": jnp.array([False, True, True, True])}
+    with pytest.raises(ValueError, match=r"group 'a' are tied to those of \['b\[1\]', 'o2\[0\]'\]"):
+        compact.slim(tied, p, groups, units, x)
+    with pytest.raises(ValueError, match="are tied to those of"):
+        compact.slim(tied, p, groups[:1], {"a": units["a"]}, x)
