@@ -97,8 +97,9 @@ def slim(
     gradient of a straight-through estimator would be 0.
 
     Args:
-        apply: pure, `apply(variables, *inputs)`; may return more than the groups were found with, such as new batch
-            statistics, which come back in the smaller shapes.
+        apply: pure, `apply(variables, *inputs)`; not necessarily the function in which the groups were found, if it has
+            the same groups. It may return more, such as new batch statistics or a cache, which come back in the
+            smaller shapes. It may not draw random numbers along cut units, as dropout does.
         variables: the dense variables, whether or not they were trained under the masks of these units.
         groups: all or some of the groups that `graph.groups` found.
         units: `{name: bool[C]}` for exactly these groups, not traced.
@@ -110,11 +111,13 @@ def slim(
 
     Returns:
         `slim_apply(slim_variables, *inputs)` and `slim_variables`. `slim_apply` works under `jit`, `grad` and `vmap`
-        and takes other shapes of inputs too: `apply` is traced once for each.
+        and takes other shapes of inputs too: `apply` is traced once for each. The variables keep their shapes: for a
+        cache of another batch or length, call `slim` with such a cache, and the same groups and units, again.
 
     Raises:
-        ValueError: if units and groups do not fit, a group keeps no unit, or cannot be cut in this function, or `keep`
-            names none of its functions with a custom derivative.
+        ValueError: if units and groups do not fit, a group keeps no unit or cannot be cut in this function, or `keep`
+            names a function that is not there or has no custom derivative. `slim_apply` raises it for variables of
+            other shapes than those of `slim_variables`.
 
     Warns:
         CustomDerivativeWarning: once for each function outside JAX whose own derivative is lost.
@@ -160,7 +163,10 @@ def _slim(
         got = jax.tree.leaves(variables)
         # jax2onnx traces `jnp.shape`, not NumPy's.
         if len(got) != len(dense) or [np.shape(x) for x in got] != smaller:
-            raise ValueError("these are not the variables that compact.slim returned: their shapes differ")
+            raise ValueError(
+                "these are not the variables that compact.slim returned: their shapes differ; for variables of other "
+                "shapes, such as a cache for another batch, call compact.slim with the same groups and units again"
+            )
         # The dense function is traced as if its variables lay where the slim ones do.
         lying = [placement.typed(x, d.shape) for x, d in zip(got, dense, strict=True)]
         traced, replay = read(lying, inputs)
@@ -263,7 +269,7 @@ def verify(
     rules: graph.PrimitiveRules = (),
     keep: Sequence[str] = (),
 ) -> Verification:
-    """Compares slim functions with masked ones on random cuts: the check to run on a model of one's own.
+    """Compares slim functions with masked ones on random cuts: the check to run on your own model.
 
     Args:
         apply: pure, `apply(variables, *inputs)`, as `graph.groups` takes it.
@@ -278,11 +284,11 @@ def verify(
         keep: names of functions whose own derivative stays, as `slim` takes them.
 
     Returns:
-        Relative differences for each cut; float32 rounding gives about 1e-6. Groups that are cut approximately are
-        counted apart, and a collection that comes back is compared over its kept entries.
+        Relative differences, one for each cut, which print as a sentence; rounding in float32 gives about 1e-6. Groups
+        that are cut approximately are reported apart. Of a collection that comes back, the kept entries are compared.
 
     Raises:
-        ValueError: if a group cannot be cut in this function.
+        ValueError: if a group cannot be cut in this function, or `keep` names a function that is not there.
 
     >>> def mlp(params, x):
     ...     return jax.nn.relu(x @ params["a"]) @ params["b"]

@@ -69,13 +69,15 @@ def groups(
     also if it computes nearly the same, which its `approximate` says.
 
     Args:
-        apply: pure; called as `apply(variables, *inputs)`, returns arrays whose axes stay whole. Trace it the way it
-            is used for inference: dropout's random masks keep every axis they touch.
-        variables: any pytree of arrays (or shapes). If it has an entry `params` (`Variables`, Linen's variables), its
-            entries are collections, paths start inside each, and only `params` are masked; otherwise all of it are
-            parameters. Of a collection that comes back in the results with the same paths and shapes (a cache, new
-            batch statistics), the axes are cut there too.
-        *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole.
+        apply: pure; called as `apply(variables, *inputs)`, returns arrays whose axes stay whole. Give it as it is used
+            for inference: no unit is cut along which random numbers are drawn, as dropout does.
+        variables: any pytree of arrays (or shapes). If it is a dictionary with an entry `params` (Linen's variables) or
+            `Variables`, its entries are collections: paths start inside each, and only `params` are masked. Otherwise
+            every array in it is a parameter, also a table of positions. Collections that come back in the results with
+            the same paths and shapes (a cache, new batch statistics) are cut along, there too.
+        *inputs: arrays (or shapes) as `apply` takes them; their axes stay whole. A cache among them keeps the heads
+            and their dimensions whole. Make it a collection, so that it is cut along: of `step(params, cache, token)`,
+            `lambda v, token: step(v["params"], v["cache"], token)` with `{"params": params, "cache": cache}`.
         rules: rules for primitives that are not known, or that are to be read otherwise: `((name, rule), ...)`.
         allow: ways in which the slim function may differ from the masked one, each used only for units that otherwise
             could not be cut; fine-tuning is expected to repair the difference.
@@ -87,9 +89,9 @@ def groups(
         keep: names of functions whose custom derivative is to hold after cutting too, as `compact.slim` takes them.
 
     Returns:
-        Groups for `units`, `prune`, `vote` and `compact`, in the order in which the function makes their units. What is
-        missing may not be cut; `graph.explain` says why. A primitive without a rule is no error: axes that touch it may
-        not be cut.
+        Groups (`units.Group`, which explains kinds and slots) for `units`, `prune`, `vote` and `compact`, in the order
+        in which the function makes their units. What is missing may not be cut; `graph.explain` says why. A primitive
+        without a rule is no error: the axes that touch it are not cut.
 
     Raises:
         ValueError: if a leaf of the variables is no array (a function, a string, or a setting that `apply` branches

@@ -109,7 +109,13 @@ def explain(
 
     Returns:
         An explanation, which prints as tables: the groups with their shares of parameters and operations, those that
-        are approximate, then the axes that have to stay with the reasons and what would let them go.
+        are approximate, then the axes that have to stay, with the reasons and, where there is one, the remedy. `a[0]`
+        is axis 0 of the parameter `a`. Shares of groups overlap: an array can belong to several. Heads and their
+        dimensions that have to stay because of "an axis of the input" often lie in a cache that is given as an input;
+        see `variables` of `graph.groups`.
+
+    Raises:
+        ValueError: as `graph.groups` does.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -157,7 +157,7 @@ class Tracer:
         return node, _computable(eqn, given, values)
 
     def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-        why = f"{name} has no rule"
+        why = f'{name} has no rule: rules=(("{name}", rule),) gives it one'
         for axes in ins:
             for e in axes:
                 freeze(e, why)

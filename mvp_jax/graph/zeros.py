@@ -304,10 +304,10 @@ def _why(node: Node, d: Dim, within: Pass, mean: bool) -> str:
     if not mean:
         return f"{what} from one another"
     where = f"a mean in {layer!r}" if layer else "a mean"
-    more = ', allow=("positions",) treats fixed tables that are added as parameters' if node.active else ""
+    more = ', allow=("positions",) masks fixed tables that are added, too' if node.active else ""
     return (
         f"{where} runs over removed entries that differ from one another (reduce_sum): "
-        f'allow=("{_way(node)}",) takes it over the kept ones{more}'
+        f'allow=("{_way(node)}",) takes the mean over the kept ones{more}'
     )
 
 
@@ -353,8 +353,8 @@ def _let_vanish(node: Node, zs: list[Zeros], within: Pass) -> None:
         for d in frozenset(roots(node.seen.ins[i][a])) & there - gone:
             freeze(
                 d,
-                f"{node.seen.name} of a value made of parameters that is zero where units are removed: an epsilon "
-                'below the root, or allow=("kernel_standardisation",), lets them go',
+                f"{node.seen.name} of a value made of parameters that is zero where units are removed (a deviation, a "
+                'scale): an epsilon added to it, or allow=("kernel_standardisation",), lets them go',
             )
     zs[i] = z
 

@@ -143,7 +143,7 @@ def reason(explanation, path):
 def test_reasons_name_the_layer_and_the_remedy():
     told = reason(graph.explain(encoder, ENCODER, X), "embed/bias")
     assert told.startswith("a mean in 'norm1' runs over removed entries that differ")
-    assert 'allow=("norm",) takes it over the kept ones' in told
+    assert 'allow=("norm",) takes the mean over the kept ones' in told
     assert 'allow=("positions",)' in told
     told = reason(graph.explain(without_epsilon, WITHOUT_EPSILON, X), "kernel")
     assert told.startswith("div of a value made of parameters that is zero where units are removed")

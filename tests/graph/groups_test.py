@@ -141,7 +141,7 @@ def test_an_unknown_primitive_freezes_and_a_rule_opens_it():
     assert [g.name for g in graph.groups(apply, params, X)] == ["w"]
     closed = graph.analyse(odd, params, X)
     assert closed.groups == ()
-    assert {f.reason for f in closed.frozen if f.size == 4} == {"bessel_i0e has no rule"}
+    assert {f.reason.partition(":")[0] for f in closed.frozen if f.size == 4} == {"bessel_i0e has no rule"}
     rule = (("bessel_i0e", PrimitiveRule(same, where_all)),)
     (group,) = graph.groups(odd, params, X, rules=rule)
     seen = compact.verify(odd, params, [group], X, key=jax.random.key(0), rules=rule)

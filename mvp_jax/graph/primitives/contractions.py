@@ -53,7 +53,7 @@ def _reduction(name: str) -> Dims:
 
     def dims(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
         for a in _axes_of(params, "axes"):
-            freeze(ins[0][a], f"{name} over it")
+            freeze(ins[0][a], f"{name} over it, which sees removed units even where they are zero")
         return _drop(params, ins, shapes)
 
     return dims
@@ -65,7 +65,7 @@ def _ordered(name: str, *where: str) -> Dims:
     def dims(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
         out = same(params, ins, shapes[:1])[0]
         for a in _axes_of(params, *where):
-            freeze(out[a], f"{name} along it")
+            freeze(out[a], f"{name} along it, where the place of an entry or what comes before it matters")
         return [out for _ in shapes]
 
     return dims
@@ -110,7 +110,7 @@ def _contracted(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
 _PRODUCT = Fold(_contracted, _SUM.join)
 
 
-_RAGGED = "rows are multiplied by the matrix of their group"
+_RAGGED = "it counts the matrices of a ragged product (experts), to which rows are assigned by number"
 
 
 def _ragged(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
@@ -166,7 +166,7 @@ def _conv(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]
     out: Axes = [Dim(n, "a spatial axis of a convolution") for n in shapes[0]]
     if params["batch_group_count"] > 1:
         for e in (*x, *k, *out):
-            freeze(e, "conv_general_dilated with groups of the batch")
+            freeze(e, "a convolution splits its batch into groups (batch_group_count)")
         return [out]
     out[os[0]], out[os[1]] = x[xs[0]], k[ks[0]]
     if groups == 1:
@@ -187,7 +187,11 @@ def _conv_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     batch, channel = spec.lhs_spec[:2]
     made, read = spec.rhs_spec[:2]
     from_input, from_kernel = seen.zero(zs[0], 0, channel), seen.zero(zs[1], 1, read)
-    leak(seen.ins[1][read], from_input | from_kernel, "contracted where neither factor is zero at removed units")
+    leak(
+        seen.ins[1][read],
+        from_input | from_kernel,
+        "a convolution sums over it where neither input nor kernel is zero at removed units",
+    )
     if zs[0] is None or zs[1] is None:
         return [None]
     out = [frozenset[Dim]() for _ in seen.outs[0]]

@@ -47,7 +47,7 @@ def _sum(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
     gone = _counted(params)
     for axes in ins:
         for a in gone:
-            freeze(axes[a], "it is summed over as devices are")
+            freeze(axes[a], "it is a mesh axis of vmap, and a sum over devices runs along it")
     return [[e for a, e in enumerate(axes) if a not in gone] for axes in ins]
 
 
@@ -95,7 +95,7 @@ def _bits_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
 
 def _transform(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
     """A linear map of the last axes, which stay whole; each entry of the others is transformed for itself."""
-    (axes,), count, why = ins, len(params["fft_lengths"]), "fft mixes it"
+    (axes,), count, why = ins, len(params["fft_lengths"]), "fft mixes its entries"
     before = len(axes) - count
     for e in axes[before:]:
         freeze(e, why)
@@ -104,7 +104,7 @@ def _transform(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[
 
 def _drawn(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
     """Fewer random numbers, or numbers of fewer keys, are other numbers: all axes stay whole."""
-    why = "random numbers are drawn along it"
+    why = "random numbers are drawn along it, as dropout does: trace the function as it is used for inference"
     for axes in ins:
         for e in axes:
             freeze(e, why)

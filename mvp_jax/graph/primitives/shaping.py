@@ -125,8 +125,8 @@ def _pad(params: dict[str, Any], ins: list[Axes], shapes: list[tuple[int, ...]])
     out: Axes = []
     for e, (low, high, interior), n in zip(ins[0], params["padding_config"], shapes[0], strict=True):
         if interior or min(low, high) < 0:
-            freeze(e, "padding between its entries, or cropping")
-            out.append(Dim(n, "padding between its entries, or cropping"))
+            freeze(e, "a pad puts entries between its own, or crops it")
+            out.append(Dim(n, "a pad puts entries between its own, or crops it"))
         else:
             out.append(total([Dim(low), e, Dim(high)]))
     return [out]
