@@ -2,6 +2,7 @@
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -63,9 +64,10 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         head = ("group", "kind", "units", "params", "FLOPs", "made by", "read by")
+        shares = [(f"{r.params:.1%}", f"{r.flops:.1%}") for r in self.rows]
         body = [
-            (r.name, r.kind, str(r.size), f"{r.params:.1%}", f"{r.flops:.1%}", _short(r.makes), _short(r.reads))
-            for r in self.rows
+            (_end_of(r.name, 30), r.kind, str(r.size), *share, _short(r.makes), _short(r.reads))
+            for r, share in zip(self.rows, shares, strict=True)
         ]
         counted = f"{len(self.rows)} group{'' if len(self.rows) == 1 else 's'}"
         lines = [f"{self.params:,} parameters, {self.flops:,} FLOPs, {counted}", "", *_table(head, body)]
@@ -82,10 +84,9 @@ class Explanation(NamedTuple):
             sets: dict[int, list[analysis.Frozen]] = {}
             for f in self.frozen:
                 sets.setdefault(f.number, []).append(f)
-            kept = [
-                (_short(tuple(f"{f.path}[{f.axis}]" for f in s), 2), str(s[0].size), s[0].reason) for s in sets.values()
-            ]
-            lines += ["", "not to be cut", *_table(("axes", "units", "because"), kept)]
+            axes = [tuple(dict.fromkeys(f"{f.path}[{f.axis}]" for f in s)) for s in sets.values()]
+            kept = [(_short(a), str(s[0].size), s[0].reason) for a, s in zip(axes, sets.values(), strict=True)]
+            lines += ["", "not to be cut", *_table(("axes", "length", "because"), kept)]
         return "\n".join(lines)
 
 
@@ -128,9 +129,9 @@ def explain(
     a      neuron      8  100.0%  92.6%  a[1]     b[0]
     <BLANKLINE>
     not to be cut
-    axes  units  because
-    a[0]      3  an axis of the input
-    b[1]      2  an axis of the output
+    axes  length  because
+    a[0]       3  an axis of the input
+    b[1]       2  an axis of the output
     """
     found = analysis.analyse(apply, variables, *inputs, rules=rules, allow=allow, keep=keep)
     leaves = [leaf for leaf in found.traced.leaves if leaf.collection == "params"]
@@ -229,16 +230,32 @@ def _touched(shape: tuple[int, ...], slots: list[Slot], size: int) -> int:
     return math.prod(shape) - outside
 
 
-def _short(names: tuple[str, ...], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _short(names: tuple[str, ...], room: int = 26) -> str:
+    """As many names as there is room for, at least one, and how many more there are."""
+    shown = [_end_of(name, room) for name in names[:1]]
+    for name in names[1:3]:
+        if len(", ".join((*shown, name))) > room:
+            break
+        shown.append(name)
+    left = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {left} more" if left else "")
 
 
-def _table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as they need; numbers to the right."""
+def _end_of(name: str, room: int) -> str:
+    """A name, or as much of its end as there is room for."""
+    return name if len(name) <= room else f"…{name[1 - room :]}"
+
+
+def _table(head: tuple[str, ...], body: Sequence[tuple[str, ...]], width: int = 120) -> list[str]:
+    """Columns as wide as they need, numbers to the right; the last one is broken into lines of a terminal's width."""
     rows = [head, *body]
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     right = [bool(body) and all(r[i][:1].isdigit() for r in body) for i in range(len(head))]
-    return [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
-        for row in rows
-    ]
+    before = sum(widths[:-1]) + 2 * (len(head) - 1)
+    lines = []
+    for row in rows:
+        first, *further = textwrap.wrap(row[-1], max(width - before, 26)) or [""]
+        cells = zip((*row[:-1], first), widths, right, strict=True)
+        lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip())
+        lines += [" " * before + line for line in further]
+    return lines

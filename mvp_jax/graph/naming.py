@@ -27,7 +27,7 @@ def names(traced: Traced, free: list[Dim]) -> dict[Dim, tuple[str, Any]]:
                     order.setdefault(d, len(traced.notes) + len(order))
                     layers[d][_layer(leaf.path)] = None
     named: dict[Dim, tuple[str, str]] = {}
-    shared = _shared_heads(traced, {d for d in free if "head" in kinds[d]})
+    shared = _shared_heads(traced, {d for note in traced.notes if note.role == "head" for d in roots(note.axis)})
     for d in sorted(free, key=lambda d: order[d]):
         kind = shared.get(d) or _kind(kinds[d], len(layers[d]))
         makers = list(layers[d])

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve
+from mvp_jax.graph.dims import Axes, Dim, Expr, Prod, resolve, roots
 from mvp_jax.graph.rules import Seen
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ class Value(NamedTuple):
         sources: paths of the parameters that it is made of alone.
         active: whether it depends on the inputs.
         compute: of a constant, how to compute it.
+        given: whether it is made of inputs and constants alone. It stays as it is and is cut where it meets something
+            else, each time by itself, so that a table that is cut out at an input's place ties no layers together.
     """
 
     dims: Axes | None
@@ -36,6 +38,12 @@ class Value(NamedTuple):
     active: bool = False
     steady: frozenset[int] = frozenset()
     compute: Callable[[], Any] | None = None
+    given: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether it is cut for each use: a constant, or a given array with units that nothing keeps yet."""
+        return self.dims is None or (self.given and any(not d.why for e in self.dims for d in roots(e)))
 
 
 class Note(NamedTuple):

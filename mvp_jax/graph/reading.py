@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core
 
 from mvp_jax.graph import binding
-from mvp_jax.graph.dims import Axes, Dim, freeze, resolve, unify
+from mvp_jax.graph.dims import Axes, Dim, Expr, Permuted, freeze, resolve, unify
 from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
 from mvp_jax.graph.program import Node, Note, Program, Value, called, open_jaxpr, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import PrimitiveRule, Seen
@@ -86,6 +86,26 @@ def _steady(
     return frozenset()
 
 
+_WITH_BODIES = ("scan", "while", "cond", "shard_map")
+
+
+def _used(v: Value) -> Value:
+    """A value for one use: what is cut for each use has axes of its own there, but those that are kept are kept."""
+    if v.dims is None:
+        return v._replace(dims=[Dim(n) for n in v.shape])
+    known: dict[Dim, Dim] = {}
+    return v._replace(dims=[_renewed(e, known) for e in v.dims] if v.own else v.dims, given=False)
+
+
+def _renewed(e: Expr, known: dict[Dim, Dim]) -> Expr:
+    e = resolve(e)
+    if isinstance(e, Dim):
+        return e if e.why else known.setdefault(e, Dim(e.size))
+    if isinstance(e, Permuted):
+        return Permuted(_renewed(e.inner, known), e.order)
+    return type(e)([_renewed(part, known) for part in e.parts])
+
+
 class Tracer:
     """Reads jaxprs by a table of rules, and collects the notes.
 
@@ -122,15 +142,24 @@ class Tracer:
         """Reads one equation."""
         name = eqn.primitive.name
         if name in INLINED:
-            found: tuple[Node, list[Value]] | None = self.custom(self, eqn, given)
-            return found or self._call(eqn, given)
+            found: tuple[Node, list[Value]] | None = self.custom(
+                self, eqn, [v if v.dims is None else _used(v) for v in given]
+            )
+            if found is None:
+                return self._call(eqn, given)
+            return dataclasses.replace(found[0], constants=tuple(v.own for v in given)), found[1]
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
             return node, _computable(eqn, given, _constants(eqn, given, shapes))
-        used = [v if v.dims is not None else v._replace(dims=[Dim(n) for n in v.shape]) for v in given]
-        if name in ("scan", "while", "cond", "shard_map"):
+        among_given = all(v.given or v.dims is None for v in given) and name not in _WITH_BODIES
+        if among_given:
+            used = [v if v.dims is not None else _used(v) for v in given]
+        else:
+            constants = tuple(v.own for v in given)
+            used = [_used(v) for v in given]
+        if name in _WITH_BODIES:
             read_inside = {"scan": self._scan, "while": self._while, "cond": self._cond, "shard_map": self._shard_map}
             return read_inside[name](eqn, used, constants)
         ins = [v.dims or [] for v in used]
@@ -153,7 +182,7 @@ class Tracer:
             active=active,
             at=at,
         )
-        values = [Value(o, s, None, sources, active) for o, s in zip(outs, shapes, strict=True)]
+        values = [Value(o, s, None, sources, active, given=among_given) for o, s in zip(outs, shapes, strict=True)]
         return node, _computable(eqn, given, values)
 
     def _opaque(self, name: str, ins: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:

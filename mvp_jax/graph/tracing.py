@@ -94,14 +94,20 @@ def trace(
         value = Value([Dim(n) for n in shape], shape, sources=frozenset({f"{collection}:{path}"}))
         leaves.append(Leaf(path, collection, value))
         args.append(value)
+    returning = {(tuple(x.shape), x.dtype) for x in jax.tree.leaves(results)}
     for var in closed.jaxpr.invars[count:]:
         shape = tuple(var.aval.shape)
-        args.append(Value([Dim(n, "an axis of the input") for n in shape], shape, active=True))
+        why = "an axis of the input"
+        if len(shape) > 2 and (shape, var.aval.dtype) in returning:
+            why += ", which is returned in the same shape: a cache is cut along if it is a collection of the variables"
+        args.append(Value([Dim(n, why) for n in shape], shape, active=True, given=True))
     reader = derivatives.Reader(keep)
     tracer = Tracer(rules, reader)
     program = tracer.program(closed.jaxpr, closed.consts, args)
     structure, of_results = jax.tree.structure(variables), jax.tree.structure(results)
     back = returned(named, [leaf.value.shape for leaf in leaves], results)
+    # A state that the inputs alone make is whole, whatever is cut.
+    back = {i: k for i, k in back.items() if not program.outs[i].given}
     for i, k in back.items():
         for a, b in zip(program.outs[i].dims or [], leaves[k].value.dims or [], strict=False):
             unify(a, b)

@@ -128,6 +128,46 @@ def test_prefill_and_decoding_are_those_of_the_masked_decoder(found_in):
     assert float(jnp.max(jnp.abs(dense - want))) > 0.1
 
 
+def test_tables_that_are_cut_out_once_tie_no_layers_together():
+    """Rotary tables, cut at a place that is not known while tracing, serve the queries and keys of both layers."""
+    angles = jnp.arange(LONGEST)[:, None] * 100.0 ** (-jnp.arange(SIZE // 2) / 2)
+
+    def rotated(x, cos, sin):
+        a, b = x[..., : SIZE // 2], x[..., SIZE // 2 :]
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def turning(variables, ids, at):
+        p, caches = variables["params"], []
+        x = p["embed"][ids]
+        cut = [jnp.cos(angles), jnp.sin(angles)]
+        cos, sin = (lax.dynamic_slice_in_dim(t, at, ids.shape[1])[None, :, None] for t in cut)
+        for of_block, cache in zip(p["blocks"], variables["cache"], strict=True):
+            q, k, v = (jnp.einsum("btd,dhk->bthk", norm(of_block["norm1"], x), of_block[name]) for name in "qkv")
+            k = lax.dynamic_update_slice(cache["key"], rotated(k, cos, sin), (0, at, 0, 0))
+            v = lax.dynamic_update_slice(cache["value"], v, (0, at, 0, 0))
+            mask = jnp.arange(LONGEST)[None, :] <= at + jnp.arange(ids.shape[1])[:, None]
+            scores = jnp.where(mask, jnp.einsum("bqhk,bshk->bhqs", rotated(q, cos, sin), k), -1e9)
+            x = x + jnp.einsum("bhqs,bshk,hkd->bqd", jax.nn.softmax(scores), v, of_block["out"])
+            caches.append({"key": k, "value": v})
+        return x @ p["embed"].T, caches
+
+    variables = {"params": PARAMS, "cache": empty_cache()}
+    groups = graph.groups(turning, variables, IDS, 0)
+    assert [g.size for g in groups if g.kind == "qk"] == 2 * [SIZE // 2]  # pairs that are turned together
+    found = compact.verify(turning, variables, groups, IDS, 3, key=jax.random.key(0))
+    assert max(found.differences) < 1e-5
+    assert min(found.changes) > 1e-3
+
+
+def test_a_cache_as_an_argument_is_told_where_it_belongs():
+    def with_argument(params, cache, ids):
+        return step({"params": params, "cache": cache}, ids, 0)
+
+    told = {f.reason for f in graph.analyse(with_argument, PARAMS, empty_cache(), IDS).frozen}
+    assert any("a cache is cut along if it is a collection of the variables" in reason for reason in told)
+    assert not any("cache" in f.reason for f in graph.analyse(forward, PARAMS, IDS).frozen)
+
+
 def test_a_cache_that_is_not_empty_is_cut_with_its_units():
     variables = {"params": PARAMS, "cache": jax.tree.map(lambda x: x + 0.5, empty_cache())}
     groups = graph.groups(step, variables, IDS, 2)

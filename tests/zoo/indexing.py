@@ -115,7 +115,7 @@ def mixture_of_experts() -> Case:
         "out": dense_shapes(6, 2),
     }
     stream = "embed/kernel:1 embed/bias:0 router:0 w1:1 w2:2 out/kernel:0"
-    frozen = why("w1,w2:0", "group") | why("router:1", "argmax")
+    frozen = why("w1,w2:0", "ragged product") | why("router:1", "argmax")
     return case(
         apply, shapes, (normal(7, 4),), unit(6, stream), unit(10, "w2:1", makes="w1:2", name="w1"), frozen=frozen
     )
@@ -131,7 +131,9 @@ def experts_of_uniform_entries() -> Case:
         )
 
     shapes = {"embed": dense_shapes(4, 6), "w": (3, 6, 2)}
-    return case(apply, shapes, (normal(7, 4),), unit(6, "embed/kernel:1 embed/bias:0 w:1"), frozen=why("w:0", "group"))
+    return case(
+        apply, shapes, (normal(7, 4),), unit(6, "embed/kernel:1 embed/bias:0 w:1"), frozen=why("w:0", "ragged product")
+    )
 
 
 def gradient_of_experts() -> Case:
@@ -150,7 +152,7 @@ def gradient_of_experts() -> Case:
 
     shapes = {"embed": dense_shapes(4, 6), "w1": (3, 6, 10), "w2": (3, 10, 3)}
     groups = unit(6, "embed/kernel:1 embed/bias:0 w1:1"), unit(10, "w1:2 w2:1")
-    return case(apply, shapes, (normal(7, 4),), *groups, frozen=why("w1,w2:0", "group"))
+    return case(apply, shapes, (normal(7, 4),), *groups, frozen=why("w1,w2:0", "ragged product"))
 
 
 def rotary_table() -> Case:
