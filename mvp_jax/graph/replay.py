@@ -113,15 +113,15 @@ class _Frame:
             return bind(node.eqn, values, node.eqn.params)
         if node.kind == "call":
             return self.call(node, values)
-        if node.kind == "custom":
-            results: list[Any] = node.derivative.replay(values, self.replay.run)
-            return results
         if node.kind in ("plain", "opaque"):
             return self.plain(node, NOBODY)
         values = [
             self.replay.cut(v, axes) if constant else v
             for v, axes, constant in zip(values, node.seen.ins, node.constants, strict=True)
         ]
+        if node.kind == "custom":  # whose constants come in whole: they have no axes here
+            results: list[Any] = node.derivative.replay(values, self.replay.run)
+            return results
         if node.kind == "scan":
             return self.scan(node, values)
         if node.kind == "while":
