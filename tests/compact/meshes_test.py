@@ -219,6 +219,25 @@ def test_functions_that_say_where_their_arrays_lie(apply, layout, spec):
         assert min(found.changes) > 1e-2
 
 
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("spec", [P(), P("d")])
+def test_removed_entries_are_counted_where_a_norm_and_a_softmax_sum_over_them(axis, spec):
+    def apply(p, x):
+        h = x @ p["a"]["kernel"] + p["a"]["bias"]
+        centred = h - h.mean(-1, keepdims=True)
+        h = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-2)
+        return (h + jax.nn.softmax(h)) @ p["b"]["kernel"]
+
+    p = laid(params(), "replicated", axis)
+    with jax.set_mesh(mesh(axis)):
+        x = jax.device_put(X, NamedSharding(mesh(axis), spec))
+        (group,) = graph.groups(apply, p, x)
+        assert group.size == 16
+        found = compact.verify(apply, p, [group], x, key=jax.random.key(0), cuts=2)
+    assert max(found.differences) < 1e-5
+    assert min(found.changes) > 1e-2
+
+
 def test_constraints_on_an_auto_mesh_do_not_stand_in_the_way():
     sharding = NamedSharding(mesh(AxisType.Auto), P(None, "d"))
 
