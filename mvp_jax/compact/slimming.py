@@ -130,8 +130,8 @@ def slim(
     >>> small(cut_params, jnp.ones((2, 3))).tolist(), cut_params["b"].shape
     ([[4.0, 6.0], [4.0, 6.0]], (2, 2))
     """
-    small, smaller, customs = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
-    derivatives.warn_lost(customs)
+    small, smaller, traced, _ = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
+    derivatives.warn_lost(traced.customs)
     return small, smaller
 
 
@@ -143,8 +143,8 @@ def _slim(
     *inputs: Any,
     rules: graph.PrimitiveRules,
     keep: Sequence[str],
-) -> tuple[Callable[..., Any], PyTree, tuple[graph.CustomFunction, ...]]:
-    """As `slim`, and the functions with derivatives of their own."""
+) -> tuple[Callable[..., Any], PyTree, graph.Traced, Replay]:
+    """As `slim`, with the function as it was read and what is kept of it."""
     _check_kept(units, groups)
     table = RULES | dict(rules)
     graph.check_arrays(variables)
@@ -178,7 +178,7 @@ def _slim(
     leaves = [
         replay.cut(x, leaf.value.dims or []) for x, leaf in zip(jax.tree.leaves(variables), traced.leaves, strict=True)
     ]
-    return slim_apply, jax.tree.unflatten(traced.structure, leaves), traced.customs
+    return slim_apply, jax.tree.unflatten(traced.structure, leaves), traced, replay
 
 
 def _read(
@@ -346,8 +346,7 @@ def _compare(
     masked = apply(mask(variables, groups, units), *inputs)
     change = _distance(masked, dense)
     # Outputs are compared, not derivatives: nothing to warn of.
-    small, small_variables, _ = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
-    traced, replay = _read(apply, (variables, *inputs), groups, units, RULES | dict(rules), keep)
+    small, small_variables, traced, replay = _slim(apply, variables, groups, units, *inputs, rules=rules, keep=keep)
     kept = [
         replay.cut(x, value.dims or []) for x, value in zip(jax.tree.leaves(masked), traced.program.outs, strict=True)
     ]

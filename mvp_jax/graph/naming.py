@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvp_jax.graph.dims import Dim, roots
+from mvp_jax.graph.program import layer_of
 from mvp_jax.graph.tracing import Traced
 
 _BY_ROLE = ("qk", "head", "value")
@@ -19,13 +20,13 @@ def names(traced: Traced, free: list[Dim]) -> dict[Dim, tuple[str, Any]]:
             kinds[d].add(note.how if note.role == "make" else note.role)
             if note.role == "make":
                 order.setdefault(d, i)
-                layers[d].update(dict.fromkeys(sorted(map(_layer, note.sources))))
+                layers[d].update(dict.fromkeys(sorted(map(layer_of, note.sources))))
     for leaf in traced.leaves:  # units that no product makes: a table of positions, a scale
         for e in leaf.value.dims or []:
             for d in roots(e):
                 if d in layers and not layers[d]:
                     order.setdefault(d, len(traced.notes) + len(order))
-                    layers[d][_layer(leaf.path)] = None
+                    layers[d][layer_of(leaf.path)] = None
     named: dict[Dim, tuple[str, str]] = {}
     shared = _shared_heads(traced, {d for note in traced.notes if note.role == "head" for d in roots(note.axis)})
     for d in sorted(free, key=lambda d: order[d]):
@@ -60,11 +61,6 @@ def _shared_heads(traced: Traced, heads: set[Dim]) -> dict[Dim, str]:
     return {
         d: "kv_head" if d in alone else "query_head" for d, others in beside.items() if d in alone or others & alone
     }
-
-
-def _layer(source: str) -> str:
-    path = source.partition(":")[2] or source
-    return path.rpartition("/")[0] or path
 
 
 def _parent(layers: Sequence[str]) -> str:

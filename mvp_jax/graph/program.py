@@ -55,6 +55,16 @@ class Note(NamedTuple):
     how: str = ""
 
 
+def layer_of(source: str) -> str:
+    """The module that a source of a note lies in; an array that lies in none is its own.
+
+    >>> layer_of("params:block/fc/kernel"), layer_of("params:scale")
+    ('block/fc', 'scale')
+    """
+    path = source.partition(":")[2] or source
+    return path.rpartition("/")[0] or path
+
+
 @dataclasses.dataclass(kw_only=True)
 class Facts:
     """What the second pass found out about one equation; the replay reads it.

@@ -2,8 +2,8 @@
 
 This pass says which axes are cut alike (`dims`), and notes who makes and who reads units, from which groups get their
 names. Calls are walked into; bodies of loops and of `shard_map` and the branches of `cond` once each. Values that
-depend on neither variables nor inputs (tables, masks, `iota`) stay as they are and are cut where they are used, each
-use by itself.
+do not depend on variables (tables, masks, `iota`, and what inputs make of them) stay as they are and are cut where they
+are used, each use by itself.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from jax.extend import core
 from mvp_jax.graph import binding
 from mvp_jax.graph.dims import Axes, Dim, Expr, Permuted, freeze, resolve, unify
 from mvp_jax.graph.primitives import ELEMENTWISE, INLINED
+from mvp_jax.graph.primitives.contractions import dot_numbers
 from mvp_jax.graph.program import Node, Note, Program, Value, called, open_jaxpr, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import PrimitiveRule, Seen
 
@@ -89,7 +90,7 @@ def _steady(
 _WITH_BODIES = ("scan", "while", "cond", "shard_map")
 
 
-def _used(v: Value) -> Value:
+def for_one_use(v: Value) -> Value:
     """A value for one use: what is cut for each use has axes of its own there, but those that are kept are kept."""
     if v.dims is None:
         return v._replace(dims=[Dim(n) for n in v.shape])
@@ -142,23 +143,17 @@ class Tracer:
         """Reads one equation."""
         name = eqn.primitive.name
         if name in INLINED:
-            found: tuple[Node, list[Value]] | None = self.custom(
-                self, eqn, [v if v.dims is None else _used(v) for v in given]
-            )
-            if found is None:
-                return self._call(eqn, given)
-            return dataclasses.replace(found[0], constants=tuple(v.own for v in given)), found[1]
+            found: tuple[Node, list[Value]] | None = self.custom(self, eqn, given)
+            return found or self._call(eqn, given)
         constants = tuple(v.dims is None for v in given)
         shapes = [tuple(v.aval.shape) for v in eqn.outvars]
         if all(constants):
             node = Node(eqn=eqn, kind="constant", seen=Seen(eqn.params, [], [], [], name), constants=constants)
             return node, _computable(eqn, given, _constants(eqn, given, shapes))
         among_given = all(v.given or v.dims is None for v in given) and name not in _WITH_BODIES
-        if among_given:
-            used = [v if v.dims is not None else _used(v) for v in given]
-        else:
+        if not among_given:
             constants = tuple(v.own for v in given)
-            used = [_used(v) for v in given]
+        used = [v if among_given and v.dims is not None else for_one_use(v) for v in given]
         if name in _WITH_BODIES:
             read_inside = {"scan": self._scan, "while": self._while, "cond": self._cond, "shard_map": self._shard_map}
             return read_inside[name](eqn, used, constants)
@@ -281,7 +276,7 @@ class Tracer:
         add = self.notes.append
         if name in ("dot_general", "ragged_dot_general"):
             used = used[:2]
-            contracted, batch = _dot_numbers(params)
+            contracted, batch = dot_numbers(params)
             # Learned queries are made of parameters alone, but of several: they are data, not a kernel.
             by_data = all(v.active or (batch[0] and len(v.sources) > 1) for v in used)
             for v, other, c, b in zip(used, reversed(used), contracted, batch, strict=True):
@@ -325,12 +320,6 @@ def _computable(eqn: Any, given: Sequence[Value], results: list[Value]) -> list[
         return results
     compute = binding.evaluated(eqn, [v.compute for v in given])
     return [v._replace(compute=functools.partial(compute, i)) for i, v in enumerate(results)]
-
-
-def _dot_numbers(params: Mapping[str, Any]) -> Any:
-    """Which axes a product contracts, and which are its batch; its rows may lie in groups."""
-    ragged = params.get("ragged_dot_dimension_numbers")
-    return params["dimension_numbers"] if ragged is None else ragged.dot_dimension_numbers
 
 
 def _carried(values: Sequence[Value]) -> list[Value]:

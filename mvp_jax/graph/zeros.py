@@ -17,7 +17,7 @@ from jax.extend import core
 
 from mvp_jax.graph.dims import Axes, Dim, Expr, Permuted, Prod, freeze, resolve, roots
 from mvp_jax.graph.primitives import RULES
-from mvp_jax.graph.program import Node, Note, Program, Value, scan_split, split_axes, while_parts
+from mvp_jax.graph.program import Node, Note, Program, Value, layer_of, scan_split, split_axes, while_parts
 from mvp_jax.graph.rules import Fold, PrimitiveRule, Zeros
 
 Approximation: TypeAlias = Literal["norm", "positions", "kernel_standardisation"]
@@ -315,8 +315,7 @@ def _layer_after(node: Node, d: Dim, within: Pass) -> str:
     """The layer that is the next to touch some units after an equation: that of a norm's scale, for one."""
     for note in itertools.islice(within.notes, node.at, None):
         if note.sources and d in roots(note.axis):
-            path = min(note.sources).partition(":")[2]
-            return path.rpartition("/")[0] or path
+            return layer_of(min(note.sources))
     return ""
 
 

@@ -15,7 +15,7 @@ import jax
 
 from mvp_jax.graph.custom import rule_kinds, rule_programs
 from mvp_jax.graph.program import Node, Value, called, open_jaxpr
-from mvp_jax.graph.reading import Tracer
+from mvp_jax.graph.reading import Tracer, for_one_use
 from mvp_jax.graph.rules import Seen
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
@@ -122,6 +122,8 @@ class Reader:
 
     def _kept(self, tracer: Tracer, eqn: Any, given: list[Value], name: str) -> tuple[Node, list[Value]]:
         jaxpr, consts = open_jaxpr(called(eqn.params))
+        constants = tuple(v.own for v in given)
+        given = [v if v.dims is None else for_one_use(v) for v in given]
         primal = rule_programs.whole(tracer.program(jaxpr, consts, given[len(given) - len(jaxpr.invars) :]))
         notes = len(tracer.notes)
         self._depth += 1
@@ -133,6 +135,5 @@ class Reader:
         del tracer.notes[notes:]
         ins, outs = ([v.dims or [] for v in values] for values in (given, primal.outs))
         seen = Seen(eqn.params, ins, outs, [v.fill for v in given], eqn.primitive.name)
-        constants = tuple(v.dims is None for v in given)
         node = Node(eqn=eqn, kind="custom", seen=seen, constants=constants, inner=(primal,), derivative=derivative)
         return node, list(primal.outs)

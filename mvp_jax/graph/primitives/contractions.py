@@ -1,5 +1,6 @@
 """Rules for primitives in which entries along an axis meet: sums, orders, products, convolutions, windows."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -78,6 +79,18 @@ def _each(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
 # --- Products --------------------------------------------------------------------------------------------------------
 
 
+def dot_numbers(params: Mapping[str, Any]) -> Any:
+    """Which axes a product contracts, and which are its batch, of either operand; its rows may lie in groups."""
+    ragged = params.get("ragged_dot_dimension_numbers")
+    return params["dimension_numbers"] if ragged is None else ragged.dot_dimension_numbers
+
+
+def _leak_contracted(seen: Seen, zs: list[Zeros]) -> None:
+    for (_, a), (_, b) in _contracted(seen):
+        zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
+        leak(seen.ins[0][a], zero, f"{seen.name} over removed entries that differ from one another")
+
+
 def _dot(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
     (lc, rc), (lb, rb) = params["dimension_numbers"]
     left, right = ins
@@ -90,9 +103,7 @@ def _dot(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
 
 def _dot_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     (lc, rc), (lb, rb) = seen.params["dimension_numbers"]
-    for a, b in zip(lc, rc, strict=True):
-        zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
-        leak(seen.ins[0][a], zero, "dot_general over removed entries that differ from one another")
+    _leak_contracted(seen, zs)
     if zs[0] is None or zs[1] is None:
         return [None]
     batch = [zs[0][a] | zs[1][b] for a, b in zip(lb, rb, strict=True)]
@@ -102,7 +113,7 @@ def _dot_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
 
 
 def _contracted(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
-    (lc, rc), _ = seen.params["dimension_numbers"]
+    (lc, rc), _ = dot_numbers(seen.params)
     return [((0, a), (1, b)) for a, b in zip(lc, rc, strict=True)]
 
 
@@ -143,21 +154,14 @@ def _ragged_free(numbers: Any, left: int, right: int) -> tuple[list[int], list[i
 
 def _ragged_zeros(seen: Seen, zs: list[Zeros]) -> list[Zeros]:
     numbers = seen.params["ragged_dot_dimension_numbers"]
-    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
-    for a, b in zip(lc, rc, strict=True):
-        zero = seen.zero(zs[0], 0, a) | seen.zero(zs[1], 1, b)
-        leak(seen.ins[0][a], zero, "ragged_dot_general over removed entries that differ from one another")
+    _, (lb, rb) = numbers.dot_dimension_numbers
+    _leak_contracted(seen, zs)
     if zs[0] is None or zs[1] is None:
         return [None]
     free_left, free_right = _ragged_free(numbers, len(seen.ins[0]), len(seen.ins[1]))
     out = [zs[0][a] | zs[1][b] for a, b in zip(lb, rb, strict=True)]
     out += [zs[0][a] for a in free_left] + [zs[1][b] for b in free_right]
     return [(*[frozenset[Dim]()] * (len(seen.outs[0]) - len(out)), *out)]
-
-
-def _ragged_contracted(seen: Seen) -> list[tuple[tuple[int, int], ...]]:
-    (lc, rc), _ = seen.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-    return [((0, a), (1, b)) for a, b in zip(lc, rc, strict=True)]
 
 
 def _conv(params: dict[str, Any], ins: list[Axes], shapes: Shapes) -> list[Axes]:
@@ -262,7 +266,7 @@ CONTRACTIONS: dict[str, PrimitiveRule] = {
     **{name: PrimitiveRule(_ordered(name, "axis"), _each) for name in ("cumsum", "cumprod", "cummax", "cummin")},
     "cumlogsumexp": PrimitiveRule(_ordered("cumlogsumexp", "axis"), lambda seen, zs: nothing(seen)),
     "dot_general": PrimitiveRule(_dot, _dot_zeros, fold=_PRODUCT),
-    "ragged_dot_general": PrimitiveRule(_ragged, _ragged_zeros, fold=Fold(_ragged_contracted, _SUM.join)),
+    "ragged_dot_general": PrimitiveRule(_ragged, _ragged_zeros, fold=_PRODUCT),
     "conv_general_dilated": PrimitiveRule(_conv, _conv_zeros, _emit_conv),
     "reduce_window_sum": PrimitiveRule(_window, _each),
     **{name: PrimitiveRule(_window, _extreme_zeros) for name in ("reduce_window_max", "reduce_window_min")},
