@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pretrained", "train"),
     ("bank",),
     ("methods",),
+    ("delivery",),
     ("experiments",),
     ("main",),
 )
