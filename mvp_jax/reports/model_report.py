@@ -147,7 +147,7 @@ class ModelReport:
 
     Attributes:
         title: the heading.
-        facts: what was done with what, as pairs of a name and a value in words: checkpoint, data, goal, method, command.
+        facts: what was done with what, as pairs of a name and a value in words: checkpoint, data, goal, method.
         versions: the dense model, the pruned one and, if there is one, the slim one.
         layers: how much of each array is kept, in the order of depth.
         curves: the trainings.
