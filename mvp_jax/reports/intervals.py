@@ -13,7 +13,7 @@ import numpy as np
 
 from mvp_jax.reports.model_report import ScoreDifference
 
-Metric: TypeAlias = Callable[[Any, Any], float]
+ScoreFunction: TypeAlias = Callable[[Any, Any], float]
 """A score of predictions `[N, ...]` against labels `[N]`; `nan` where it has no value."""
 
 
@@ -98,7 +98,7 @@ def paired_difference(dense_correct: Any, pruned_correct: Any, *, confidence: fl
 
 
 def bootstrap(
-    metric: Metric, predictions: Any, labels: Any, *, seed: int, repeats: int = 1000, confidence: float = 0.95
+    metric: ScoreFunction, predictions: Any, labels: Any, *, seed: int, repeats: int = 1000, confidence: float = 0.95
 ) -> tuple[float, float] | None:
     """Returns the percentile bootstrap's interval of any metric, such as F1 or a correlation.
 
@@ -134,7 +134,14 @@ def bootstrap(
 
 
 def bootstrap_difference(
-    metric: Metric, dense: Any, pruned: Any, labels: Any, *, seed: int, repeats: int = 1000, confidence: float = 0.95
+    metric: ScoreFunction,
+    dense: Any,
+    pruned: Any,
+    labels: Any,
+    *,
+    seed: int,
+    repeats: int = 1000,
+    confidence: float = 0.95,
 ) -> ScoreDifference:
     """Returns the pruned model's score less the dense model's by any metric, with the bootstrap's interval.
 
@@ -192,4 +199,4 @@ def _percentiles(values: list[float], confidence: float) -> tuple[float, float] 
     return float(low), float(high)
 
 
-__all__ = ["Metric", "accuracy_interval", "bootstrap", "bootstrap_difference", "paired_difference"]
+__all__ = ["ScoreFunction", "accuracy_interval", "bootstrap", "bootstrap_difference", "paired_difference"]
