@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from mvp_jax.data.datasets.tables import Table
+from mvp_jax.data.datasets.tables import DELIMITED, Table
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -96,12 +97,27 @@ def find(table: Table, text: str = "", pair: str = "", label: str = "") -> Table
         both = next(((a, b) for a, b in PAIRS if a in short and b in short), None)
         if both:
             text, pair = short[both[0]], short[both[1]]
+    if not text and not label:
+        _check_header(table)
     taken = {text, pair, label}
     label = label or next((short[n] for n in LABELS if n in short and short[n] not in taken), "")
     text = text or next((short[n] for n in TEXTS if n in short and short[n] not in {pair, label}), "")
     text = text or _longest(table, [n for n in table.names if n not in (pair, label)])
     label = label or _fewest(table, [n for n in table.names if n not in (text, pair)])
     return TableColumns(text=text, pair=pair, label=label)
+
+
+def _check_header(table: Table) -> None:
+    """Refuses a table whose first row is an example, as far as that can be seen."""
+    if not {*TEXTS, *LABELS}.isdisjoint(map(_plain, table.names)):
+        return
+    few = [name for name, cells in table.columns.items() if _kinds(cells) <= min(_FEW, len(table) / 2)]
+    odd = [name for name in few if name in table.columns[name]]
+    if odd and table.path.suffix.lower() in DELIMITED:
+        raise ValueError(
+            f"{table.path}: its first row {table.names} looks like an example, as {odd[0]!r} also stands under it; put "
+            "a row with the names of the columns before it, or name the columns by text='COLUMN' and label='COLUMN'"
+        )
 
 
 def _near(missing: dict[str, str], names: Sequence[str]) -> str:
@@ -136,7 +152,7 @@ def _longest(table: Table, names: Sequence[str]) -> str:
 def _fewest(table: Table, names: Sequence[str]) -> str:
     """Returns the one column with few different values."""
     kinds = {
-        name: len(set(cells))
+        name: _kinds(cells)
         for name, cells in ((n, table.columns[n]) for n in names)
         if all(isinstance(cell, str) for cell in cells)
     }
@@ -147,6 +163,10 @@ def _fewest(table: Table, names: Sequence[str]) -> str:
         return names[0]
     why = f"{few} could all be the labels" if few else "no column looks like labels"
     raise ValueError(f"{table.path}: {why}; it has the columns {table.names}; name the right one by label='COLUMN'")
+
+
+def _kinds(cells: Sequence[Any]) -> int:
+    return len({cell if isinstance(cell, str) else repr(cell) for cell in cells})
 
 
 def is_number(cell: str) -> bool:

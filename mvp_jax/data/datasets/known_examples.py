@@ -84,10 +84,13 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         ValueError: for files, keys or contents that do not fit.
     """
     found, class_names = _images(path)
+    files = dict.fromkeys(found, path)
+    if "train" not in found:
+        raise ValueError(f"{path} has only {list(found)} images; give train_images and train_labels too")
     if test is not None:
         other, _ = _images(test)
-        found["test"] = other.get("test", other["train"])
-    labels = {part: _written(f"{path}, {part}", y) for part, (_, y) in found.items()}
+        found["test"], files["test"] = other.get("test") or next(iter(other.values())), test
+    labels = {part: _written(f"{files[part]}, {part}", y) for part, (_, y) in found.items()}
     if class_names:
         index = {str(i): i for i in range(len(class_names))} | {n: i for i, n in enumerate(class_names)}
         known = targets.Targets(class_names=class_names, index=index)
@@ -95,12 +98,15 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         known = targets.find(labels["train"], str(path), _row, regression=False)
     pools = {}
     for part, (x, _) in found.items():
-        y = known.numbers(labels[part], str(path), _row)
+        where = f"{files[part]}, {part}"
+        y = known.numbers(labels[part], where, _row)
         if len(x) != len(y):
-            raise ValueError(f"{path}, {part}: {len(x)} images and {len(y)} labels; give one label for each image")
-        pair = sources.arrays(f"{path}, {part}", (x, y), class_names=known.class_names).train
+            raise ValueError(f"{where}: {len(x)} images and {len(y)} labels; give one label for each image")
+        pair = sources.arrays(where, (x, y), class_names=known.class_names).train
         assert isinstance(pair.x, np.ndarray)
-        pools[part] = Pool(x=pair.x, y=pair.y, keys=image_keys(pair.x), origin=f"{part} images of {path.name}")
+        pools[part] = Pool(
+            x=pair.x, y=pair.y, keys=image_keys(pair.x), origin=f"the {part} images of {files[part].name}"
+        )
     shapes = {part: pool.x.shape[1:] for part, pool in pools.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"{path}: images are [H, W, C] of {shapes}; give all parts images of one shape")
@@ -126,8 +132,8 @@ def _images(path: pathlib.Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]
         if old in found:
             found.setdefault(new, found.pop(old))
     for keys in _KEYS:
-        if all(key in found for key in keys["train"]):
-            parts = {part: (found[a], found[b]) for part, (a, b) in keys.items() if a in found and b in found}
+        parts = {part: (found[a], found[b]) for part, (a, b) in keys.items() if a in found and b in found}
+        if parts:
             names = found.get("class_names")
             return parts, () if names is None else tuple(archives.texts(names))
     with np.load(path, allow_pickle=False) as opened:

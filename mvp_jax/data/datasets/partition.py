@@ -10,8 +10,8 @@ def cut(keys: Sequence[Hashable], strata: np.ndarray, shares: Sequence[float], s
     """Cuts examples into parts by seeded shares of each stratum; equal examples come into one part.
 
     Of each stratum every further part gets its share of the examples, rounded but at least one, and the first part the
-    rest. With equal examples in a stratum a part may miss its count by less than as many as are equal. What a stratum
-    gives depends on its own examples and the seed alone.
+    rest. With equal examples in a stratum a part may miss its count by as many as are equal. What a stratum gives
+    depends on its own examples and the seed alone.
 
     Args:
         keys: for each of N examples what it is equal by; equal keys never stand in two parts.
@@ -90,7 +90,7 @@ def _stratum(groups: list[list[int]], shares: Sequence[float], rng: np.random.Ge
     parts[0] += singles
     for part in parts:
         if not part:
-            donor = max(parts, key=len)
+            donor = parts[0] if len(parts[0]) > 1 else max(parts, key=len)
             donor.sort(key=len, reverse=True)
             part.append(donor.pop())
     return parts

@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from mvp_jax.data.datasets import folders
+from mvp_jax.data.datasets import folders, tables
 from mvp_jax.data.datasets.examples import GivenParts, Pool
 from mvp_jax.data.datasets.table_examples import PARTS
 from mvp_jax.data.datasets.targets import shown
@@ -21,7 +21,7 @@ _MUCH = 10**9
 _SHOWN = 6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PictureFiles(Sequence[np.ndarray]):
     """Pictures that are decoded each time they are looked at, `uint8[H, W, 3]`, and may differ in size.
 
@@ -40,6 +40,9 @@ class PictureFiles(Sequence[np.ndarray]):
     """
 
     paths: tuple[pathlib.Path, ...]
+
+    def __repr__(self) -> str:
+        return f"PictureFiles({len(self)} files)"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -144,7 +147,11 @@ def _classes(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
             f"{root} has {len(loose)} pictures and no folders of classes; put the pictures of each class into a folder "
             f"with its name, like {root.name}/CLASS/{loose[0].name}"
         )
-    return folders.by_class(root)
+    found = folders.by_class(root)
+    alike = [kind for kind in found if kind != kind.strip() and kind.strip() in found]
+    if alike:
+        raise ValueError(f"{root}: the classes {alike[0].strip()!r} and {alike[0]!r} differ only in blanks; join them")
+    return found
 
 
 def _sorted(names: Mapping[str, object]) -> tuple[str, ...]:
@@ -156,15 +163,22 @@ def _sorted(names: Mapping[str, object]) -> tuple[str, ...]:
 def _loose_note(roots: Iterable[pathlib.Path]) -> list[str]:
     counts = {root: len(folders.loose(root)) for root in roots}
     return [
-        f"{count} pictures that lie in {root.name} itself belong to no class and are not read."
+        f"Not read, as they belong to no class: {tables.counted(count, 'picture')} in {root.name} itself."
         for root, count in counts.items()
         if count
     ]
 
 
+def _size(path: pathlib.Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nothing, which is told when it is opened
+        return -1
+
+
 def _keys(paths: list[pathlib.Path]) -> tuple[list[Hashable], str]:
     """Checks all pictures; returns what each is equal by, and a sentence on how they were checked."""
-    sizes = [p.stat().st_size for p in paths]
+    sizes = [_size(p) for p in paths]
     full = len(paths) < FULLY_CHECKED and sum(sizes) < _MUCH
     common = collections.Counter(sizes)
     keys: list[Hashable] = [str(p) for p in paths]

@@ -22,10 +22,13 @@ def in_folder(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Returns the tables of the parts in a folder, such as `train.csv` and `test.csv`; none without one to train on.
 
     Raises:
-        ValueError: if a part has several files.
+        ValueError: for a folder that cannot be read, or if a part has several files.
     """
     found: dict[str, pathlib.Path] = {}
-    files = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in tables.ENDINGS)
+    try:
+        files = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in tables.ENDINGS)
+    except OSError as error:
+        raise ValueError(f"cannot read the folder {root}: {error.strerror}; see that it may be read") from error
     for part, stems in PARTS.items():
         own = [p for p in files if p.stem.lower() in stems]
         if len(own) > 1:
@@ -69,11 +72,6 @@ def read(
     if problems:
         raise ValueError("; ".join(problems) + "; fill these cells or remove the rows")
     labels = {part: [cell.strip() for cell in table.columns[chosen.label]] for part, table in read_in.items()}
-    if chosen.label in set(labels["train"]) and chosen.label not in (text, label):
-        raise ValueError(
-            f"{train.path}: its first line {train.names} looks like an example, as {chosen.label!r} is also a label; "
-            "put a line with the names of the columns before it"
-        )
     where = f"{train.path}, column {chosen.label!r}"
     found = targets.find(labels["train"], where, train.where, regression)
     if not found.class_names:

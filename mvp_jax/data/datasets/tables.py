@@ -73,6 +73,15 @@ def numbered(unit: str, numbers: Sequence[int]) -> str:
     return f"{unit}{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
+def counted(number: int, what: str) -> str:
+    """Returns a number of things in words.
+
+    >>> counted(1, "cell"), counted(3, "cell")
+    ('1 cell', '3 cells')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def read(path: pathlib.Path) -> Table:
     r"""Reads a table.
 
@@ -125,11 +134,13 @@ def _content(path: pathlib.Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wrong = sum(not _utf8(line) for line in raw.split(b"\n"))
+        lines = raw.rstrip(b"\r\n").split(b"\n")
+        wrong = sum(not _utf8(line) for line in lines)
         byte = raw[error.start : error.start + 1].hex().upper()
         raise ValueError(
-            f"{path}, line {_line(raw, error.start)}: byte {error.start} (0x{byte}) is not UTF-8, nor are {wrong} of "
-            f"its lines; {convert('WINDOWS-1252')}, or mend these lines if the others are UTF-8 already"
+            f"{path}, line {_line(raw, error.start)}: byte {error.start} (0x{byte}) is not UTF-8, which "
+            f"{wrong} of {len(lines)} lines are not; {convert('WINDOWS-1252')}, or mend these lines if the others are "
+            "UTF-8 already"
         ) from error
 
 
@@ -169,8 +180,8 @@ def _delimited(path: pathlib.Path, content: str) -> Table:
             'quotation marks ("...")'
         )
         fault = (
-            f"{several}: {' or '.join(map(str, counts[:4]))} cells, not {len(names)} as in the first line; {hint}"
-            + (f"; {fault}" if fault else "")
+            f"{several}: {' or '.join(counted(n, 'cell') for n in counts[:4])}, not {len(names)} as in the first line; "
+            f"{hint}{'; ' if fault else ''}{fault}"
         )
     if fault:
         raise ValueError(f"{path}, {fault}")

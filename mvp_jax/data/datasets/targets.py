@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -10,6 +9,8 @@ import numpy as np
 from mvp_jax.data.datasets.columns import is_number
 
 _MANY = 20  # whole numbers without gaps may be more classes than these
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 Where = Callable[[Iterable[int]], str]
 
@@ -116,7 +117,7 @@ def check_finite(labels: Sequence[str], what: str, where: Where, *, words: bool)
     Raises:
         ValueError: if there are such labels, with where they stand.
     """
-    good = {kind: is_number(kind) and math.isfinite(float(kind)) for kind in set(labels)}
+    good = {kind: is_number(kind) and abs(float(kind)) < _LARGEST for kind in set(labels)}
     wrong = [i for i, label in enumerate(labels) if not good[label] and (words or is_number(label))]
     if wrong:
         raise ValueError(
