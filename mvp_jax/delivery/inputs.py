@@ -104,7 +104,10 @@ def read(
     made, notes = _texts(folder, model, data, length) if integer else _pictures(folder, model, data, size)
     order = _order(folder, data.class_names) if trained else np.arange(max(1, len(data.class_names)))
     if not trained:
-        notes = [*notes, "the model got a new head for these classes" if data.class_names else "the model got one output"]
+        notes = [
+            *notes,
+            "the model got a new head for these classes" if data.class_names else "the model got one output",
+        ]
 
     def batch(part: LabelledPart) -> Batch:
         y = np.asarray(part.y, np.float32) if data.regression else order[part.y].astype(np.int32)
@@ -183,11 +186,13 @@ def _pictures(
 
     def made(part: LabelledPart) -> Array:
         x: Any = part.x
-        found = np.concatenate([process([x[i] for i in range(at, min(at + 64, len(x)))]) for at in range(0, len(x), 64)])
+        found = np.concatenate(
+            [process([x[i] for i in range(at, min(at + 64, len(x)))]) for at in range(0, len(x), 64)]
+        )
         if found.shape[1:] != model.input_shape:
             raise ValueError(
-                f"pictures become {found.shape[1:]}, and the model reads {model.input_shape}; the processor in {folder} "
-                "does not belong to this model, or give a `size`"
+                f"pictures become {found.shape[1:]}, and the model reads {model.input_shape}; the processor in "
+                f"{folder} does not belong to this model, or give a `size`"
             )
         return jnp.asarray(found)
 

@@ -136,7 +136,9 @@ def versions(
     return tuple(made), tuple(given)
 
 
-def densities(params: Params, prunable: PyTree, masks: Masks, units: Units, groups: Sequence[Group]) -> tuple[LayerDensity, ...]:
+def densities(
+    params: Params, prunable: PyTree, masks: Masks, units: Units, groups: Sequence[Group]
+) -> tuple[LayerDensity, ...]:
     """Returns how much of each prunable array is kept, or of each group's units where units were pruned.
 
     Args:
@@ -175,7 +177,12 @@ def changed(inputs: TaskInputs, dense: Answers, pruned: Answers) -> tuple[Change
         before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
         chosen = np.argsort(before - after)[: _MOST_EXAMPLES // 3]
         return tuple(
-            _example(inputs, int(i), *(f"{v:.2f}" for v in (dense.labels[i], dense.outputs[i, 0], pruned.outputs[i, 0])), None)
+            _example(
+                inputs,
+                int(i),
+                *(f"{v:.2f}" for v in (dense.labels[i], dense.outputs[i, 0], pruned.outputs[i, 0])),
+                None,
+            )
             for i in chosen
         )
     names, said, now = inputs.class_names, dense.outputs.argmax(-1), pruned.outputs.argmax(-1)

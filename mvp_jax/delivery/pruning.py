@@ -15,7 +15,7 @@ from mvp_jax.core import patterns
 from mvp_jax.core.types import Key, Masks, Units, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.delivery import tuning
-from mvp_jax.delivery.goals import PruningGoal, Removal
+from mvp_jax.delivery.goals import Removal
 from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.methods import registry, sparse
@@ -132,13 +132,17 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     problem, inputs = task.problem(share), task.inputs
     steps = task.training.steps_for(inputs.examples)
     last = max(1, steps // 2)
-    before = max(1, steps - last)
     what = "units" if isinstance(task.removal.pattern, patterns.WholeUnits) else "weights"
-    every = max(1, -(-steps // task.training.looks))
-    with records.progress(steps, f"pruning {share:.0%} of the {what} by {task.method}") as advance, _saved(states) as saved:
+    every = task.training.every(inputs, steps)
+    training = dataclasses.replace(task.training.training(inputs.model, last), watch_every=every)
+    total = defaults(problem, training, max(1, steps - last)).spend.total + last
+    with (
+        records.progress(total, f"pruning {share:.0%} of the {what} by {task.method}") as advance,
+        _saved(states) as saved,
+    ):
         watch = _SavedWatch(inputs, "pruned", every, advance, saved=saved, folder=states)
-        training = dataclasses.replace(task.training.training(inputs.model, last), watch=watch, watch_every=every)
-        settings = registry.line(task.method, "sparse").settings(defaults(problem, training, before))
+        given = defaults(problem, dataclasses.replace(training, watch=watch), max(1, steps - last))
+        settings = registry.line(task.method, "sparse").settings(given)
         found = registry.METHODS[task.method](problem, settings, task.key, saved=saved)
     if not bool(found.alive):
         raise ValueError(
@@ -148,9 +152,7 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     return PrunedTask(found.variables, found.masks, found.units, watch.curve(), share)
 
 
-def defaults(
-    problem: sparse.SparsityProblem, training: sparse.SparsityTraining, steps: int
-) -> sparse.SparsityDefaults:
+def defaults(problem: sparse.SparsityProblem, training: sparse.SparsityTraining, steps: int) -> sparse.SparsityDefaults:
     """Returns what a method makes its settings of, so that it takes about so many steps before the final training.
 
     Args:
@@ -252,4 +254,14 @@ def _saved(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[che
     return checkpoint.Checkpoints(folder / "rounds", keep=1, alone=True)
 
 
-__all__ = ["DEFAULT_METHODS", "PrunedTask", "PruningTask", "check_method", "defaults", "groups_of", "prune", "search", "unpruned"]
+__all__ = [
+    "DEFAULT_METHODS",
+    "PrunedTask",
+    "PruningTask",
+    "check_method",
+    "defaults",
+    "groups_of",
+    "prune",
+    "search",
+    "unpruned",
+]

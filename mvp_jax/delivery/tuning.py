@@ -1,21 +1,29 @@
 """How a person's model is trained: the settings of both trainings, and the training of the dense model."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import train
 from mvp_jax.core.types import Key, Variables
 from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.methods import sparse
-from mvp_jax.models.api import Model
+from mvp_jax.models.api import Model, replace_head
 from mvp_jax.reports.model_report import TrainingCurve
 from mvp_jax.storage import checkpoint, records
 from mvp_jax.train import evaluation, metrics, probe
+
+_PROBED = 4096
+"""How many training examples a new head is fitted to, at most."""
+
+_PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
+"""The strengths of the penalty on a new head that are tried."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +42,7 @@ class DeliveryTraining:
         weight_decay: of AdamW, decoupled and of kernels alone.
         warmup: the share of the steps over which the learning rate rises; after that it falls as half a cosine.
         clip: gradients are scaled down to this norm; `None`: never.
-        looks: how often the validation examples are looked at in a training.
+        looks: how often the validation examples are looked at in a training, at most.
 
     Raises:
         ValueError: for numbers out of range.
@@ -54,9 +62,7 @@ class DeliveryTraining:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or not self.epochs > 0 or self.looks < 1:
-            raise ValueError(
-                f"batch={self.batch}, epochs={self.epochs}, looks={self.looks}; all have to be positive"
-            )
+            raise ValueError(f"batch={self.batch}, epochs={self.epochs}, looks={self.looks}; all have to be positive")
         low = [n for n in (self.steps, self.dense_steps) if n is not None and n < 0]
         if low or self.steps == 0:
             raise ValueError(f"steps={self.steps}, dense_steps={self.dense_steps}; steps are at least 1, dense_steps 0")
@@ -79,6 +85,19 @@ class DeliveryTraining:
         if self.dense_steps is not None:
             return self.dense_steps
         return 0 if inputs.trained else self.steps_for(inputs.examples)
+
+    def every(self, inputs: TaskInputs, steps: int) -> int:
+        """Returns the number of steps between two looks at the validation examples.
+
+        There are `looks` of them, or fewer where they would take more than a fifth of the training's time.
+
+        Args:
+            inputs: the task.
+            steps: the number of training steps.
+        """
+        # A step on an example takes about three times what a look at it takes.
+        affordable = int(0.2 * 3 * steps * self.batch / len(inputs.valid["y"]))
+        return max(1, -(-steps // max(2, min(self.looks, affordable))))
 
     def rate_for(self, model: Model) -> float:
         """Returns the highest learning rate for a model."""
@@ -163,16 +182,28 @@ class Watch:
 
 
 def with_head(inputs: TaskInputs) -> Variables:
-    """Returns the pre-trained variables under a head that is fitted to the training examples' features.
+    """Returns the pre-trained variables under the head that their training begins with.
 
-    A head of the checkpoint that is for these classes stays as it is.
+    A head of the checkpoint that is for these classes stays as it is. Otherwise it is fitted to the training examples'
+    features, by the strength of the penalty that is best on the validation examples.
 
     Args:
         inputs: the task.
+
+    Reference: Kumar et al., 2022, arXiv:2202.10054 (a linear probe before fine-tuning).
     """
-    if inputs.trained:
-        return inputs.variables
-    return probe.fit_head(inputs.model, inputs.variables, inputs.train, loss=inputs.loss)
+    model, bare = inputs.model, inputs.variables
+    if inputs.trained or not model.head:
+        return bare
+    x, y = inputs.train["x"][:_PROBED], inputs.train["y"][:_PROBED]
+    _, seen = evaluation.infer(model, bare, x, batch=64)
+    _, held_out = evaluation.infer(model, bare, inputs.valid["x"], batch=64)
+    if seen.shape[-1] != math.prod(bare.params[model.head]["kernel"].shape[:-1]):
+        return bare
+    heads = [probe.linear(seen, y, model.num_classes, loss=inputs.loss, l2=l2) for l2 in _PENALTIES]
+    losses = [float(jnp.mean(inputs.loss(held_out @ kernel + bias, inputs.valid["y"]))) for kernel, bias in heads]
+    kernel, bias = heads[int(np.argmin(losses))]
+    return replace_head(bare, model, kernel=kernel, bias=bias)
 
 
 def train_dense(
@@ -194,13 +225,13 @@ def train_dense(
     """
     steps = training.dense_for(inputs)
     if not steps:
-        return inputs.variables, TrainingCurve("dense", (), (), ())
+        return with_head(inputs), TrainingCurve("dense", (), (), ())
     how = training.training(inputs.model, steps)
     recipe = train.Recipe(
         model=inputs.model, tx=how.tx, batch=how.batch, loss=inputs.loss, decay="cosine", warmup=how.warmup
     )
-    state = train.create(jax.tree.map(jax.numpy.asarray, with_head(inputs)), how.tx, key)
-    every = max(1, -(-steps // training.looks))
+    state = train.create(jax.tree.map(jnp.asarray, with_head(inputs)), how.tx, key)
+    every = training.every(inputs, steps)
     with _saved(states) as saved, records.progress(steps, "fine-tuning the dense model") as advance:
         watch = Watch(inputs, "dense", every, advance)
         if saved is not None and saved.latest() is not None:
@@ -215,8 +246,8 @@ def train_dense(
             watch(state, seen)
             if not bool(state.alive):
                 raise ValueError(
-                    f"the training of the dense model diverged before step {int(state.step) + 1}: a loss or a weight is "
-                    f"not finite; lower the learning rate, which is {how.learning_rate:.2g}"
+                    f"the training of the dense model diverged before step {int(state.step) + 1}: a loss or a weight "
+                    f"is not finite; lower the learning rate, which is {how.learning_rate:.2g}"
                 )
             if saved is not None and states is not None:
                 records.write_json(states / "curve.json", watch.curve()._asdict())

@@ -110,7 +110,12 @@ def advance(
     for done in range(0, steps, every):
         count = min(every, steps - done)
         state, metrics = train.fit(
-            how, state, problem.train, count, learning_rate=training.learning_rate, total=steps if total is None else total
+            how,
+            state,
+            problem.train,
+            count,
+            learning_rate=training.learning_rate,
+            total=steps if total is None else total,
         )
         if training.watch is not None:
             training.watch(state, metrics)
