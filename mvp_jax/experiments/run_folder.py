@@ -7,6 +7,9 @@ from ml_collections import ConfigDict
 
 from mvp_jax.storage import files, records
 
+_WHERE = ("compilation_cache", "devices", "distributed", "multihost")
+"""Settings that say where a run works, not what it makes."""
+
 
 def claim(work: Path, config: ConfigDict) -> None:
     """Makes a folder this run's: writes the config to `config.json`, or checks that the one there is the same.
@@ -56,5 +59,7 @@ def described(config: ConfigDict) -> str:
     """
     found = config.copy_and_resolve_references()
     with found.unlocked():
-        del found.multihost, found.distributed, found.devices
+        for name in _WHERE:
+            if name in found:
+                del found[name]
     return found.to_json_best_effort(indent=2, sort_keys=True)
