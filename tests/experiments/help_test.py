@@ -49,7 +49,7 @@ def test_the_values_are_those_of_the_command(capsys, tmp_path, word):
 
 
 def test_a_misspelt_setting_is_told_with_help_too(tmp_path):
-    with pytest.raises(SystemExit, match="the config has no 'train.stps'"):
+    with pytest.raises(SystemExit, match=r"the config has no 'train\.stps'"):
         command_line_test.parsed(tmp_path, "--help", "--config.train.stps=7")
 
 
