@@ -290,7 +290,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets = ConfigDict()
     config.targets.count = 6
     config.targets.seeds = 3
-    config.targets.unseen_at_least = 2
+    config.targets.unseen_at_least = min(2, config.data.unseen_classes)
     config.steps = (0, 10, 25, 50)
     config.methods = ()
     config.deliver = ""
