@@ -1,10 +1,11 @@
 """Prunes a person's checkpoint for a person's data, from the first reading to the folder that is handed on."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,7 +65,9 @@ class PrunedCheckpoint:
         units: `{group: bool[C]}`, the units that are kept; empty if single weights were pruned.
         slim_model: the smaller model; the dense one if single weights were pruned.
         slim: the variables of the smaller model.
-        report: what the report says; it is written only if a folder was given.
+        share: the share of the weights, or of each group's units, that was removed.
+        valid: the first metric on the validation examples, of the `dense` and of the `pruned` model.
+        report: what the report says, with the scores on the test examples.
     """
 
     model: Model
@@ -73,6 +76,8 @@ class PrunedCheckpoint:
     units: Units
     slim_model: Model
     slim: Variables
+    share: float
+    valid: Mapping[str, float]
     report: ModelReport
 
 
@@ -108,6 +113,8 @@ def plan(
     """
     found = data if isinstance(data, LabelledData) else labelled.read(data)
     task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
+    if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
+        raise ValueError("an ONNX program needs the package jax2onnx: pip install jax2onnx")
     method = pruning.check_method(settings.method, settings.goal.of_units, task)
     if settings.goal.of_units:
         groups = pruning.groups_of(task, settings.kinds)
@@ -211,6 +218,11 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         units=found.units,
         slim_model=written.slim_model,
         slim=written.slim,
+        share=found.share,
+        valid={
+            name: tuning.scores(made.inputs, made.inputs.model, variables)[made.inputs.metrics[0]]
+            for name, variables in (("dense", dense), ("pruned", found.variables))
+        },
         report=written.report,
     )
 

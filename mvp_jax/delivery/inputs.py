@@ -12,7 +12,6 @@ import numpy as np
 
 from mvp_jax import pretrained
 from mvp_jax.core.types import Array, Batch, Variables
-from mvp_jax.data import sources
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets.labelled import LabelledData, LabelledPart
 from mvp_jax.methods.contract import CROSS_ENTROPY
@@ -138,7 +137,7 @@ def _metrics(data: LabelledData, first: str) -> tuple[str, ...]:
 
 def _model(folder: pathlib.Path, data: LabelledData) -> tuple[Model, Variables, bool]:
     """Returns the model under a head for the task, and whether that is the checkpoint's own."""
-    known = pretrained.labels_of(folder)
+    known = pretrained.class_names(folder) or ()
     if data.class_names and sorted(known) == sorted(data.class_names):
         return *pretrained.load(folder), True
     return *pretrained.load(folder, classes=max(1, len(data.class_names))), False
@@ -146,7 +145,7 @@ def _model(folder: pathlib.Path, data: LabelledData) -> tuple[Model, Variables, 
 
 def _order(folder: pathlib.Path, class_names: Sequence[str]) -> np.ndarray:
     """Returns the number of the output of each class."""
-    known = list(pretrained.labels_of(folder))
+    known = list(pretrained.class_names(folder) or ())
     return np.array([known.index(name) for name in class_names])
 
 
@@ -185,10 +184,7 @@ def _pictures(
         )
 
     def made(part: LabelledPart) -> Array:
-        x: Any = part.x
-        found = np.concatenate(
-            [process([x[i] for i in range(at, min(at + 64, len(x)))]) for at in range(0, len(x), 64)]
-        )
+        found = np.concatenate([process(pixels(part.x, at, 64)) for at in range(0, len(part.y), 64)])
         if found.shape[1:] != model.input_shape:
             raise ValueError(
                 f"pictures become {found.shape[1:]}, and the model reads {model.input_shape}; the processor in "
@@ -197,6 +193,26 @@ def _pictures(
         return jnp.asarray(found)
 
     return made, notes
+
+
+def pixels(pictures: Sequence[Any] | np.ndarray, at: int, count: int) -> list[np.ndarray]:
+    """Returns some of a part's pictures as `uint8[H, W, C]`; floats in [0, 1] become 0 to 255.
+
+    Args:
+        pictures: the pictures, as `LabelledPart.x` holds them.
+        at: the first of them.
+        count: how many; fewer at the end.
+
+    Raises:
+        ValueError: for floats outside [0, 1].
+    """
+    found = [np.asarray(pictures[i]) for i in range(at, min(at + count, len(pictures)))]
+    if not found or found[0].dtype == np.uint8:
+        return found
+    low, high = min(float(x.min()) for x in found), max(float(x.max()) for x in found)
+    if low < 0 or high > 1:
+        raise ValueError(f"pictures lie in [{low:.2g}, {high:.2g}]; give them as uint8, or as floats in [0, 1]")
+    return [np.round(x * 255).astype(np.uint8) for x in found]
 
 
 def _processor(
@@ -220,6 +236,6 @@ def _grey(shape: Sequence[int]) -> Callable[[list[np.ndarray]], np.ndarray]:
 
     def process(given: list[np.ndarray]) -> np.ndarray:
         # Pictures are read as RGB; the mean of equal channels is the channel.
-        return processor([np.round(sources.to_float(x).mean(-1) * 255).astype(np.uint8) for x in given])
+        return processor([np.round(x.mean(-1)).astype(np.uint8) for x in given])
 
     return process

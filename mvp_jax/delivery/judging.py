@@ -13,7 +13,7 @@ from mvp_jax.compact import cost
 from mvp_jax.core import trees
 from mvp_jax.core.types import Array, Masks, Params, PyTree, Units, Variables
 from mvp_jax.core.units import Group
-from mvp_jax.delivery.inputs import TaskInputs
+from mvp_jax.delivery.inputs import TaskInputs, pixels
 from mvp_jax.models.api import Model
 from mvp_jax.reports import intervals
 from mvp_jax.reports.model_report import ChangedExample, Latency, LayerDensity, ModelVersion, Score
@@ -202,15 +202,13 @@ def _example(
     if inputs.data.kind == "texts":
         text = str(part.x[i]) + ("" if part.pairs is None else f" | {part.pairs[i]}")
         return ChangedExample(text, b"", label, dense, pruned, confidence)
-    return ChangedExample("", _thumbnail(np.asarray(part.x[i])), label, dense, pruned, confidence)
+    return ChangedExample("", _thumbnail(pixels(part.x, i, 1)[0]), label, dense, pruned, confidence)
 
 
 def _thumbnail(picture: np.ndarray) -> bytes:
     """Returns a small PNG of a picture."""
     from PIL import Image
 
-    if picture.dtype != np.uint8:
-        picture = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
     image.thumbnail((96, 96))
     content = io.BytesIO()

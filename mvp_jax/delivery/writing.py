@@ -3,16 +3,15 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import compact, pretrained, reports
 from mvp_jax.core import trees
-from mvp_jax.core.types import Array, Masks, Units, Variables
+from mvp_jax.core.types import Masks, Units, Variables
 from mvp_jax.delivery import judging
 from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.models.api import Model
@@ -88,16 +87,16 @@ def hand_over(
     problem = "single_label_classification" if inputs.class_names else "regression"
     source = inputs.source if inputs.source.is_dir() else None
     try:
-        export.checkpoint(
+        written = export.checkpoint(
             directory, model, variables, x=x, source=source, labels=inputs.class_names or None, problem=problem, **more
         )
     except ValueError as error:
         if "has no format for this" not in str(error):
             raise
-        pretrained.save(directory, model, variables, source=source, labels=inputs.class_names)
+        pretrained.save(directory, model, variables, source=source, labels=inputs.class_names or None)
         reason = str(error).splitlines()[0]
         return [f"{directory.name}/ is a folder of this package, as transformers has no such model: {reason}"]
-    return []
+    return [f"{directory.name}/: {note}" for note in written.notes]
 
 
 def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Sequence[str] = ()) -> WrittenModel:
@@ -147,8 +146,17 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
 def _save_slim(folder: pathlib.Path, model: Model, variables: Variables, finished: FinishedModel) -> None:
     inputs = finished.inputs
     source = inputs.source if inputs.source.is_dir() else None
-    more: dict[str, Any] = {"units": finished.units} if finished.units else {"masks": finished.masks}
-    pretrained.save(folder, model, variables, source=source, labels=inputs.class_names, **more)
+    what = "heads, neurons or filters" if finished.units else "weights, whose zeros are left out of the file"
+    pretrained.save(
+        folder,
+        model,
+        variables,
+        units=finished.units or None,
+        source=source,
+        labels=inputs.class_names or None,
+        about=f"{finished.title}: without the pruned {what}.",
+        sparse=not finished.units,
+    )
 
 
 def _programs(
@@ -255,26 +263,3 @@ def _write_report(root: pathlib.Path, report: ModelReport) -> None:
     records.write_json(root / "report.json", reports.model_report_json(report))
     records.write_text(root / "report.md", reports.model_report_markdown(report))
     records.write_text(root / "report.html", reports.model_report_html(report))
-
-
-def summary(report: ModelReport) -> Mapping[str, Array] | list[dict[str, Any]]:
-    """Returns a row for each version and metric, for a table of results."""
-    return [
-        {
-            "version": version.name,
-            "metric": score.metric,
-            "split": "test",
-            "value": score.value,
-            "low": score.low,
-            "high": score.high,
-            "params": version.parameters,
-            "nonzero": version.nonzero,
-            "bytes": version.bytes,
-            "flops": version.flops,
-        }
-        for version in report.versions
-        for score in version.scores
-    ]
-
-
-_ = jnp
