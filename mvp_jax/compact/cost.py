@@ -161,9 +161,7 @@ class LatencySpread(NamedTuple):
         return self.high < other.low and not (self.busy or other.busy)
 
 
-def latencies(
-    calls: Sequence[Callable[[], Any]], *, repeats: int = 20, warmup: int = 2
-) -> tuple[LatencySpread, ...]:
+def latencies(calls: Sequence[Callable[[], Any]], *, repeats: int = 20, warmup: int = 2) -> tuple[LatencySpread, ...]:
     """Measures how long several calls take, each with its spread; each call waits for the device.
 
     The calls are timed in turn, first, second, ..., first, second, ..., so that other work on the machine falls on all
