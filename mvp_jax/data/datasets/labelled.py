@@ -151,6 +151,8 @@ def _given(
     if tables_in:
         if test:
             tables_in["test"] = _held_out(test, at, tables.ENDINGS)
+            if "valid" in tables_in and tables_in["valid"].resolve() == tables_in["test"].resolve():
+                del tables_in["valid"]  # what is reported on is not chosen by
         return table_examples.read(tables_in, name, **columns, regression=regression)
     _check_unused(data, {"regression": regression, **columns}, "no table")
     if at.is_dir():
