@@ -1,7 +1,7 @@
 """Examples that are no tables and no folders of classes: archives of arrays, and data sets that are known by a name."""
 
 import pathlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -92,8 +92,7 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         found["test"], files["test"] = other.get("test") or next(iter(other.values())), test
     labels = {part: _written(f"{files[part]}, {part}", y) for part, (_, y) in found.items()}
     if class_names:
-        index = {str(i): i for i in range(len(class_names))} | {n: i for i, n in enumerate(class_names)}
-        known = targets.Targets(class_names=class_names, index=index)
+        known = _named(class_names, labels, files, words=found["train"][1].dtype.kind in "US")
     else:
         known = targets.find(labels["train"], str(path), _row, regression=False)
     pools = {}
@@ -118,6 +117,21 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         test=pools.get("test"),
         class_names=known.class_names,
     )
+
+
+def _named(
+    class_names: tuple[str, ...], labels: Mapping[str, list[str]], files: Mapping[str, pathlib.Path], words: bool
+) -> targets.Targets:
+    """Returns classes whose names are given, and which labels are: words, or indices of the names."""
+    index = {name if words else str(i): i for i, name in enumerate(class_names)}
+    for part, own in labels.items():
+        wrong = [i for i, label in enumerate(own) if label not in index]
+        if wrong:
+            raise ValueError(
+                f"{files[part]}, {part}, {_row(wrong)}: the labels {sorted({own[i] for i in wrong})[:6]} are none of "
+                f"{targets.shown(list(index))}, as class_names has {len(class_names)} names; mend either"
+            )
+    return targets.Targets(class_names=class_names, index=index)
 
 
 def _row(indices: Iterable[int]) -> str:

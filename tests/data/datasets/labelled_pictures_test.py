@@ -121,6 +121,11 @@ def test_arrays(tmp_path):
     found = labelled.read(tmp_path / "three.npz")
     assert found.class_names == tuple(names)
     assert found.test.x.shape == (8, 8, 8, 1)
+    np.savez(tmp_path / "odd.npz", images=x, labels=y, class_names=["1", "2", "3", "0"])
+    odd = labelled.read(tmp_path / "odd.npz")  # whole numbers are indices, whatever the names are
+    assert sorted(zip((i.tobytes() for i in odd.test.x), odd.test.y.tolist(), strict=True)) == sorted(
+        (image.tobytes(), back[image.tobytes()]) for image in odd.test.x
+    )
     np.savez(tmp_path / "four.npz", images=pixels(8, seed=1), labels=y[:8])
     assert len(labelled.read(tmp_path / "one.npz", test=tmp_path / "four.npz").test.y) == 8
 
