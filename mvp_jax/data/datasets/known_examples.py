@@ -78,7 +78,7 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         test: an archive whose test images, or whose only images, are the test part; `None`: those of `path` if any.
 
     Returns:
-        The parts; images are arrays, uint8 or float32.
+        The parts; images are arrays, uint8 (also of other dtypes with whole numbers from 0 to 255) or float32.
 
     Raises:
         ValueError: for files, keys or contents that do not fit.
@@ -101,7 +101,7 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         y = known.numbers(labels[part], where, _row)
         if len(x) != len(y):
             raise ValueError(f"{where}: {len(x)} images and {len(y)} labels; give one label for each image")
-        pair = sources.arrays(where, (x, y), class_names=known.class_names).train
+        pair = sources.arrays(where, (_levels(x), y), class_names=known.class_names).train
         assert isinstance(pair.x, np.ndarray)
         pools[part] = Pool(
             x=pair.x, y=pair.y, keys=image_keys(pair.x), origin=f"the {part} images of {files[part].name}"
@@ -117,6 +117,14 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         test=pools.get("test"),
         class_names=known.class_names,
     )
+
+
+def _levels(x: np.ndarray) -> np.ndarray:
+    """Returns images of whole numbers from 0 to 255, whatever their dtype is, as uint8; others as they are."""
+    if x.dtype == np.uint8 or x.dtype.kind not in "iuf" or not x.size or not 1 < x.max() <= 255 or x.min() < 0:
+        return x
+    levels = x.astype(np.uint8)
+    return levels if (levels == x).all() else x
 
 
 def _named(

@@ -121,6 +121,11 @@ def test_arrays(tmp_path):
     found = labelled.read(tmp_path / "three.npz")
     assert found.class_names == tuple(names)
     assert found.test.x.shape == (8, 8, 8, 1)
+    np.savez(tmp_path / "whole.npz", images=x.astype(np.float64), labels=y)
+    assert labelled.read(tmp_path / "whole.npz").train.x.dtype == np.uint8
+    np.testing.assert_array_equal(
+        labelled.read(tmp_path / "whole.npz").test.x, labelled.read(tmp_path / "one.npz").test.x
+    )
     np.savez(tmp_path / "odd.npz", images=x, labels=y, class_names=["1", "2", "3", "0"])
     odd = labelled.read(tmp_path / "odd.npz")  # whole numbers are indices, whatever the names are
     assert sorted(zip((i.tobytes() for i in odd.test.x), odd.test.y.tolist(), strict=True)) == sorted(

@@ -140,6 +140,7 @@ def test_paths(tmp_path):
     refused(r"path='x': digits comes with", "digits", path="x")
     refused(r"no GLUE task 'glue/mrcp'; did you mean 'mrpc'", "glue/mrcp")
     refused(r"has no rte; expected", "glue/rte", path=tmp_path)
+    refused(r"has the tables \['reviews.csv'\], and none is called train", tmp_path)
     for name in ("train.csv", "train.tsv"):
         (tmp_path / name).write_bytes(lines(*ROWS))
     refused(r"several train tables, \['train.csv', 'train.tsv'\]", tmp_path)
