@@ -22,7 +22,7 @@ from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.models.api import Model
 from mvp_jax.reports import model_report_text
-from mvp_jax.reports.model_report import ModelReport, TrainingCurve
+from mvp_jax.reports.model_report import ModelReport, SearchTrial, TrainingCurve
 from mvp_jax.storage import files, records
 
 
@@ -189,10 +189,11 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     if files.exists(root / "report.html"):  # it is written last
         return _read(root, made)
     keys = jax.random.split(jax.random.key(made.settings.seed))
-    dense, first = _dense(root, made, keys[0])
+    dense, curve = _dense(root, made, keys[0])
     task = _task(made, dense, keys[1])
     keep = made.settings.goal.keep_score
-    trials, target = [], None
+    trials: list[SearchTrial] = []
+    target = None
     if keep is None:
         found: pruning.PrunedTask | None = pruning.prune(task, task.removal.share, root / "running" / "pruned")
     else:
@@ -210,7 +211,7 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         units=found.units,
         facts=_facts(made, found),
         title=f"{pathlib.Path(made.checkpoint).name or made.checkpoint}, pruned for {made.inputs.data.name}",
-        curves=(first, found.curve),
+        curves=(curve, found.curve),
         trials=tuple(trials),
         target=target,
         notes=tuple(notes),

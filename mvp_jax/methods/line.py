@@ -38,6 +38,7 @@ class Line(NamedTuple):
         needs: the fields that the problem must have besides a model and data: `neighbours` or `universal`.
         suits: `(model) -> bool`: whether the method can prune the model; a comparison of all methods leaves out those
             that cannot.
+        only_weights: whether the method prunes single weights and no other pattern, such as whole units.
         unsuited: what such a model is or lacks, as the end of the sentence "it ...", for the error message.
     """
 
@@ -50,6 +51,7 @@ class Line(NamedTuple):
     needs: frozenset[str] = frozenset()
     suits: Callable[[Model], bool] = any_model
     unsuited: str = ""
+    only_weights: bool = False
 
 
 def fixed(method: Callable[..., Pruned], settings_type: type, /, **fields: Any) -> Callable[..., Pruned]:
