@@ -60,11 +60,13 @@ class TensorSource:
         name: where it lies, for messages.
         entries: its tensors by their names.
         described: the content of its `config.json`; `None` if it has none.
+        folder: the folder in which it lies with its other files; `None`: in no folder of its own.
     """
 
     name: str
     entries: Mapping[str, TensorEntry]
     described: dict[str, Any] | None = None
+    folder: pathlib.Path | None = None
 
     def get(self, name: str) -> np.ndarray:
         """Reads one tensor and returns it in float32.
@@ -180,14 +182,14 @@ def _folder(folder: pathlib.Path) -> TensorSource:
     described = _json(_inside(folder, "config.json")) if (folder / "config.json").exists() else None
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).exists():
-            return TensorSource(str(folder), _entries(_inside(folder, single)), described)
+            return TensorSource(str(folder), _entries(_inside(folder, single)), described, folder)
         if (folder / f"{single}.index.json").exists():
-            return TensorSource(str(folder), _shards(folder, f"{single}.index.json"), described)
+            return TensorSource(str(folder), _shards(folder, f"{single}.index.json"), described, folder)
     if (folder / "model.json").exists():
         raise ValueError(f"{folder} holds a model that `pretrained.save` wrote; read it by `pretrained.load`")
     found = sorted(p for p in folder.iterdir() if p.suffix in (_SAFETENSORS, *_PICKLES))
     if len(found) == 1:
-        return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described)
+        return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described, folder)
     raise ValueError(
         f"{folder} has neither model.safetensors nor an index of its shards, but {[p.name for p in found[:5]]}; give "
         "one file, or convert to safetensors"
