@@ -4,6 +4,7 @@ import html.parser
 import io
 import re
 
+import markdown_it  # what `rich` reads Markdown with
 import numpy as np
 from PIL import Image
 
@@ -98,12 +99,11 @@ def checked(report) -> Page:
 
 
 def tables(markdown: str) -> list[list[list[str]]]:
-    """The tables of a Markdown text, split at bars that are neither escaped nor in code."""
+    """The tables of a Markdown text, split at bars that are not escaped, as GitHub splits them."""
     found: list[list[list[str]]] = [[]]
     for line in markdown.split("\n"):
         if line.startswith("| "):
-            bare = re.sub(r"(`+) ?.*? ?\1(?!`)", "code", line)
-            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", bare)[1:-1]])
+            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
         elif found[-1]:
             found.append([])
     return [t for t in found if t]
@@ -116,3 +116,17 @@ def assert_tables_are_whole(markdown: str) -> int:
         assert all(set(cell) <= set("-:") and "---" in cell for cell in rows[1])
         assert len(rows) > 2
     return len(found)
+
+
+def rendered(markdown: str) -> list[str]:
+    """The texts of a Markdown document as a reader of Markdown shows them, piece by piece; fails if one became more."""
+    reader = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    pieces, tokens = [], reader.parse(markdown)
+    assert [token.type for token in tokens].count("hr") == 1, "the one above the last line"
+    for token in tokens:
+        assert token.type not in ("html_block", "code_block", "fence", "blockquote_open", "ordered_list_open"), token
+        if token.type == "inline":
+            kinds = {child.type for child in token.children}
+            assert kinds <= {"text", "text_special", "code_inline", "strong_open", "strong_close"}, kinds
+            pieces.append("".join(child.content for child in token.children))
+    return pieces

@@ -1,11 +1,12 @@
 """Any report, of any numbers and texts, is sound HTML and Markdown and survives JSON."""
 
 import json
+import re
 
 import hypothesis
 from hypothesis import strategies as st
 
-from mvp_jax.reports import model_report_text
+from mvp_jax.reports import model_report_text, report_numbers
 from mvp_jax.reports.model_report import (
     ChangedCounts,
     ChangedExample,
@@ -93,6 +94,19 @@ reports = st.builds(
 )
 
 
+def assert_texts_are_shown(report, markdown):
+    """The title, the notes and the facts are read as they were given, and none of them is more than text."""
+    pieces = report_pages.rendered(markdown)
+
+    def shown(text):
+        cleaned = report_numbers.clean(text, 2000)
+        return " ".join(re.sub(r"(?i)\b(https?|ftp|www|mailto)([:.])", "\\1\u200b\\2", cleaned).split())
+
+    assert (pieces[0] == shown(report.title)) or not shown(report.title)
+    for text in (*report.notes, *(part for fact in report.facts for part in fact)):
+        assert shown(text[:80]) in pieces or not shown(text) or len(text) > 80, text
+
+
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(reports)
 def test_any_report_is_sound_and_survives_json(report):
@@ -100,6 +114,7 @@ def test_any_report_is_sound_and_survives_json(report):
     markdown = model_report_text.to_markdown(report)
     markdown.encode("utf-8")
     report_pages.assert_tables_are_whole(markdown)
+    assert_texts_are_shown(report, markdown)
     written = json.dumps(model_report_text.to_json(report), allow_nan=False)
     # Equal but for `nan`, which equals nothing.
     assert repr(model_report_text.from_json(json.loads(written))) == repr(report)

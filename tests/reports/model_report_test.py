@@ -168,7 +168,7 @@ def test_the_markdown_has_whole_tables_and_the_same_numbers(full):
     assert "85.4 %" in markdown
     headings = [line for line in markdown.split("\n") if re.match("#+ ", line)]
     assert len([h for h in headings if h.startswith("# ")]) == 1
-    assert len(headings) == 1 + 8 + 3 - (0 if full.notes else 1)
+    assert len(headings) == 1 + 8 + 3 + 2
     assert "| layer 2, attention key | weights | 117 | 1,000 | 11.7 % | `layers/1/attention/key/kernel` |" in markdown
 
 
