@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from mvp_jax import pretrained
+from mvp_jax import compact, pretrained
+from mvp_jax.core import trees
+from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Masks, Units, Variables
 from mvp_jax.data.datasets import labelled
 from mvp_jax.data.datasets.labelled import LabelledData
@@ -18,6 +21,7 @@ from mvp_jax.delivery import goals, inputs, pruning, tuning, writing
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.models.api import Model
+from mvp_jax.reports import model_report_text
 from mvp_jax.reports.model_report import ModelReport, TrainingCurve
 from mvp_jax.storage import files, records
 
@@ -182,6 +186,8 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     """
     root = files.path(out)
     claim(root, made)
+    if files.exists(root / "report.html"):  # it is written last
+        return _read(root, made)
     keys = jax.random.split(jax.random.key(made.settings.seed))
     dense, first = _dense(root, made, keys[0])
     task = _task(made, dense, keys[1])
@@ -209,6 +215,12 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         target=target,
         notes=tuple(notes),
     )
+    first = made.inputs.metrics[0]
+    valid = {
+        name: tuning.scores(made.inputs, made.inputs.model, variables)[first]
+        for name, variables in (("dense", dense), ("pruned", found.variables))
+    }
+    records.write_json(root / "result.json", {"share": found.share, "valid": valid})
     written = writing.write(root, finished, programs=made.settings.programs)
     files.remove(root / "running")
     return PrunedCheckpoint(
@@ -219,11 +231,35 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         slim_model=written.slim_model,
         slim=written.slim,
         share=found.share,
-        valid={
-            name: tuning.scores(made.inputs, made.inputs.model, variables)[made.inputs.metrics[0]]
-            for name, variables in (("dense", dense), ("pruned", found.variables))
-        },
+        valid=valid,
         report=written.report,
+    )
+
+
+def _read(root: pathlib.Path, made: DeliveryPlan) -> PrunedCheckpoint:
+    """Returns what an earlier run wrote, in the dense shapes again."""
+    model, result = made.inputs.model, records.read_json(root / "result.json")
+    slim_model, slim = pretrained.load(root / "slim")
+    kept = pretrained.describe(root / "slim")["kept"]
+    groups = [g for g in model.groups if g.name in kept]
+    units: Units = {g.name: jnp.isin(jnp.arange(g.size), jnp.array(kept[g.name]["kept"])) for g in groups}
+    if units:
+        variables = compact.embed(slim, groups, units, made.inputs.variables)
+        masks = units_lib.expand(units, groups, variables.params)
+    else:
+        variables = slim
+        flags = trees.select(slim.params, model.prunable)
+        masks = jax.tree.map(lambda p, yes: (p != 0) if yes else jnp.ones((), bool), slim.params, flags)
+    return PrunedCheckpoint(
+        model=model,
+        variables=variables,
+        masks=masks,
+        units=units,
+        slim_model=slim_model,
+        slim=slim,
+        share=result["share"],
+        valid=result["valid"],
+        report=model_report_text.from_json(records.read_json(root / "report.json")),
     )
 
 

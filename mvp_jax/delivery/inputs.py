@@ -94,6 +94,7 @@ def read(
             tokeniser or processor, texts or pictures that these refuse, or a metric that does not fit.
     """
     names = _metrics(data, metric)
+    data = _with_fewer_to_validate(data)
     folder = tensor_files.local(checkpoint)
     model, variables, trained = _model(folder, data)
     integer = jnp.issubdtype(model.input_dtype, jnp.integer)
@@ -125,6 +126,27 @@ def read(
         metrics=names,
         notes=tuple(notes),
     )
+
+
+def _with_fewer_to_validate(data: LabelledData) -> LabelledData:
+    """Returns the data with at most a fifth as many validation examples as training examples, or 500.
+
+    They are looked at again and again, so that of many the time for that would outweigh the training's.
+    """
+    most, count = max(500, len(data.train.y) // 5), len(data.valid.y)
+    if count <= most:
+        return data
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:most])
+    x, pairs = data.valid.x, data.valid.pairs
+    valid = LabelledPart(
+        x=x[chosen] if isinstance(x, np.ndarray) else [x[i] for i in chosen],
+        pairs=None if pairs is None else [pairs[i] for i in chosen],
+        y=data.valid.y[chosen],
+    )
+    note = (
+        f"{most:,} of {count:,} validation examples are used, drawn at random, so that looking at them takes less time"
+    )
+    return dataclasses.replace(data, valid=valid, notes=(*data.notes, note))
 
 
 def _metrics(data: LabelledData, first: str) -> tuple[str, ...]:

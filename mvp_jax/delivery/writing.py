@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mvp_jax import compact, pretrained, reports
+from mvp_jax import compact, pretrained
 from mvp_jax.core import trees
 from mvp_jax.core.types import Masks, Units, Variables
 from mvp_jax.delivery import judging
 from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import export
-from mvp_jax.reports import intervals
+from mvp_jax.reports import intervals, model_report_html, model_report_text
 from mvp_jax.reports.model_report import ChangedCounts, ModelReport, SearchTrial, TrainingCurve, WrittenFile
 from mvp_jax.storage import files, records
 
@@ -133,9 +133,11 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
         **({"units": finished.units} if finished.units else {}),
     )
     _save_slim(root / "slim", slim_model, slim, finished)
+    has_dense = (root / "dense").is_dir()
     written = [
-        ("model", "the pruned model in the dense shapes, with zeros; `transformers` loads it"),
-        ("slim", "the smaller model: `model, variables = mvp_jax.pretrained.load('slim')`"),
+        ("model", "the pruned model with zeros in the dense shapes, for transformers"),
+        ("slim", "the smaller model, for mvp_jax.pretrained.load"),
+        *([("dense", "the fine-tuned dense model; prune it again with another goal")] if has_dense else []),
         *_programs(root, slim_model, slim, inputs, programs),
     ]
     report = _report(root, finished, (slim_model, slim), notes, written)
@@ -165,7 +167,7 @@ def _programs(
     x, found = inputs.test["x"][:_COMPARED], []
     if "stablehlo" in wanted:
         export.program(root / "program", model, variables, x=x)
-        found.append(("program", "the slim model as StableHLO: `mvp_jax.export.load_program('program')`"))
+        found.append(("program", "the slim model as StableHLO, for mvp_jax.export.load_program"))
     if "onnx" in wanted:
         export.onnx(root / "model.onnx", model, variables, x=x)
         found.append(("model.onnx", "the slim model for ONNX Runtime"))
@@ -260,6 +262,6 @@ def size_of(path: pathlib.Path) -> int:
 
 
 def _write_report(root: pathlib.Path, report: ModelReport) -> None:
-    records.write_json(root / "report.json", reports.model_report_json(report))
-    records.write_text(root / "report.md", reports.model_report_markdown(report))
-    records.write_text(root / "report.html", reports.model_report_html(report))
+    records.write_json(root / "report.json", model_report_text.to_json(report))
+    records.write_text(root / "report.md", model_report_text.to_markdown(report))
+    records.write_text(root / "report.html", model_report_html.to_html(report))

@@ -1,7 +1,7 @@
 """Examples that are no tables and no folders of classes: archives of arrays, and data sets that are known by a name."""
 
 import pathlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         test: an archive whose test images, or whose only images, are the test part; `None`: those of `path` if any.
 
     Returns:
-        The parts; images are arrays, uint8 or float32.
+        The parts; images are arrays, uint8 (also of other dtypes with whole numbers from 0 to 255) or float32.
 
     Raises:
         ValueError: for files, keys or contents that do not fit.
@@ -92,8 +92,7 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         found["test"], files["test"] = other.get("test") or next(iter(other.values())), test
     labels = {part: _written(f"{files[part]}, {part}", y) for part, (_, y) in found.items()}
     if class_names:
-        index = {str(i): i for i in range(len(class_names))} | {n: i for i, n in enumerate(class_names)}
-        known = targets.Targets(class_names=class_names, index=index)
+        known = _named(class_names, labels, files, words=found["train"][1].dtype.kind in "US")
     else:
         known = targets.find(labels["train"], str(path), _row, regression=False)
     pools = {}
@@ -102,7 +101,7 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         y = known.numbers(labels[part], where, _row)
         if len(x) != len(y):
             raise ValueError(f"{where}: {len(x)} images and {len(y)} labels; give one label for each image")
-        pair = sources.arrays(where, (x, y), class_names=known.class_names).train
+        pair = sources.arrays(where, (_levels(x), y), class_names=known.class_names).train
         assert isinstance(pair.x, np.ndarray)
         pools[part] = Pool(
             x=pair.x, y=pair.y, keys=image_keys(pair.x), origin=f"the {part} images of {files[part].name}"
@@ -118,6 +117,29 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
         test=pools.get("test"),
         class_names=known.class_names,
     )
+
+
+def _levels(x: np.ndarray) -> np.ndarray:
+    """Returns images of whole numbers from 0 to 255, whatever their dtype is, as uint8; others as they are."""
+    if x.dtype == np.uint8 or x.dtype.kind not in "iuf" or not x.size or not 1 < x.max() <= 255 or x.min() < 0:
+        return x
+    levels = x.astype(np.uint8)
+    return levels if (levels == x).all() else x
+
+
+def _named(
+    class_names: tuple[str, ...], labels: Mapping[str, list[str]], files: Mapping[str, pathlib.Path], words: bool
+) -> targets.Targets:
+    """Returns classes whose names are given, and which labels are: words, or indices of the names."""
+    index = {name if words else str(i): i for i, name in enumerate(class_names)}
+    for part, own in labels.items():
+        wrong = [i for i, label in enumerate(own) if label not in index]
+        if wrong:
+            raise ValueError(
+                f"{files[part]}, {part}, {_row(wrong)}: the labels {sorted({own[i] for i in wrong})[:6]} are none of "
+                f"{targets.shown(list(index))}, as class_names has {len(class_names)} names; mend either"
+            )
+    return targets.Targets(class_names=class_names, index=index)
 
 
 def _row(indices: Iterable[int]) -> str:

@@ -151,9 +151,12 @@ def _given(
     if tables_in:
         if test:
             tables_in["test"] = _held_out(test, at, tables.ENDINGS)
+            if "valid" in tables_in and tables_in["valid"].resolve() == tables_in["test"].resolve():
+                del tables_in["valid"]  # what is reported on is not chosen by
         return table_examples.read(tables_in, name, **columns, regression=regression)
     _check_unused(data, {"regression": regression, **columns}, "no table")
     if at.is_dir():
+        _check_tables(at)
         return picture_files.read(at, name, _held_out(test, at, ()) if test else None)
     if ending == ".npz":
         return known_examples.archive(at, name, _held_out(test, at, (".npz",)) if test else None)
@@ -161,6 +164,17 @@ def _given(
         f"{data}: files with the ending {ending!r} are not read; give a table {', '.join(tables.ENDINGS)}, an archive "
         ".npz, or a folder of pictures by class (write spreadsheets and parquet files as .csv first)"
     )
+
+
+def _check_tables(folder: pathlib.Path) -> None:
+    """Refuses a folder of tables of which none is called as the training part is."""
+    inside = sorted(folder.iterdir())
+    found = [p.name for p in inside if p.suffix.lower() in tables.ENDINGS]
+    if found and not any(p.is_dir() for p in inside):
+        raise ValueError(
+            f"{folder} has the tables {targets.shown(found)}, and none is called train; give one of them as data, or "
+            f"call it train{pathlib.Path(found[0]).suffix}"
+        )
 
 
 def _check_unused(data: str, settings: Mapping[str, object], what: str) -> None:

@@ -90,6 +90,8 @@ def read(root: pathlib.Path, name: str, test: pathlib.Path | None = None) -> Giv
     where = _parts(root)
     if test is not None:
         where["test"] = test
+        if "valid" in where and where["valid"].resolve() == test.resolve():
+            del where["valid"]  # what is reported on is not chosen by
     found = {part: _classes(folder) for part, folder in where.items()}
     names = _sorted(found["train"])
     for part, classes in found.items():
@@ -199,8 +201,9 @@ def _keys(paths: list[pathlib.Path]) -> tuple[list[Hashable], str]:
     lazy.each(look, len(paths))
     if broken:
         first, *rest = sorted(broken)
-        others = f"; so are {[str(paths[i]) for i in rest[:_SHOWN]]}, {len(rest)} in all" if rest else ""
-        raise ValueError(f"{paths[first]}: {broken[first]}{others}; replace or remove what cannot be read")
+        others = f"; nor can {[str(paths[i]) for i in rest[:_SHOWN]]} be read" if rest else ""
+        more = f" and {len(rest) - _SHOWN} more" if len(rest) > _SHOWN else ""
+        raise ValueError(f"{paths[first]}: {broken[first]}{others}{more}; replace or remove these files")
     if full:
         return keys, f"All {len(paths)} pictures were decoded once; those with equal pixels stay in one part."
     return keys, f"The heads of all {len(paths)} pictures were read; files of equal content stay in one part."
