@@ -94,7 +94,7 @@ footer{margin-top:2.5rem;padding-top:.7rem;border-top:1px solid var(--rule)}
 .density .bar{width:2.7rem}.density thead th{font-size:.75rem}.density th,.density td{padding-right:.35rem}
 .pictures{grid-template-columns:repeat(2,1fr)}}
 @media print{body{font-size:10.5pt}main{max-width:none;padding:0}h2,h3{break-after:avoid}tr,figure{break-inside:avoid}
-.text{max-height:none}details::details-content{content-visibility:visible;block-size:auto}summary{color:var(--soft)}}
+.text{max-height:none}details:not([open]){display:none}summary{color:var(--soft)}}
 """
 
 __all__ = ["STYLE"]
