@@ -3,6 +3,7 @@
 A bank is a folder or an address in a bucket. `python -m mvp_jax.bank DIR` lists, verifies, exports and imports one.
 """
 
+from mvp_jax.bank.archive import pack, unpack
 from mvp_jax.bank.dense import has_model, load_model, needs, store_model
 from mvp_jax.bank.directory import (
     BankEntry,
@@ -42,12 +43,14 @@ __all__ = [
     "needs",
     "neighbours",
     "open",
+    "pack",
     "problems",
     "prototypes",
     "prototypes_to_all",
     "similarities_to",
     "stacked",
     "store_model",
+    "unpack",
     "verify",
     "weights",
     "write_readme",

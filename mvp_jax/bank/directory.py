@@ -32,7 +32,9 @@ from mvp_jax.storage import checkpoint, files
 S = TypeVar("S")
 T = TypeVar("T")
 
-_ARRAYS, _MARKER = "arrays.safetensors", "entry.json"
+ARRAYS, MARKER = "arrays.safetensors", "entry.json"
+"""The files of an entry; the second says, in a bucket, that the entry is complete."""
+
 _READERS = 32  # requests to a bucket at a time: each waits for the network, hardly any for this process
 
 
@@ -228,15 +230,15 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
     fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.name != "path"}
     content = manifest.plain(f"entry {entry.task!r}", fields)
     if files.is_remote(target):
-        content["checksum"] = checkpoint.save_arrays(target / _ARRAYS, arrays)
+        content["checksum"] = checkpoint.save_arrays(target / ARRAYS, arrays)
         with files.writing(bank.path):
-            files.write_bytes(target / _MARKER, json.dumps(content, indent=1).encode())
+            files.write_bytes(target / MARKER, json.dumps(content, indent=1).encode())
         return entry_at(target)
     with files.writing(bank.path):
         hidden = files.hidden(target.parent)
         try:
-            content["checksum"] = checkpoint.save_arrays(hidden / _ARRAYS, arrays)
-            files.write_bytes(hidden / _MARKER, json.dumps(content, indent=1).encode())
+            content["checksum"] = checkpoint.save_arrays(hidden / ARRAYS, arrays)
+            files.write_bytes(hidden / MARKER, json.dumps(content, indent=1).encode())
             os.rename(hidden, target)  # refused, not merged, if another writer was first: its folder is not empty
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -246,7 +248,7 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
 
 def has(bank: Bank, task: str) -> bool:
     """Whether the bank has an entry for the task of this name."""
-    return files.complete(_folder(bank, task), _MARKER)
+    return files.complete(_folder(bank, task), MARKER)
 
 
 def entries(bank: Bank) -> list[BankEntry]:
@@ -288,7 +290,7 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
     """
     if entry.path is None:
         raise ValueError(f"entry {entry.task!r} is in no bank yet; `bank.add` returns one that is")
-    file = entry.path / _ARRAYS
+    file = entry.path / ARRAYS
     try:
         if check:
             with file.open("rb") as stream:
@@ -302,16 +304,25 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
         ) from error
 
 
-def _folder(bank: Bank, task: str) -> pathlib.Path:
+def folder_name(task: str) -> str:
+    """The name of the folder of a task's entry.
+
+    >>> folder_name("cats/dogs"), folder_name(".hidden")
+    ('cats%2Fdogs', '%2Ehidden')
+    """
     name = urllib.parse.quote(task, safe=" ,=+@")
-    return bank.path / "entries" / (f"%2E{name[1:]}" if name.startswith(".") else name)
+    return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def _folder(bank: Bank, task: str) -> pathlib.Path:
+    return bank.path / "entries" / folder_name(task)
 
 
 def folders(bank: Bank) -> list[pathlib.Path]:
     """The folders of the entries that a bank has now."""
     folder = bank.path / "entries"
     found = [folder / name for name in files.listing(folder)]
-    complete = together(lambda path: files.complete(path, _MARKER), found, folder)
+    complete = together(lambda path: files.complete(path, MARKER), found, folder)
     return [path for path, there in zip(found, complete, strict=True) if there]
 
 
@@ -330,7 +341,7 @@ def entry_at(folder: pathlib.Path) -> BankEntry:
         ValueError: naming the folder, if `entry.json` is missing or damaged.
     """
     try:
-        content = json.loads((folder / _MARKER).read_text())
+        content = json.loads((folder / MARKER).read_text())
         # Entries of earlier releases have no names of classes.
         content.setdefault("class_names", ())
         fields = {f.name: content[f.name] for f in dataclasses.fields(BankEntry) if f.name != "path"}
