@@ -83,7 +83,7 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         mesh: the devices that share each batch; `None`: one device.
 
     Raises:
-        ValueError: for settings that are out of range or do not fit together, or a batch of more images than there are.
+        ValueError: for settings that are out of range or do not fit together.
     """
     given, data = config.pretrain.to_dict(), config.data
     del given["classes"]
@@ -97,7 +97,7 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         given["augment"] = augmentation(name or "none", data)
     if config.tensorboard:
         event_files.check()
-    plan = PretrainPlan(
+    return PretrainPlan(
         setting=chosen,
         model=model,
         settings=pretraining.Settings(**given),
@@ -107,11 +107,6 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         streamed=data.stream or not isinstance(x, np.ndarray),
         tensorboard=config.tensorboard,
     )
-    if len(plan.pool("source").y) < plan.settings.batch:
-        raise ValueError(
-            f"pretrain.batch is {plan.settings.batch}, of {len(plan.pool('source').y)} training images; lower it"
-        )
-    return plan
 
 
 def augmentation(name: str, data: ConfigDict) -> train.Augment | None:

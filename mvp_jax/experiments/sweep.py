@@ -136,7 +136,7 @@ def run(
     config: ConfigDict,
     work: pathlib.Path,
     *,
-    check: Callable[[ConfigDict], Any],
+    check: Callable[[ConfigDict, pathlib.Path], Any],
     job: Callable[[ConfigDict, pathlib.Path, Mapping[str, pathlib.Path]], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Runs every point that is not finished, writes the summary, and returns its rows.
@@ -144,7 +144,7 @@ def run(
     Args:
         config: the config of the sweep.
         work: the sweep's folder; a sweep may be continued there with more points.
-        check: raises `ValueError` for a config that cannot run; called for all points before the first one runs.
+        check: raises `ValueError` for a config that cannot run in a folder; called for all points before any runs.
         job: `(config, folder, made) -> rows`: runs a config in a folder; `made` gives the folders of the runs whose
             pre-training and bank it shares, `{"pretrain": folder, "bank": folder}`.
 
@@ -154,7 +154,7 @@ def run(
     found = configs(config)
     for name, own in found.items():
         try:
-            check(own)
+            check(own, work / "points" / name)
         except ValueError as error:
             raise ValueError(f"point {name}: {error}") from error
     folders = {name: work / "points" / name for name in found}

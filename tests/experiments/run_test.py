@@ -85,7 +85,7 @@ def test_config_tasks_and_neighbours_are_on_file(job):
     work, _ = job
     there, whole = json.loads((work / "config.json").read_text()), json.loads(config().to_json_best_effort())
     # Where it runs is no part of what is run, so that other processes and devices may go on with it.
-    assert set(whole) - set(there) == {"multihost", "distributed", "devices"}
+    assert set(whole) - set(there) == {"multihost", "distributed", "devices", "compilation_cache"}
     assert there == {name: whole[name] for name in there}
     bank_tasks, targets = (tasks.load(work / f"{n}.json") for n in ("bank_tasks", "targets"))
     plan = planning.few_shot_plan(config())

@@ -63,7 +63,7 @@ def sweep(tmp_path_factory, compilations):
         return rows
 
     rates = {"train.learning_rate": (1e-4, 3e-2)}
-    rows = sweeping.run(tiny(rates), work, check=planning.plan, job=job)
+    rows = sweeping.run(tiny(rates), work, check=lambda point, _: planning.plan(point), job=job)
     return work, rows, compiled, begun
 
 
@@ -128,7 +128,7 @@ def test_a_sweep_goes_on_with_what_is_missing_and_takes_more_points(sweep, tmp_p
     def never(*_):
         raise AssertionError("all points are finished")
 
-    again = sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2)}), work, check=lambda _: None, job=never)
+    again = sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2)}), work, check=lambda *_: None, job=never)
     assert again == rows
     begun = []
 
@@ -137,7 +137,7 @@ def test_a_sweep_goes_on_with_what_is_missing_and_takes_more_points(sweep, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2, 0.1)}), work, check=lambda _: None, job=note)
+        sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2, 0.1)}), work, check=lambda *_: None, job=note)
     assert begun == [("train.learning_rate=0.1", 0.1)]
     assert {p: p.stat().st_mtime_ns for p in work.glob("points/*/rows/*")} == times
 
