@@ -21,6 +21,7 @@ from mvp_jax import pretrained
 from mvp_jax.bank import dense, directory, manifest, readme
 from mvp_jax.bank.directory import BankEntry
 from mvp_jax.bank.manifest import Bank
+from mvp_jax.pretrained import source_files
 from mvp_jax.storage import files
 
 SUMS = "SHA256SUMS"
@@ -31,9 +32,12 @@ LIMIT = 256 * 2**30
 
 _CHUNK = 2**20  # bytes that are in memory at a time
 _JSON_LIMIT = 2**26  # bytes of a file that is read as a whole
-_MODEL_FILES = "|".join(map(re.escape, (dense.MARKER, dense.WEIGHTS, *dense.INPUT_FILES, *dense.LICENCES)))
+_MODEL_FILES = "|".join(
+    map(re.escape, (dense.MARKER, dense.WEIGHTS, readme.NAME, *source_files.TOKENIZER, *source_files.PROCESSOR))
+)
+_LEGAL = r"(?i:licen[cs]e|notice|copying)[A-Za-z0-9_.-]{0,60}"
 _ALLOWED = re.compile(
-    rf"{manifest.NAME}|{readme.NAME}|{SUMS}|{dense.FOLDER}/({_MODEL_FILES})"
+    rf"{manifest.NAME}|{readme.NAME}|{SUMS}|{dense.FOLDER}/({_MODEL_FILES}|{_LEGAL})"
     # The characters that `directory.add` leaves in the name of a task's folder.
     rf"|entries/(?!\.)[A-Za-z0-9_.~ ,=+@%-]{{1,255}}/({re.escape(directory.MARKER)}|{re.escape(directory.ARRAYS)})"
 )

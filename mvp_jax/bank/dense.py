@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from mvp_jax import models, pretrained
@@ -20,23 +20,6 @@ MARKER = "model.json"
 
 WEIGHTS = "weights.safetensors"
 """The file in it that holds the arrays."""
-
-INPUT_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "config.json",
-)
-"""The files by which a checkpoint's processor or tokeniser prepares examples; those that are there are stored too."""
-
-LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "NOTICE", "NOTICE.txt")
-"""The files that say under which licence weights are given; those that are there are stored too."""
 
 
 def configuration(model: Model) -> dict[str, Any]:
@@ -63,7 +46,12 @@ def check(mark: str, variables: Variables) -> None:
 
 
 def store_model(
-    bank: Bank, model: Model, variables: Variables, *, source: str | os.PathLike[str] | None = None
+    bank: Bank,
+    model: Model,
+    variables: Variables,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Stores the pre-trained model in the bank, in the folder `model/`, whole or not at all.
 
@@ -71,11 +59,12 @@ def store_model(
         bank: open for writing.
         model: the dense model.
         variables: its variables, those of the bank's fingerprint.
-        source: the checkpoint's folder on this machine, from which the files of its processor or tokeniser and its
-            licence are copied; `None`: there are none.
+        source: the checkpoint's folder, from which the files of its processor or tokeniser and its licence are copied;
+            `None`: there are none.
+        labels: the names of the classes of the model's own head; `None`: those of the source, if it has any.
 
     Returns:
-        The folder, for `pretrained.reload`.
+        The folder, for `pretrained.load`.
 
     Raises:
         ValueError: if the bank is read-only, or the variables are not those of its fingerprint.
@@ -83,14 +72,7 @@ def store_model(
     if not bank.write:
         raise ValueError(f"the bank {bank.path} is open for reading; pass write=True to `bank.open`")
     check(bank.fingerprint, variables)
-    folder = bank.path / FOLDER
-    with files.writing(bank.path), files.replacing_folder(folder, MARKER) as fresh:
-        pretrained.save(fresh, model, variables)
-        for name in (*INPUT_FILES, *LICENCES) if source is not None else ():
-            file = pathlib.Path(source or "") / name
-            if file.is_file():
-                shutil.copyfile(file, fresh / name)
-    return folder
+    return pretrained.save(bank.path / FOLDER, model, variables, source=source, labels=labels)
 
 
 def has_model(bank: Bank) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mvp_jax import bank, models, pretrained
+from mvp_jax.data.checkpoint_inputs import images
 from mvp_jax.storage import files
 
 MODEL = models.create("resnet8", width=4, image_size=8, channels=1, classes=3)
@@ -91,12 +92,17 @@ def test_another_model_is_refused_before_anything_is_written_and_when_it_is_load
 def test_the_files_that_prepare_inputs_go_with_the_model(tmp_path):
     source = tmp_path / "checkpoint"
     source.mkdir()
-    for name in ("preprocessor_config.json", "LICENSE", "training.log"):
+    described = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "do_normalize": False}
+    (source / "preprocessor_config.json").write_text(json.dumps(described))
+    for name in ("LICENSE", "training.log"):
         (source / name).write_text(f"{name}!")
-    store = made(tmp_path / "bank")
-    folder = bank.store_model(store, MODEL, VARIABLES, source=source)
-    assert files.listing(folder) == ["LICENSE", "model.json", "preprocessor_config.json", "weights.safetensors"]
-    assert (folder / "LICENSE").read_text() == "LICENSE!"
+    folder = bank.store_model(made(tmp_path / "bank"), MODEL, VARIABLES, source=source, labels=ABOUT.class_names)
+    assert {"LICENSE", "model.json", "preprocessor_config.json", "weights.safetensors"} <= set(files.listing(folder))
+    assert "training.log" not in files.listing(folder)
+    assert images.processor(folder).size == (8, 8)
+    copy = bank.unpack(bank.pack(bank.open(tmp_path / "bank"), tmp_path / "bank.zip"), tmp_path / "copy")
+    assert files.listing(copy.path / "model") == files.listing(folder)
+    assert pretrained.class_names(copy.path / "model") == ABOUT.class_names
 
 
 def test_a_bank_of_an_earlier_release_opens_and_gets_a_description(tmp_path):
