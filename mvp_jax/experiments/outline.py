@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
+from mvp_jax.experiments.prune_job import PrunePlan
 from mvp_jax.experiments.setup import Setting
 from mvp_jax.models.api import Model
 
@@ -28,6 +29,8 @@ def lines(plan: Any, config: ConfigDict, work: Path, *, again: bool = False) -> 
     found = [f"device: {_device()}"]
     if isinstance(getattr(plan, "setting", None), Setting) and hasattr(plan, "model"):
         found += [f"data: {_data(config.data.name, plan.setting)}", f"model: {_model(config.model.name, plan)}"]
+    if isinstance(plan, PrunePlan):
+        found += plan.outline()
     work_of = _work(plan)
     if work_of:
         found.append(f"work: {work_of}")
@@ -96,6 +99,8 @@ def _written(plan: Any) -> str:
         return "tables (results.md, results.csv), pictures, slim models (slim/), the bank (bank/)"
     if isinstance(plan, SparsityPlan):
         return "tables (results.md, results.csv), pictures, masks (masks/)"
+    if isinstance(plan, PrunePlan):
+        return "the pruned model (model/, for transformers), a smaller one (slim/), the dense one (dense/), report.html"
     return ""
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mvp_jax import models
 from mvp_jax.core import patterns, prune
 from mvp_jax.data.datasets import glue
-from mvp_jax.experiments import bank_build, checks, pools, pretrain_job
+from mvp_jax.experiments import bank_build, checks, pools, pretrain_job, prune_job
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
@@ -245,6 +245,7 @@ PLANS: dict[str, Callable[[ConfigDict], Any]] = {
     "mvp": few_shot_plan,
     "sparsity": sparsity_plan,
     "pretrain": pretrain_plan,
+    "prune": prune_job.plan,
 }
 """The function that makes the checked plan of a config, by the config's `job`."""
 

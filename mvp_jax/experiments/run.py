@@ -19,6 +19,7 @@ from mvp_jax.experiments import (
     outline,
     planning,
     pretrain_job,
+    prune_job,
     run_folder,
     sparsity_job,
     sparsity_report,
@@ -103,10 +104,15 @@ def _pretrain(plan: PretrainPlan, work: Path, made: Mapping[str, Path]) -> list[
     return pretrain_job.run(plan, work)
 
 
+def _prune(plan: prune_job.PrunePlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
+    return prune_job.run(plan, work)
+
+
 JOBS: dict[str, Callable[[Any, Path, Mapping[str, Path]], list[dict[str, Any]]]] = {
     "mvp": _meta_vote,
     "sparsity": _sparsity,
     "pretrain": _pretrain,
+    "prune": _prune,
 }
 """The function that runs a checked plan, by the config's `job`; `planning.PLANS` has the same names."""
 

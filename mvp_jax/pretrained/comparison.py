@@ -19,11 +19,13 @@ class Written(NamedTuple):
         path: the folder or file that was written.
         difference: `max |written - model|` over what is computed from the examples, on this machine.
         bytes: the size on disk.
+        notes: what the folder lacks or what is smaller in it than could be, a sentence each; also in its report.
     """
 
     path: pathlib.Path
     difference: float
     bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def examples(model: Model, count: int = 3) -> Array:

@@ -7,7 +7,7 @@ before it counts as written.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,11 +15,12 @@ import numpy as np
 import safetensors.numpy
 
 from mvp_jax import compact
+from mvp_jax.core import trees
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Units, Variables
 from mvp_jax.models import clip
 from mvp_jax.models.api import Model
-from mvp_jax.pretrained import formats, key_table, loading
+from mvp_jax.pretrained import descriptions, formats, key_table, loading, saving, source_files
 from mvp_jax.pretrained.comparison import Written, difference, examples
 from mvp_jax.pretrained.onnx_graphs import onnx
 from mvp_jax.pretrained.programs import REPORT, load_program, program
@@ -35,6 +36,10 @@ def checkpoint(
     units: Units | None = None,
     origin: str = "Hugging Face",
     x: Array | None = None,
+    source: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | None = None,
+    problem: source_files.Problem | None = None,
+    about: str = "",
 ) -> Written:
     """Writes a model as another library keeps it, in its names and layouts, so that its own code loads it unchanged.
 
@@ -43,19 +48,31 @@ def checkpoint(
 
     Args:
         directory: the folder to write; if it is there already, it is replaced as a whole. It gets `model.safetensors`,
-            `config.json` where the library keeps one, and `report.json`.
+            `config.json` where the library keeps one, and `report.json`; with `source` also a `README.md`.
         model: the dense model.
         variables: the model's variables, zero where they are pruned.
         units: `{name: bool[C]}`, the kept units of any of the model's groups; `None`: nothing becomes smaller.
         origin: the library: `Hugging Face`, `timm`, `torchvision` or `CIFAR`.
         x: examples to compare on; `None`: three that are made up.
+        source: the folder of the checkpoint that the model came from, or one that `pretrained.save` wrote. Its
+            tokeniser or image processor and its licence are copied, and fields of its `config.json` are taken over that
+            ours does not have; weights and code are not copied.
+        labels: the names of the classes, in the order of the logits; `None`: those of the source, if they are as many.
+        problem: what the logits are trained for, as `problem_type` in `config.json`; `None`: as the source says it, if
+            it has as many classes.
+        about: what the model is, in Markdown, for the beginning of `README.md`.
 
     Returns:
-        The folder, with the difference between what is read back from it and the masked model.
+        The folder, with the difference between what is read back from it and the masked model, and with notes on what
+        the folder lacks.
 
     Raises:
-        ValueError: if the library has no such model, units are not the model's, or the folder cannot be written.
+        ValueError: if the library has no such model, units are not the model's, labels are not as many as the classes,
+            the source's tokeniser or type is another than the model's, or the folder cannot be written.
     """
+    taken = None if source is None else source_files.gather(source, model.config)
+    classes = model.num_classes if getattr(model.config, "task", "classify") == "classify" else None
+    labels = source_files.checked_labels(labels, classes)
     x = examples(model) if x is None else jnp.asarray(x)
     given = Variables(*variables)
     if units:
@@ -66,15 +83,43 @@ def checkpoint(
     if units:
         model, given = _narrower(model, given, units)
     form = formats.for_config(model.config, origin)
+    described, notes = descriptions.described(form, model.config, taken, labels, problem)
     tensors = dict(key_table.stored(form, given, model.config))
     apart = difference(model.apply(loading.convert(tensors, model), x)[0], wanted)
+    return _written(directory, tensors, described, taken, _sentences([given]) + about, apart, form.name, notes)
+
+
+def _written(
+    directory: str | os.PathLike[str],
+    tensors: dict[str, np.ndarray],
+    described: dict[str, Any],
+    taken: source_files.SourceFiles | None,
+    said: str,
+    apart: float,
+    form: str,
+    notes: tuple[str, ...],
+) -> Written:
+    """Writes the folder: weights, configuration, what is taken over of the source, README and report."""
     # transformers loads no file that does not say whose tensors these are.
     files = {"model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"})}
-    described = form.describe(model.config)
     if described:
-        files["config.json"] = json.dumps(described, indent=2).encode()
-    files[REPORT] = json.dumps({"difference": apart, "format": form.name}, indent=1).encode()
-    return Written(loading.write_folder(directory, files), apart, sum(map(len, files.values())))
+        files["config.json"] = json.dumps(described, indent=2, ensure_ascii=False).encode()
+    if taken is not None:
+        files = taken.files | files
+        files["README.md"] = source_files.readme(taken, said, list(taken.files))
+    report = {"difference": apart, "format": form, "source": taken and taken.name, "notes": notes}
+    files[REPORT] = json.dumps(report, indent=1).encode()
+    return Written(saving.write_folder(directory, files), apart, sum(map(len, files.values())), notes)
+
+
+def _sentences(given: Sequence[Variables]) -> str:
+    """What a README says first: who wrote the folder, and how many of the parameters are zero."""
+    chosen = [np.asarray(leaf) for of in given for leaf in trees.flatten(of.params).values()]
+    total, zero = sum(a.size for a in chosen), sum(int(np.sum(a == 0)) for a in chosen)
+    return (
+        f"This model was pruned and written by mvp_jax. Of its {total:,} parameters, {zero:,} "
+        f"({100 * zero / total:.1f} %) are zero.\n\n"
+    )
 
 
 def clip_pair(
@@ -85,6 +130,8 @@ def clip_pair(
     *,
     images: Array | None = None,
     ids: Array | None = None,
+    source: str | os.PathLike[str] | None = None,
+    about: str = "",
 ) -> Written:
     """Writes both towers of CLIP into one folder, which `transformers.CLIPModel` loads unchanged; heads stay out.
 
@@ -95,13 +142,18 @@ def clip_pair(
         logit_scale: the logarithm of the factor of similarities.
         images: images to compare on; `None`: three that are made up.
         ids: token ids to compare on; `None`: three texts that are made up.
+        source: the folder of the checkpoint that the towers came from; its tokeniser, image processor and licence are
+            copied.
+        about: what the model is, in Markdown, for the beginning of `README.md`.
 
     Returns:
         The folder, with the largest difference of the similarities between what is read back and the given towers.
 
     Raises:
-        ValueError: if a tower is none of CLIP's, is slim, or the folder cannot be written.
+        ValueError: if a tower is none of CLIP's, is slim, the source's tokeniser is another than the text tower's, or
+            the folder cannot be written.
     """
+    taken = None if source is None else source_files.gather(source, vision[0].config, text[0].config)
     towers = {"vision": vision, "text": text}
     inputs = {
         name: examples(model) if x is None else jnp.asarray(x)
@@ -135,12 +187,8 @@ def clip_pair(
         "text_config": parts["text"],
     }
     tensors["logit_scale"] = np.array(logit_scale, np.float32)
-    files = {
-        "model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"}),
-        "config.json": json.dumps(described, indent=2).encode(),
-        REPORT: json.dumps({"difference": apart, "format": "clip (Hugging Face)"}, indent=1).encode(),
-    }
-    return Written(loading.write_folder(directory, files), apart, sum(map(len, files.values())))
+    said = _sentences([vision[1], text[1]]) + about
+    return _written(directory, tensors, described, taken, said, apart, "clip (Hugging Face)", ())
 
 
 def _narrower(model: Model, variables: Variables, units: Units) -> tuple[Model, Variables]:

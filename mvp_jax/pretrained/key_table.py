@@ -335,13 +335,18 @@ def classes(described: Mapping[str, Any]) -> int:
     return int(field(described, "num_labels", 2))
 
 
-def labels(n: int) -> dict[str, Any]:
-    """The fields of a Hugging Face `config.json` that say the number of classes.
+def labels(n: int, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The fields of a Hugging Face `config.json` that say the number of classes and their names.
 
-    >>> classes(labels(3))
-    3
+    Args:
+        n: the number of classes.
+        names: the name of each class; `None`: `LABEL_0`, `LABEL_1`, ..., as `transformers` calls them.
+
+    >>> classes(labels(3)), labels(2, ["no", "yes"])["label2id"]
+    (3, {'no': 0, 'yes': 1})
     """
+    named = [f"LABEL_{i}" for i in range(n)] if names is None else list(names)
     return {
-        "id2label": {str(i): f"LABEL_{i}" for i in range(n)},
-        "label2id": {f"LABEL_{i}": i for i in range(n)},
+        "id2label": {str(i): name for i, name in enumerate(named)},
+        "label2id": {name: i for i, name in enumerate(named)},
     }

@@ -17,7 +17,7 @@ from jax.extend import core
 from mvp_jax.core import trees
 from mvp_jax.core.types import Array, PyTree
 from mvp_jax.models.api import Model
-from mvp_jax.pretrained import calls, loading
+from mvp_jax.pretrained import calls, saving
 from mvp_jax.pretrained.comparison import Written, difference
 
 
@@ -83,8 +83,8 @@ def onnx(
         "input": calls.described(inputs, call.batched),
         "name": names[0] if len(names) == 1 else names,
     }
-    loading.write_file(target, content)
-    loading.write_file(target.with_name(target.name + ".json"), json.dumps(report, indent=1).encode())
+    saving.write_file(target, content)
+    saving.write_file(target.with_name(target.name + ".json"), json.dumps(report, indent=1).encode())
     return Written(target, apart, len(content))
 
 

@@ -18,7 +18,7 @@ import safetensors.numpy
 from mvp_jax.core import trees
 from mvp_jax.core.types import Array, PyTree
 from mvp_jax.models.api import Model
-from mvp_jax.pretrained import calls, loading
+from mvp_jax.pretrained import calls, saving
 from mvp_jax.pretrained.comparison import Written, difference
 from mvp_jax.storage import dtypes
 
@@ -97,7 +97,7 @@ def program(
         "platforms": list(platforms),
     }
     files[REPORT] = json.dumps(report, indent=1).encode()
-    return Written(loading.write_folder(directory, files), apart, sum(len(content) for content in files.values()))
+    return Written(saving.write_folder(directory, files), apart, sum(len(content) for content in files.values()))
 
 
 def load_program(directory: str | os.PathLike[str]) -> Callable[[PyTree], PyTree]:

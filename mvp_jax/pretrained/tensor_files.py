@@ -35,6 +35,7 @@ _OTHERS = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, 
 _SIZES = {name: kind.itemsize for name, kind in _FLOATS.items()} | _OTHERS
 _PICKLES = (".bin", ".pth", ".pt")
 _SAFETENSORS = ".safetensors"
+_NOTICES = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md")
 
 
 class TensorEntry(NamedTuple):
@@ -163,11 +164,11 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
         raise ValueError(
             f"{lost}: huggingface_hub is not installed; pip install -e '.[hub]', or give a local path"
         ) from error
-    wanted = ["*.json", f"*{_SAFETENSORS}", "*.txt", "*.model"]
+    wanted = ["*.json", f"*{_SAFETENSORS}", "*.txt", "*.model", *_NOTICES]
     try:
-        # Files of subfolders are other exports of the same model.
+        # Files of subfolders are other exports of the same model, except how `sentence-transformers` pools.
         folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=["[!12]*/*", "[12][!_]*/*"]
         )
     except Exception as error:  # what a network can raise has no common type
         raise ValueError(
@@ -185,7 +186,7 @@ def _folder(folder: pathlib.Path) -> TensorSource:
         if (folder / f"{single}.index.json").exists():
             return TensorSource(str(folder), _shards(folder, f"{single}.index.json"), described)
     if (folder / "model.json").exists():
-        raise ValueError(f"{folder} holds a model that `pretrained.save` wrote; read it by `pretrained.reload`")
+        raise ValueError(f"{folder} holds a model that `pretrained.save` wrote; read it by `pretrained.load`")
     found = sorted(p for p in folder.iterdir() if p.suffix in (_SAFETENSORS, *_PICKLES))
     if len(found) == 1:
         return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described)

@@ -229,7 +229,7 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], mar
 
     Args:
         folder: its parents are made if absent.
-        files: the content of each file, by name.
+        files: the content of each file, by name; `part/name` lies in a folder inside.
         marker: the name of the file that says, in a bucket, that the folder is complete; see `complete`.
 
     Raises:
@@ -251,6 +251,7 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], mar
         fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             for name, content in files.items():
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(fresh / name, content)
             fresh.chmod(0o755)  # mkdtemp makes it private
             _publish(fresh, folder)

@@ -258,7 +258,7 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"has neither model\.safetensors"):
         tensor_files.open(tmp_path)
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"pretrained\.reload"):
+    with pytest.raises(ValueError, match=r"pretrained\.load"):
         tensor_files.open(tmp_path)
 
 
