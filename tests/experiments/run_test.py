@@ -198,9 +198,42 @@ def test_what_is_missing_is_made_again_to_the_same_bits(job, tmp_path):
 def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(job):
     work, _ = job
     before = state_of(work)
-    with pytest.raises(ValueError, match=r"holds a run of another config \(they differ in \['seed', 'vote'\]\)"):
+    with pytest.raises(ValueError, match=r": seed is 0 there and 1 here, vote.k is 2 there and 3 here;"):
         experiment.run(config(**{"seed": 1, "vote.k": 3}), work)
     assert state_of(work) == before
+
+
+def continued(job, where):
+    """A longer run, in a copy of the folder of the shorter one."""
+    work, _ = job
+    shutil.copytree(work, where)
+    before = {p: state_of(where, p) for p in ("bank/**/*", "pretrain/**/*")}
+    rows = experiment.run(config(steps=(0, 2, 4)), where)
+    assert {p: state_of(where, p) for p in before} == before
+    return rows
+
+
+def test_more_steps_continue_a_shorter_run(job, tmp_path):
+    work, rows = job
+    longer = by_name(continued(job, tmp_path / "run"))
+    assert {at[3] for at in longer} == {0, 2, 4}
+    # The learning rate is constant, so the longer run passes through the shorter one.
+    shorter = {at: value for at, value in by_name(rows).items() if at in longer}
+    assert len({at[3] for at in shorter}) == 2
+    assert {at: longer[at] for at in shorter} == pytest.approx(shorter)
+    aside = tmp_path / "run" / "until-2"
+    assert (aside / "results.csv").read_bytes() == (work / "results.csv").read_bytes()
+    assert json.loads((aside / "config.json").read_text())["steps"] == [0, 2]
+    assert len(list((aside / "rows").iterdir())) == len(METHODS)
+    with pytest.raises(ValueError, match=r"steps is \(0, 2, 4\) there and \(0, 2\) here; .* higher last number would"):
+        experiment.run(config(), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_continued_run_is_that_of_one_long_run(job, tmp_path):
+    whole = experiment.run(config(steps=(0, 2, 4)), tmp_path / "whole")
+    assert continued(job, tmp_path / "run") == whole
+    assert (tmp_path / "run" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_refused(job, tmp_path):

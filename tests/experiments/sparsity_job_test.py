@@ -99,6 +99,24 @@ def prunable(model):
     return trees.flatten(trees.select(params, model.prunable))
 
 
+def test_more_cases_continue_a_run_of_fewer(job, tmp_path):
+    short = {"methods": ("unpruned", "magnitude"), "sparsities": (0.5,), "targets.seeds": 1, "reference": "magnitude"}
+    long = {"methods": ("unpruned", "magnitude", "imp"), "sparsities": (0.5, 0.75), "targets.seeds": 2}
+    run.run(config(**short), tmp_path)
+    first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()}
+    rows = run.run(config(**short | long), tmp_path)
+    assert len(first) == 2 < len(list((tmp_path / "rows").iterdir()))
+    assert all((tmp_path / "rows" / name).stat().st_mtime_ns == at for name, at in first.items())
+
+    def results(found):
+        names = ("method", "ratio", "seed", "view", "split", "accuracy", "params", "cost_examples")
+        return sorted(tuple(row[name] for name in names) for row in found if row["method"] in long["methods"])
+
+    assert results(rows) == results(job[1]), "the cases of the job that ran in one go"
+    with pytest.raises(ValueError, match=r"targets.seeds is 2 there and 1 here"):
+        run.run(config(**short | long | {"targets.seeds": 1}), tmp_path)
+
+
 def test_what_is_done_is_not_done_again(job, monkeypatch):
     work, rows = job
     lost = work / "rows" / "magnitude-0.75-target-0000-1.json"
