@@ -21,6 +21,7 @@ from mvp_jax.core import units
 from mvp_jax.data import tasks
 from mvp_jax.experiments import bank_build, dense_model, planning, setup, universal
 from mvp_jax.experiments import run as experiment
+from mvp_jax.methods import registry
 from mvp_jax.models.api import replace_head
 from mvp_jax.storage import checkpoint, records
 from mvp_jax.train import evaluation
@@ -78,7 +79,9 @@ def test_the_rows_are_those_of_every_method_target_and_step(job):
     cost = {(r["method"], r["steps"]): r["cost_examples"] for r in rows}
     assert cost["dense", 0] == 0 < cost["mvp", 0] < cost["mvp", 2]
     table = (work / "results.md").read_text()
-    assert all(f"| {m} |" in table for m in METHODS)
+    titles = registry.titles("few_shot")
+    assert all(f"| {titles[m]} |" in table for m in METHODS)
+    assert all(f"| {titles[m]} | `{m}` |" in table for m in METHODS if titles[m] != m)
 
 
 def test_config_tasks_and_neighbours_are_on_file(job):
@@ -123,7 +126,7 @@ def test_overlap_and_pictures(job):
         assert values
         assert all(0 <= v <= 1 for v in values)
         assert {row["group"] for row in overlap[name]} == {g.name for g in planning.few_shot_plan(config()).groups}
-    for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "cost"):
+    for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "accuracy_all", "cost"):
         image = matplotlib.image.imread(work / f"{name}.png")
         assert min(image.shape[:2]) > 150
         assert image.std() > 0.01
@@ -140,6 +143,10 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
     assert slim["params"] < dense["params"]
     assert slim["flops"] < dense["flops"]
     assert slim["bytes"] < dense["bytes"]
+    for model in (dense, slim):
+        low, high = model["latency_quartiles_ms"]
+        assert 0 < low <= model["latency_ms"] <= high
+    assert not dense["latency_clear"]
     for target in plan.setting.targets:
         folder = work / "slim" / target.name
         model, variables = pretrained.reload(folder)
