@@ -64,7 +64,7 @@ def test_a_caller_may_choose_up_to_six_others():
     assert chosen_lines.given(accuracies, "h", highlight=["b", "h", "a"]) == ["h", "b", "a"]
     with pytest.raises(ValueError, match=r"no rows of \['imp'\] to highlight; there are \['a', "):
         chosen_lines.given(accuracies, "h", highlight=["imp"])
-    with pytest.raises(ValueError, match="8 methods to name, .*; at most 7 lines"):
+    with pytest.raises(ValueError, match=r"8 methods to name, .*; at most 7 lines"):
         chosen_lines.given(accuracies, "h", highlight=list("abcdefg"))
 
 
