@@ -21,7 +21,7 @@ _KEYS = 0.6
 def front(points: Sequence[Point]) -> list[Point]:
     """Returns the points of the Pareto front, from the cheapest: each is more accurate than all that cost no more.
 
-    >>> front([(2.0, 70.0, "b"), (1.0, 60.0, "a"), (3.0, 65.0, "c"), (2.0, 60.0, "d")])
+    >>> front([(2.0, 70.0, "b"), (1.0, 60.0, "a"), (3.0, 65.0, "c"), (2.0, 65.0, "d")])
     [(1.0, 60.0, 'a'), (2.0, 70.0, 'b')]
     """
     best, found = -np.inf, []
