@@ -11,7 +11,7 @@ from mvp_jax.models.api import Model
 MAX_TITLE = 28
 """The most characters of a method's title: what fits beside a picture of 7.5 inches."""
 
-Role = Literal["reference", "proposed", "variant", "baseline", "control", "random"]
+ComparisonRole = Literal["reference", "proposed", "variant", "baseline", "control", "random"]
 """What a method is in a comparison; see `Line`."""
 
 
@@ -47,7 +47,7 @@ class Line(NamedTuple):
     summary: str
     kind: Literal["few_shot", "sparse"]
     title: str
-    role: Role = "baseline"
+    role: ComparisonRole = "baseline"
     needs: frozenset[str] = frozenset()
     suits: Callable[[Model], bool] = any_model
     unsuited: str = ""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mvp_jax.methods import weak_members
-from mvp_jax.methods.line import Line, Role, fixed
+from mvp_jax.methods.line import ComparisonRole, Line, fixed
 from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
 from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
@@ -166,7 +166,7 @@ def _vote(
     summary: str,
     settings: Callable[[SparsityDefaults], Any] = _isp,
     *,
-    role: Role = "variant",
+    role: ComparisonRole = "variant",
     **fields: Any,
 ) -> Line:
     run = fixed(isp.isp, isp.Settings, **fields) if fields else isp.isp
