@@ -2,13 +2,13 @@
 
 import functools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mvp_jax import graph
 from mvp_jax.core import flops as arithmetic
@@ -126,8 +126,81 @@ def memory(apply: Callable[..., Any], variables: PyTree, *inputs: Any) -> int:
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
+BUSY = 0.25
+"""A latency whose quartiles lie further apart than this share of the median was measured on a busy machine."""
+
+
+class LatencySpread(NamedTuple):
+    """How long a call takes, over several timed calls, in seconds.
+
+    Attributes:
+        median: the median time.
+        low: the lower quartile of the times.
+        high: the upper quartile of the times.
+        repeats: the number of timed calls.
+    """
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether the quartiles lie so far apart that something else must have run on the machine."""
+        return self.high - self.low > BUSY * self.median
+
+    def faster_than(self, other: "LatencySpread") -> bool:
+        """Returns whether this call is clearly faster: the quartiles do not overlap, and the machine was not busy.
+
+        >>> LatencySpread(2.0, 1.9, 2.1, 20).faster_than(LatencySpread(3.0, 2.9, 3.1, 20))
+        True
+        >>> LatencySpread(2.0, 1.9, 2.1, 20).faster_than(LatencySpread(2.2, 2.0, 2.3, 20))
+        False
+        """
+        return self.high < other.low and not (self.busy or other.busy)
+
+
+def latencies(calls: Sequence[Callable[[], Any]], *, repeats: int = 20, warmup: int = 2) -> tuple[LatencySpread, ...]:
+    """Measures how long several calls take, each with its spread; each call waits for the device.
+
+    The calls are timed in turn, first, second, ..., first, second, ..., so that other work on the machine falls on all
+    of them alike.
+
+    Args:
+        calls: functions without arguments; if one is jitted, its calls before the timed ones compile it.
+        repeats: how many times each is timed, at least 1.
+        warmup: how many calls of each go before them; at least one is made.
+
+    Returns:
+        The spread of each call's times, in the order of the calls.
+
+    Raises:
+        ValueError: if `repeats` is below 1 or `warmup` below 0.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats={repeats}, warmup={warmup}; time at least one call")
+    for call in calls:
+        for _ in range(max(1, warmup)):
+            jax.block_until_ready(call())
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            own.append(time.perf_counter() - start)
+    return tuple(_spread(own) for own in times)
+
+
+def _spread(times: Sequence[float]) -> LatencySpread:
+    low, median, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
+    return LatencySpread(median, low, high, len(times))
+
+
 def latency(fn: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int = 2) -> float:
     """Seconds that a call takes, as the median of several calls; each waits for the device.
+
+    `latencies` gives the spread as well, and compares several functions under the same load.
 
     Args:
         fn: called as `fn(*args)`; if it is jitted, a call before the timed ones compiles it.
@@ -141,13 +214,4 @@ def latency(fn: Callable[..., Any], *args: Any, repeats: int = 20, warmup: int =
     Raises:
         ValueError: if `repeats` is below 1 or `warmup` below 0.
     """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats={repeats}, warmup={warmup}; time at least one call")
-    for _ in range(max(1, warmup)):
-        jax.block_until_ready(fn(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return latencies([lambda: fn(*args)], repeats=repeats, warmup=warmup)[0].median

@@ -2,6 +2,7 @@
 
 Examples are a `sources.Source`: arrays, or images that are decoded when they are read (`lazy`). They come from data
 sets known by name (`catalog`, `prepared`), from `folders`, from `text` and `glue`, or from several of these (`joined`).
+A person's own tables and pictures are read by `labelled`, with all checks and in three parts.
 `tasks` and `groups` choose classes. `augment` changes images on the device; its `cropping` cuts pictures on the host.
 What does not fit on a device is read by `streams` (`prefetch` for anything iterable). A checkpoint's input is made of
 texts by `tokens` (kept by `encoded`, padded to few lengths by `buckets`), of pictures by `images`.
@@ -10,7 +11,7 @@ texts by `tokens` (kept by `encoded`, padded to few lengths by `buckets`), of pi
 from mvp_jax.data import augment, groups, sources, tasks
 from mvp_jax.data.augment import cropping
 from mvp_jax.data.checkpoint_inputs import buckets, encoded, images, tokens
-from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
+from mvp_jax.data.datasets import catalog, folders, glue, joined, labelled, prepared, text
 from mvp_jax.data.loading import lazy, prefetch, streams
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "groups",
     "images",
     "joined",
+    "labelled",
     "lazy",
     "prefetch",
     "prepared",

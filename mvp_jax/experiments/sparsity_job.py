@@ -145,7 +145,7 @@ def _one(
         "target": target,
         "seed": seed,
         "method": method,
-        "ratio": sparsity if method != "unpruned" else 0.0,
+        "sparsity": sparsity if method != "unpruned" else 0.0,
         "steps": plan.base.training.steps,
         "params": int(masks.count(got.masks, got.variables.params)),
         "flops": flops.flops,

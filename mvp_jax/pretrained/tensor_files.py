@@ -163,7 +163,9 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ValueError(f"{lost}: huggingface_hub is not installed; install it or give a local path") from error
+        raise ValueError(
+            f"{lost}: huggingface_hub is not installed; pip install -e '.[hub]', or give a local path"
+        ) from error
     wanted = ["*.json", f"*{_SAFETENSORS}", "*.txt", "*.model", *_NOTICES]
     try:
         # Files of subfolders are other exports of the same model, except how `sentence-transformers` pools.

@@ -4,11 +4,12 @@ import dataclasses
 from typing import NamedTuple
 
 
-class Score(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Score:
     """How good a model is on the test examples.
 
     Attributes:
-        metric: the metric's name, such as `accuracy`, `f1` or `pearson`.
+        metric: the metric's name: `accuracy`, `f1`, `matthews`, `pearson`, `spearman`, or another one.
         value: its value; of an accuracy in [0, 1].
         low: the lower end of the 95 % interval; `None`: not known.
         high: the upper end of the 95 % interval; `None`: not known.
@@ -20,6 +21,20 @@ class Score(NamedTuple):
     low: float | None
     high: float | None
     count: int
+
+
+class ScoreDifference(NamedTuple):
+    """How much better the pruned model is than the dense one on the same test examples; below 0: worse.
+
+    Attributes:
+        value: the first score of the pruned model less that of the dense model, in the scores' unit.
+        low: the lower end of the 95 % interval; `None`: not known.
+        high: the upper end of the 95 % interval; `None`: not known.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 class Latency(NamedTuple):
@@ -102,7 +117,8 @@ class ChangedExample(NamedTuple):
         label: the true class or number, in words.
         dense: what the dense model says.
         pruned: what the pruned model says.
-        confidence: the pruned model's probability of what it says; `None` for a regression.
+        confidence: the pruned model's probability of what it says; `None` for a regression, whose `label`, `dense`
+            and `pruned` are numbers.
     """
 
     text: str
@@ -111,6 +127,20 @@ class ChangedExample(NamedTuple):
     dense: str
     pruned: str
     confidence: float | None
+
+
+class ChangedCounts(NamedTuple):
+    """On how many test examples the dense and the pruned model differ.
+
+    Attributes:
+        worse: the dense model is right and the pruned one wrong, or of a regression further off.
+        better: the pruned model is right and the dense one wrong, or of a regression nearer.
+        other: both are wrong, or of a regression equally far off.
+    """
+
+    worse: int
+    better: int
+    other: int
 
 
 class SearchTrial(NamedTuple):
@@ -151,10 +181,18 @@ class ModelReport:
         versions: the dense model, the pruned one and, if there is one, the slim one.
         layers: how much of each array is kept, in the order of depth.
         curves: the trainings.
-        examples: test examples on which the answer changed.
-        trials: the attempts of a search, if there was one.
+        examples: test examples on which the answer changed; the report shows at most 20 of each kind.
+        trials: the attempts of a search, if there was one, in the order in which they were made.
         files: what was written beside the report.
         notes: sentences that a reader should know, such as that an interval is wide.
+        difference: the pruned model's first score less the dense model's; `None`: not known.
+        changed: how many examples changed; `None`: `examples` are all of them.
+        target: the validation score that a trial of the search had to reach; `None`: there was no search.
+        valid_metric: the metric of the curves' validation scores and of the trials; empty: that of the first score.
+
+    Raises:
+        ValueError: if the first two versions are not `dense` and `pruned` with a score each, a layer keeps more than
+            it has, or a curve's lengths differ.
     """
 
     title: str
@@ -166,3 +204,25 @@ class ModelReport:
     trials: tuple[SearchTrial, ...] = ()
     files: tuple[WrittenFile, ...] = ()
     notes: tuple[str, ...] = ()
+    difference: ScoreDifference | None = None
+    changed: ChangedCounts | None = None
+    target: float | None = None
+    valid_metric: str = ""
+
+    def __post_init__(self) -> None:
+        names = [v.name for v in self.versions]
+        if names[:2] != ["dense", "pruned"] or names[2:] not in ([], ["slim"]):
+            raise ValueError(f"versions are {names}; give dense, pruned and, if there is one, slim, in this order")
+        without = [v.name for v in self.versions[:2] if not v.scores]
+        if without:
+            raise ValueError(f"no score of {without}; give at least one score for the dense and the pruned version")
+        for layer in self.layers:
+            if not 0 <= layer.kept <= layer.size:
+                raise ValueError(f"layer {layer.path!r} keeps {layer.kept} of {layer.size}; give from 0 to all of them")
+        for curve in self.curves:
+            lengths = {len(curve.steps), len(curve.loss), len(curve.valid)}
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"the curve of {curve.name!r} has {len(curve.steps)} steps, {len(curve.loss)} losses and "
+                    f"{len(curve.valid)} validation scores; give as many of each, with None where there is none"
+                )

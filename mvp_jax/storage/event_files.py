@@ -20,7 +20,7 @@ from mvp_jax.storage import files
 def check() -> None:
     """Raises `ValueError` if `tensorboardX`, which writes event files, is not installed."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError("event files for TensorBoard need tensorboardX; pip install 'mvp-jax[tensorboard]'")
+        raise ValueError("event files for TensorBoard need tensorboardX; pip install -e '.[tensorboard]'")
 
 
 class Board:
@@ -111,12 +111,12 @@ def write_rows(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]
     Args:
         rows: results (`records.Row`).
         folder: of the run, in TensorBoard's sense.
-        step: the column to put on the axis: `steps`, or `ratio` (in percent).
+        step: the column to put on the axis: `steps`, or `ratio` or `sparsity` (in percent).
     """
     found: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         view = "" if row.get("view", "whole") == "whole" else f" ({row['view']})"
-        at = round(100 * row[step]) if step == "ratio" else row[step]
+        at = round(100 * row[step]) if step in ("ratio", "sparsity") else row[step]
         found.setdefault((at, f"{row['split']}/{row['method']}{view}"), []).append(float(row["accuracy"]))
     if files.exists(folder):
         files.remove(folder)

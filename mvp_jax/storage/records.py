@@ -21,10 +21,16 @@ import rich.progress
 from mvp_jax.storage import event_files, files
 
 Row = Mapping[str, Any]
-"""One result: `target`, `seed`, `method`, `ratio`, `steps`, `split`, `accuracy` and, if known, its cost."""
+"""One result: `target`, `seed`, `method`, `ratio` or `sparsity`, `steps`, `split`, `accuracy` and, if known, its cost.
+
+`ratio` is the share of the units that were removed, `sparsity` that of the weights; a row has one of the two.
+"""
 
 FIELDS = ("target", "seed", "method", "ratio", "steps", "split", "accuracy", "cost_examples", "params", "flops")
-"""The columns of a table of results, in order. The last three may be missing."""
+"""The columns of a table of results, in order, where units are pruned; where weights are, the fourth is `sparsity`.
+
+The last three may be missing.
+"""
 
 _WORDS = ("target", "method", "split")
 
@@ -177,21 +183,23 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Writes results as a CSV table, whole or not at all: the columns of `FIELDS`, and after them any others.
 
     Args:
-        rows: results; `cost_examples`, `params` and `flops` may be missing or `None`.
+        rows: results; `cost_examples`, `params` and `flops` may be missing or `None`. All have a `ratio`, or all a
+            `sparsity`.
         path: the file; its folder is made if absent.
 
     Raises:
         ValueError: naming the first row that lacks a column.
     """
+    fields = tuple(share_name(rows) if f == "ratio" else f for f in FIELDS)
     for i, row in enumerate(rows):
-        lacking = [f for f in FIELDS[:-3] if row.get(f) is None]
+        lacking = [f for f in fields[:-3] if row.get(f) is None]
         if lacking:
-            raise ValueError(f"row {i} lacks {lacking}; a row needs {list(FIELDS[:-3])}, and it has {sorted(row)}")
-    extra = list(dict.fromkeys(k for row in rows for k in row if k not in FIELDS))
+            raise ValueError(f"row {i} lacks {lacking}; a row needs {list(fields[:-3])}, and it has {sorted(row)}")
+    extra = list(dict.fromkeys(k for row in rows for k in row if k not in fields))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*FIELDS, *extra])
-        writer.writerows([_plain(row.get(f)) for f in (*FIELDS, *extra)] for row in rows)
+        writer.writerow([*fields, *extra])
+        writer.writerows([_plain(row.get(f)) for f in (*fields, *extra)] for row in rows)
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -201,7 +209,8 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         ValueError: if the file lacks a column.
     """
     reader = csv.DictReader(io.StringIO(files.path(path).read_bytes().decode(), newline=""))
-    lacking = [f for f in FIELDS if f not in (reader.fieldnames or ())]
+    there = reader.fieldnames or ()
+    lacking = [f for f in FIELDS if f not in there and not (f == "ratio" and "sparsity" in there)]
     if lacking:
         raise ValueError(f"{path} lacks the columns {lacking}; is it a table of results?")
     return [{k: v if k in _WORDS else _number(v) for k, v in row.items()} for row in reader]
@@ -279,11 +288,29 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+def share_name(rows: Sequence[Row]) -> str:
+    """Returns the column that says how much was removed: `sparsity` if weights were pruned, else `ratio`.
+
+    >>> share_name([{"sparsity": 0.9}]), share_name([{"ratio": 0.5}])
+    ('sparsity', 'ratio')
+    """
+    return "sparsity" if any("sparsity" in row for row in rows) else "ratio"
+
+
+def share(row: Row) -> float:
+    """Returns the share of the weights (`sparsity`) or of the units (`ratio`) that was removed, in [0, 1].
+
+    >>> share({"sparsity": 0.9}), share({"ratio": 0.5})
+    (0.9, 0.5)
+    """
+    return float(row["sparsity"] if "sparsity" in row else row["ratio"])
+
+
 def by_seed(rows: Sequence[Row], value: str = "accuracy") -> np.ndarray:
     """The mean over targets for each seed, `float64[seeds]`, in the order of the seeds.
 
     Args:
-        rows: results of one method, ratio, number of steps and split.
+        rows: results of one method, ratio or sparsity, number of steps and split.
         value: the column to average.
 
     >>> row = {"method": "mvp", "ratio": 0.5, "steps": 0, "split": "test"}
@@ -318,6 +345,8 @@ __all__ = [
     "read_metrics",
     "replacing",
     "say",
+    "share",
+    "share_name",
     "show",
     "write_csv",
     "write_json",

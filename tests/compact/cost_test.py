@@ -86,6 +86,44 @@ def test_latency_is_the_median_of_calls_after_the_first():
         cost.latency(lambda: None, repeats=0)
 
 
+def test_latencies_are_quartiles_of_calls_in_turn(monkeypatch):
+    now, order = [0.0], []
+
+    def call(name, seconds):
+        left = iter([9.0, *seconds])  # the first call is not timed
+
+        def run():
+            order.append(name)
+            now[0] += next(left)
+            return jnp.zeros(())
+
+        return run
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    a, b = cost.latencies([call("a", [1, 2, 3, 4, 10]), call("b", [20] * 5)], repeats=5, warmup=1)
+    assert order == ["a", "b"] * 6
+    assert a == pytest.approx((3.0, 2.0, 4.0, 5))
+    assert b == (20.0, 20.0, 20.0, 5)
+    assert a.busy
+    assert not b.busy
+    assert not a.faster_than(b), "quartiles apart, but measured on a busy machine"
+    with pytest.raises(ValueError, match="at least one call"):
+        cost.latencies([lambda: None], repeats=0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "faster"),
+    [
+        ((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), True),
+        ((2.0, 1.9, 2.1), (2.2, 2.05, 2.3), False),  # the quartiles overlap
+        ((3.0, 2.9, 3.1), (2.0, 1.9, 2.1), False),
+        ((2.0, 1.9, 2.1), (9.0, 5.0, 9.0), False),  # the other was measured on a busy machine
+    ],
+)
+def test_faster_is_claimed_only_where_quartiles_are_apart_and_the_machine_was_idle(ours, theirs, faster):
+    assert cost.LatencySpread(*ours, 20).faster_than(cost.LatencySpread(*theirs, 20)) is faster
+
+
 def test_loop_bodies_are_counted_as_often_as_they_run():
     def chain(w, x):
         return jax.lax.scan(lambda h, m: (h @ m, None), x, w)[0]

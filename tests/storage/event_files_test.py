@@ -100,13 +100,14 @@ def test_tables_become_curves_and_replace_one_another(tmp_path):
     for _ in range(2):
         event_files.write_rows(rows, tmp_path / "steps", "steps")
     assert events(tmp_path / "steps") == {"test/mvp": {0: 0.375}, "valid/mvp": {25: 0.75}}
-    event_files.write_rows([{**row, "ratio": 0.9, "view": "mask"}], tmp_path / "ratio", "ratio")
-    assert events(tmp_path / "ratio") == {"test/mvp (mask)": {90: 0.5}}
+    for share in ("ratio", "sparsity"):
+        event_files.write_rows([{**row, share: 0.9, "view": "mask"}], tmp_path / share, share)
+        assert events(tmp_path / share) == {"test/mvp (mask)": {90: 0.5}}
 
 
 def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(event_files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"need tensorboardX; pip install 'mvp-jax\[tensorboard\]'"):
+    with pytest.raises(ValueError, match=r"need tensorboardX; pip install -e '\.\[tensorboard\]'"):
         event_files.Board(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

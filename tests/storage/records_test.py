@@ -88,6 +88,17 @@ def test_csv_gives_back_what_was_written(rows, tmp_path_factory):
     assert path.read_text().startswith(",".join(records.FIELDS))
 
 
+def test_a_table_of_pruned_weights_has_a_sparsity_instead_of_a_ratio(tmp_path):
+    row = {("sparsity" if k == "ratio" else k): v for k, v in ROW.items()}
+    records.write_csv([row], tmp_path / "results.csv")
+    assert (tmp_path / "results.csv").read_text().startswith("target,seed,method,sparsity,steps,split,accuracy,")
+    (back,) = records.read_csv(tmp_path / "results.csv")
+    assert "ratio" not in back
+    assert records.share(back) == records.share(ROW) == 0.75
+    with pytest.raises(ValueError, match=r"row 1 lacks \['sparsity'\]"):
+        records.write_csv([row, ROW], tmp_path / "mixed.csv")
+
+
 def test_csv_takes_arrays_scalars_and_refuses_gaps(tmp_path):
     path = tmp_path / "results.csv"
     records.write_csv([{**ROW, "accuracy": np.float32(0.25), "seed": np.int32(3)}], path)

@@ -78,17 +78,17 @@ def folder(
     (('ant', 'bee'), (2, 4, 4, 3), [0, 1])
     """
     root = _root(path)
-    parts = [p.name for p in _folders(root)]
+    parts = [p.name for p in subfolders(root)]
     if _TRAIN not in parts:
         if test:
             raise ValueError(f"{root} has no folder {_TRAIN!r} beside {test!r}; it has {parts[:8]}")
-        classes = _classes(root)
+        classes = by_class(root)
         return _source(name or root.name, tuple(classes), _files(classes), None, size, lazily, channels)
     held_out = [part for part in _HELD_OUT if part in parts]
     chosen = (held_out[0] if held_out else "") if test is None else test
     if chosen and chosen not in parts:
         raise ValueError(f"{root} has no folder {chosen!r}; it has {parts}")
-    classes = _classes(root / _TRAIN)
+    classes = by_class(root / _TRAIN)
     further = [part for part in held_out if part != chosen][:1] if chosen else []
     learned = _files(classes)
     for part in further:
@@ -114,7 +114,7 @@ def tiny_imagenet(path: str | os.PathLike[str], *, size: int | None = None, lazi
             `val_annotations.txt` is missing or does not fit.
     """
     root = _root(path, "tiny-imagenet-200")
-    classes = _classes(root / _TRAIN)
+    classes = by_class(root / _TRAIN)
     numbers = {kind: i for i, kind in enumerate(classes)}
     table = root / "val" / "val_annotations.txt"
     found = [(row[0], row[1]) for row in _rows(table, "\t", 2)]
@@ -154,7 +154,7 @@ def gtsrb(path: str | os.PathLike[str], *, size: int | None = None, lazily: bool
     root = _root(path, "GTSRB")
     train = _one_of(root, ("Train", "Final_Training/Images", "Training"))
     test = _one_of(root, ("Test", "Final_Test/Images"))
-    classes = _classes(train)
+    classes = by_class(train)
     if not all(kind.isdecimal() and int(kind) < entry.classes for kind in classes) or len(classes) != entry.classes:
         raise ValueError(f"{train} holds {len(classes)} folders {list(classes)[:4]}...; expected 00000 to 00042")
     learned = _files({f"{int(kind):05d}": paths for kind, paths in classes.items()}, sort=True)
@@ -186,25 +186,42 @@ def _one_of(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise ValueError(f"{root} has none of the folders {list(names)}; it has {[p.name for p in _folders(root)][:8]}")
+    raise ValueError(f"{root} has none of the folders {list(names)}; it has {[p.name for p in subfolders(root)][:8]}")
 
 
-def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+def subfolders(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders in a folder, sorted by name, without hidden ones.
+
+    Raises:
+        ValueError: for a folder that cannot be read.
+    """
     try:
         return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError as error:
         raise ValueError(f"cannot read the folder {root}: {error}") from error
 
 
-def _classes(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
-    """Returns the pictures of each class, sorted by name."""
-    found = {p.name: tuple(_pictures(p)) for p in _folders(root)} if root.is_dir() else {}
+def by_class(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
+    """Returns the pictures of each class, at any depth below the class's folder, sorted by name.
+
+    Args:
+        root: the folder with a folder for each class.
+
+    Raises:
+        ValueError: for a folder that cannot be read or has no pictures, or a class without pictures.
+    """
+    found = {p.name: tuple(_pictures(p)) for p in subfolders(root)} if root.is_dir() else {}
     empty = [kind for kind, paths in found.items() if not paths]
     if not any(found.values()):
         raise ValueError(f"no pictures in {root}; expected a folder for each class, with files {', '.join(ENDINGS)}")
     if empty:
         raise ValueError(f"{root}: no pictures of the classes {empty[:8]}; add some, or remove the empty folders")
     return found
+
+
+def loose(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the pictures that lie in a folder itself and not in a folder of a class, sorted by name."""
+    return sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in ENDINGS and p.name[0] != ".")
 
 
 def _pictures(root: pathlib.Path) -> Iterable[pathlib.Path]:
@@ -215,7 +232,7 @@ def _pictures(root: pathlib.Path) -> Iterable[pathlib.Path]:
 
 def _same(classes: dict[str, tuple[pathlib.Path, ...]], root: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
     """Returns the pictures of the same classes in another split."""
-    found = _classes(root)
+    found = by_class(root)
     if set(found) != set(classes):
         missing, further = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
         raise ValueError(

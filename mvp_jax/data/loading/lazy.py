@@ -5,6 +5,7 @@ records; a picture is read, decoded and resized at the moment it is asked for.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -265,12 +266,13 @@ def digest(content: "bytes | np.ndarray") -> bytes:
     return hashlib.blake2b(whole, digest_size=16).digest()
 
 
-def decode(content: bytes, channels: int = 3) -> np.ndarray:
+def decode(content: bytes, channels: int = 3, *, upright: bool = False) -> np.ndarray:
     """Decodes a picture, `uint8[h, w, channels]`; what is transparent is put over white.
 
     Args:
         content: a file's content, in any format that Pillow reads.
         channels: 3 for RGB, 1 for grey.
+        upright: whether the picture is turned as the EXIF orientation of the file says.
 
     Raises:
         ValueError: if it is no picture, or has more than 8 bits a level.
@@ -279,21 +281,48 @@ def decode(content: bytes, channels: int = 3) -> np.ndarray:
     Traceback (most recent call last):
     ValueError: is not a picture that can be read (damaged or cut short?): cannot identify image file ...
     """
+    from PIL import Image, ImageOps
+
+    with _readable(), Image.open(io.BytesIO(content)) as opened:
+        _check_levels(opened)
+        image = ImageOps.exif_transpose(opened) if upright else opened
+        return np.asarray(_mode(image, "RGB" if channels == 3 else "L")).reshape(*image.size[::-1], channels)
+
+
+def check_head(path: "str | os.PathLike[str]") -> None:
+    """Reads the head of a picture's file, which is fast and finds what is no picture, but not what is cut short.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: if it is no picture, or has more than 8 bits a level.
+    """
+    from PIL import Image
+
+    with _readable(), Image.open(path) as image:
+        _check_levels(image)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(_mode(image, "RGB" if channels == 3 else "L")).reshape(*image.size[::-1], channels)
+        yield
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"is not a picture that can be read (damaged or cut short?): {error}") from error
+
+
+def _check_levels(image: "PIL.Image.Image") -> None:
+    # Pillow cuts off what is above 255 of the modes with more bits.
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(f"has more than 8 bits a level (mode {image.mode}); write it with 8 first")
 
 
 def _mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
     from PIL import Image
 
-    # Pillow cuts off what is above 255 of the modes with more bits.
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise ValueError(f"has more than 8 bits a level (mode {image.mode}); write it with 8 first")
     if "A" in image.getbands() or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -105,7 +105,20 @@ def advance(
     if not steps:
         return run
     how = recipe(problem, training, decay=training.decay if last else "constant")
-    state, _ = train.fit(how, run.state, problem.train, steps, learning_rate=training.learning_rate, total=total)
+    state, every = run.state, steps if training.watch is None else training.watch_every
+    # A state knows its step and its batches follow from it, so that training in parts is the same training.
+    for done in range(0, steps, every):
+        count = min(every, steps - done)
+        state, metrics = train.fit(
+            how,
+            state,
+            problem.train,
+            count,
+            learning_rate=training.learning_rate,
+            total=steps if total is None else total,
+        )
+        if training.watch is not None:
+            training.watch(state, metrics)
     return spend(run._replace(state=state), steps, steps * min(training.batch, problem.examples))
 
 

@@ -158,7 +158,9 @@ def movement(
     """
     checks.check("movement", problem, SparsityProblem, settings, Settings)
     if problem.pattern != Weights():
-        raise ValueError(f"movement pruning selects single weights over all leaves; the pattern is {problem.pattern}")
+        raise ValueError(
+            f"movement pruning selects single weights over all leaves; the pattern is {type(problem.pattern).__name__}"
+        )
     training = settings.training
     keys = jax.random.split(key)
     flags = tuple(jax.tree.leaves(problem.prunable))

@@ -187,7 +187,7 @@ def oneshot(
     score, training = settings.score, settings.training
     if score not in _OF_ENTRIES and not isinstance(problem.pattern, Weights):
         raise ValueError(
-            f"{score!r} scores single weights, the problem's pattern is {problem.pattern}; "
+            f"{score!r} scores single weights, the problem's pattern is {type(problem.pattern).__name__}; "
             f"choose one of {_OF_ENTRIES}, or the pattern Weights()"
         )
     key_score, key_train = jax.random.split(key)

@@ -17,7 +17,7 @@ from mvp_jax.methods import contract, weak_members
 from mvp_jax.methods.contract import Pruned
 from mvp_jax.models.api import Model
 from mvp_jax.storage import checkpoint
-from mvp_jax.train import Loss
+from mvp_jax.train import Loss, Metrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,13 +118,21 @@ class SparsityTraining(contract.Training):
     Attributes:
         decay: how the learning rate falls over the final fine-tuning. While a method prunes, the rate is constant.
         warmup: number of steps over which the learning rate rises linearly, whenever training starts anew.
+        watch: called with the training state and the means of the metrics after every `watch_every` steps of the
+            weights that are pruned (not of the weak members), for progress and curves; the result does not depend on
+            it. `None`: nothing is called, and nothing waits for the device.
+        watch_every: number of steps between two calls of `watch`.
     """
 
     decay: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
+    watch: Callable[[TrainState, Metrics], None] | None = dataclasses.field(default=None, compare=False, repr=False)
+    watch_every: int = dataclasses.field(default=50, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.watch_every < 1:
+            raise ValueError(f"watch_every is {self.watch_every}; give a number of steps, at least 1")
         if self.decay not in ("constant", "cosine") or self.warmup < 0:
             raise ValueError(f"decay is 'constant' or 'cosine', warmup >= 0; got {self.decay!r} and {self.warmup}")
 

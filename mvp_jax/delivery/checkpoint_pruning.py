@@ -1,0 +1,353 @@
+"""Prunes a person's checkpoint for a person's data, from the first reading to the folder that is handed on."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mvp_jax import compact, pretrained
+from mvp_jax.core import trees
+from mvp_jax.core import units as units_lib
+from mvp_jax.core.types import Masks, Units, Variables
+from mvp_jax.data.datasets import labelled
+from mvp_jax.data.datasets.labelled import LabelledData
+from mvp_jax.delivery import goals, inputs, pruning, tuning, writing
+from mvp_jax.delivery.goals import PruningGoal
+from mvp_jax.delivery.tuning import DeliveryTraining
+from mvp_jax.models.api import Model
+from mvp_jax.reports import model_report_text
+from mvp_jax.reports.model_report import ModelReport, SearchTrial, TrainingCurve
+from mvp_jax.storage import files, records
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeliverySettings:
+    """How a checkpoint is pruned for a person's data.
+
+    Attributes:
+        goal: how much goes.
+        method: the name of a method for a sparsity, as in `METHODS`; empty: the default one.
+        kinds: the kinds of units that may go, such as `head`, `neuron` and `filter`; empty: these three.
+        training: how the dense and the pruned model are trained.
+        length: the length of texts in tokens; `None`: it follows from the texts.
+        size: the side of pictures in pixels, for a checkpoint without a processor; `None`: the model's.
+        metric: the metric that counts; empty: accuracy, or Pearson's correlation for a regression.
+        programs: what is written besides of the slim model: `stablehlo`, `onnx`.
+        seed: of batches and of everything else that is drawn.
+    """
+
+    goal: PruningGoal = dataclasses.field(default_factory=lambda: PruningGoal(name="sparsity", amount=0.8))
+    method: str = ""
+    kinds: tuple[str, ...] = ()
+    training: DeliveryTraining = dataclasses.field(default_factory=DeliveryTraining)
+    length: int | None = None
+    size: int | None = None
+    metric: str = ""
+    programs: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.programs) - {"stablehlo", "onnx"})
+        if unknown:
+            raise ValueError(f"unknown programs {unknown}; choose stablehlo and onnx")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PrunedCheckpoint:
+    """A person's pruned model.
+
+    Attributes:
+        model: the dense model.
+        variables: its pruned variables, zero where weights or units were removed.
+        masks: booleans in the parameters' structure; True = kept.
+        units: `{group: bool[C]}`, the units that are kept; empty if single weights were pruned.
+        slim_model: the smaller model; the dense one if single weights were pruned.
+        slim: the variables of the smaller model.
+        share: the share of the weights, or of each group's units, that was removed.
+        valid: the first metric on the validation examples, of the `dense` and of the `pruned` model.
+        report: what the report says, with the scores on the test examples.
+    """
+
+    model: Model
+    variables: Variables
+    masks: Masks
+    units: Units
+    slim_model: Model
+    slim: Variables
+    share: float
+    valid: Mapping[str, float]
+    report: ModelReport
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DeliveryPlan:
+    """A checkpoint, data and settings that were checked together, before anything is trained.
+
+    Attributes:
+        inputs: the model and the data.
+        settings: how it is pruned.
+        method: the name of the method.
+        checkpoint: the checkpoint as the caller named it, for the report.
+    """
+
+    inputs: inputs.TaskInputs
+    settings: DeliverySettings
+    method: str
+    checkpoint: str
+
+
+def plan(
+    checkpoint: str | os.PathLike[str], data: str | os.PathLike[str] | LabelledData, settings: DeliverySettings
+) -> DeliveryPlan:
+    """Reads a checkpoint and data and checks that they fit the settings; nothing is trained or written.
+
+    Args:
+        checkpoint: a folder as `transformers` writes it, or the id of one on the Hugging Face hub.
+        data: the data, or where they are, as `labelled.read` takes it.
+        settings: how to prune.
+
+    Raises:
+        ValueError: for anything wrong with the checkpoint, the data or the settings.
+    """
+    found = data if isinstance(data, LabelledData) else labelled.read(data)
+    task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
+    if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
+        raise ValueError("an ONNX program needs the package jax2onnx: pip install jax2onnx")
+    method = pruning.check_method(settings.method, settings.goal.of_units, task)
+    if settings.goal.of_units:
+        groups = pruning.groups_of(task, settings.kinds)
+        quick = settings.goal if settings.goal.name != "latency" else PruningGoal(name="ratio", amount=0.5)
+        goals.removal(quick, task.model, task.variables, task.train["x"][:1], groups=groups)
+    return DeliveryPlan(inputs=task, settings=settings, method=method, checkpoint=str(checkpoint))
+
+
+def prune_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str] | LabelledData,
+    *,
+    out: str | os.PathLike[str],
+    sparsity: float | None = None,
+    ratio: float | None = None,
+    parameters: float | None = None,
+    flops: float | None = None,
+    latency: float | None = None,
+    settings: DeliverySettings | None = None,
+) -> PrunedCheckpoint:
+    """Fine-tunes a checkpoint for a task, prunes it, judges it once on the test examples and writes it.
+
+    At most one of `sparsity`, `ratio`, `parameters`, `flops` and `latency` is given; it replaces `settings.goal`.
+
+    Args:
+        checkpoint: a folder as `transformers` writes it, or the id of one on the Hugging Face hub.
+        data: a table of texts (CSV, TSV, JSON lines), a folder of pictures by class, an archive of arrays, the name of
+            a data set, as `labelled.read` takes it; or what that returned.
+        out: the folder for `model/` (as `transformers` loads it), `slim/` (smaller, as `pretrained.load` loads it),
+            `dense/` (the fine-tuned dense model, for other goals), and `report.html`, `.md` and `.json`. A run that was
+            killed goes on there.
+        sparsity: the share of the weights to remove, in (0, 1).
+        ratio: the share of the units of each group to remove, in (0, 1).
+        parameters: how many parameters may be left: a share of the dense model's, or a number above 1.
+        flops: how many operations a forward pass may take: a share of the dense model's, or a number above 1.
+        latency: the share of the dense model's time that a forward pass may take on this machine, in (0, 1).
+        settings: everything else; `None`: the defaults, 80 % of the weights.
+
+    Returns:
+        The pruned model, with what the report says.
+
+    Raises:
+        ValueError: for more than one goal; a checkpoint, data or settings that are wrong or do not fit together, before
+            anything is trained; or if a training diverges.
+    """
+    asked = {"sparsity": sparsity, "ratio": ratio, "parameters": parameters, "flops": flops, "latency": latency}
+    given = {name: amount for name, amount in asked.items() if amount is not None}
+    if len(given) > 1:
+        raise ValueError(f"got {', '.join(f'{n}={a}' for n, a in given.items())}; give one of them")
+    settings = settings or DeliverySettings()
+    for name, amount in given.items():
+        settings = dataclasses.replace(settings, goal=PruningGoal(name=name, amount=amount))  # type: ignore[arg-type]
+    return run(plan(checkpoint, data, settings), out)
+
+
+def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
+    """Carries a plan out, or goes on with it, and writes the folder.
+
+    Args:
+        made: the plan.
+        out: the folder.
+
+    Raises:
+        ValueError: if the folder holds the results of another plan, or a training diverges.
+    """
+    root = files.path(out)
+    claim(root, made)
+    if files.exists(root / "report.html"):  # it is written last
+        return _read(root, made)
+    keys = jax.random.split(jax.random.key(made.settings.seed))
+    dense, curve = _dense(root, made, keys[0])
+    task = _task(made, dense, keys[1])
+    keep = made.settings.goal.keep_score
+    trials: list[SearchTrial] = []
+    target = None
+    if keep is None:
+        found: pruning.PrunedTask | None = pruning.prune(task, task.removal.share, root / "running" / "pruned")
+    else:
+        target = keep * tuning.scores(made.inputs, made.inputs.model, dense)[made.inputs.metrics[0]]
+        found, trials = pruning.search(task, keep, root / "running")
+    notes = []
+    if found is None:
+        found = pruning.unpruned(task)
+        notes.append("no attempt kept enough of the validation score, so this is the dense model, with nothing removed")
+    finished = writing.FinishedModel(
+        inputs=made.inputs,
+        dense=dense,
+        variables=found.variables,
+        masks=found.masks,
+        units=found.units,
+        facts=_facts(made, found),
+        title=f"{pathlib.Path(made.checkpoint).name or made.checkpoint}, pruned for {made.inputs.data.name}",
+        curves=(curve, found.curve),
+        trials=tuple(trials),
+        target=target,
+        notes=tuple(notes),
+    )
+    first = made.inputs.metrics[0]
+    valid = {
+        name: tuning.scores(made.inputs, made.inputs.model, variables)[first]
+        for name, variables in (("dense", dense), ("pruned", found.variables))
+    }
+    records.write_json(root / "result.json", {"share": found.share, "valid": valid})
+    written = writing.write(root, finished, programs=made.settings.programs)
+    files.remove(root / "running")
+    return PrunedCheckpoint(
+        model=made.inputs.model,
+        variables=found.variables,
+        masks=found.masks,
+        units=found.units,
+        slim_model=written.slim_model,
+        slim=written.slim,
+        share=found.share,
+        valid=valid,
+        report=written.report,
+    )
+
+
+def _read(root: pathlib.Path, made: DeliveryPlan) -> PrunedCheckpoint:
+    """Returns what an earlier run wrote, in the dense shapes again."""
+    model, result = made.inputs.model, records.read_json(root / "result.json")
+    slim_model, slim = pretrained.load(root / "slim")
+    kept = pretrained.describe(root / "slim")["kept"]
+    groups = [g for g in model.groups if g.name in kept]
+    units: Units = {g.name: jnp.isin(jnp.arange(g.size), jnp.array(kept[g.name]["kept"])) for g in groups}
+    if units:
+        variables = compact.embed(slim, groups, units, made.inputs.variables)
+        masks = units_lib.expand(units, groups, variables.params)
+    else:
+        variables = slim
+        flags = trees.select(slim.params, model.prunable)
+        masks = jax.tree.map(lambda p, yes: (p != 0) if yes else jnp.ones((), bool), slim.params, flags)
+    return PrunedCheckpoint(
+        model=model,
+        variables=variables,
+        masks=masks,
+        units=units,
+        slim_model=slim_model,
+        slim=slim,
+        share=result["share"],
+        valid=result["valid"],
+        report=model_report_text.from_json(records.read_json(root / "report.json")),
+    )
+
+
+def claim(root: pathlib.Path, made: DeliveryPlan) -> None:
+    """Makes a folder this plan's: writes `settings.json`, or checks that the one there says the same.
+
+    Args:
+        root: the folder.
+        made: the plan.
+
+    Raises:
+        ValueError: if the folder cannot be written, or holds results of other settings, data or of another checkpoint.
+    """
+    text = json.dumps(_described(made), indent=1, sort_keys=True)
+    files.writable(root)
+    path = root / "settings.json"
+    if not files.exists(path):
+        there = [name for name in ("model", "slim", "dense", "report.html") if files.exists(root / name)]
+        if there:
+            raise ValueError(f"{root} holds {there} that were not made by this function; choose an empty folder")
+        records.write_text(path, text)
+        return
+    old, new = json.loads(path.read_text()), json.loads(text)
+    differ = [f"{name} is {old.get(name)} there and {new.get(name)} here" for name in new if old.get(name) != new[name]]
+    if differ:
+        raise ValueError(f"{root} holds a run of other settings: {'; '.join(differ)}; choose an empty folder")
+
+
+def _described(made: DeliveryPlan) -> dict[str, Any]:
+    """Returns what decides the result, as JSON."""
+    data = made.inputs.data
+    settings = dataclasses.asdict(made.settings) | {"method": made.method}
+    flat = {**settings, **settings.pop("training"), "goal": made.settings.goal.in_words()}
+    del flat["training"], flat["programs"]
+    return json.loads(
+        json.dumps(
+            flat
+            | {
+                "checkpoint": made.checkpoint,
+                "data": data.name,
+                "examples": [len(part.y) for part in (data.train, data.valid, data.test)],
+                "classes": list(data.class_names),
+            },
+            default=str,
+        )
+    )
+
+
+def _dense(root: pathlib.Path, made: DeliveryPlan, key: Any) -> tuple[Variables, TrainingCurve]:
+    """Returns the fine-tuned dense variables and the curve; reads them if an earlier run wrote them."""
+    folder, noted = root / "dense", root / "dense_curve.json"
+    if not files.exists(noted):
+        variables, curve = tuning.train_dense(made.inputs, made.settings.training, key, root / "running" / "dense")
+        writing.hand_over(folder, made.inputs.model, variables, made.inputs)
+        records.write_json(noted, curve._asdict())
+    else:
+        variables = pretrained.load(folder, *([made.inputs.model] if not files.exists(folder / "model.json") else []))[
+            1
+        ]
+        found = records.read_json(noted)
+        curve = TrainingCurve(found["name"], *(tuple(found[name]) for name in ("steps", "loss", "valid")))
+    return variables, curve
+
+
+def _task(made: DeliveryPlan, dense: Variables, key: Any) -> pruning.PruningTask:
+    settings, task = made.settings, made.inputs
+    groups: Sequence[Any] = pruning.groups_of(task, settings.kinds) if settings.goal.of_units else ()
+    removal = goals.removal(settings.goal, task.model, dense, task.test["x"][:8], groups=groups)
+    return pruning.PruningTask(
+        inputs=task, dense=dense, removal=removal, method=made.method, training=settings.training, key=key
+    )
+
+
+def _facts(made: DeliveryPlan, found: pruning.PrunedTask) -> tuple[tuple[str, str], ...]:
+    goal, training = made.settings.goal, made.settings.training
+    steps = training.steps_for(made.inputs.examples)
+    facts = [("checkpoint", made.checkpoint), ("goal", goal.in_words())]
+    if goal.keep_score is not None or goal.name in ("parameters", "flops", "latency"):
+        what = "units of each group" if goal.of_units else "weights"
+        facts.append(("found", f"{found.share:.1%} of the {what} removed"))
+    return (
+        *facts,
+        ("method", made.method),
+        (
+            "training",
+            f"{training.dense_for(made.inputs)} steps of the dense model, {steps} of the pruned one, "
+            f"{training.batch} examples each, learning rate {training.rate_for(made.inputs.model):.2g}",
+        ),
+        ("seed", str(made.settings.seed)),
+    )

@@ -1,0 +1,267 @@
+"""What is written of a pruned model: a folder that other tools load, a smaller one of this package, and a report."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mvp_jax import compact, pretrained
+from mvp_jax.core import trees
+from mvp_jax.core.types import Masks, Units, Variables
+from mvp_jax.delivery import judging
+from mvp_jax.delivery.inputs import TaskInputs
+from mvp_jax.models.api import Model
+from mvp_jax.pretrained import export
+from mvp_jax.pretrained.source_files import Problem
+from mvp_jax.reports import intervals, model_report_html, model_report_text
+from mvp_jax.reports.model_report import ChangedCounts, ModelReport, SearchTrial, TrainingCurve, WrittenFile
+from mvp_jax.storage import files, records
+from mvp_jax.train import metrics
+
+_COMPARED = 8
+"""How many examples the outputs of what is written are compared on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FinishedModel:
+    """A pruned model of a task, ready to be written.
+
+    Attributes:
+        inputs: the task.
+        dense: the fine-tuned dense variables, with which the pruned ones are compared.
+        variables: the pruned variables in the dense shapes, zero where pruned.
+        masks: booleans in the parameters' structure; True = kept.
+        units: `{group: bool[C]}`, the units that are kept; empty if single weights were pruned.
+        facts: what was done with what, for the report.
+        curves: of the trainings.
+        trials: of a search.
+        target: the validation score that a trial had to reach; `None`: there was no search.
+        notes: sentences for the report.
+    """
+
+    inputs: TaskInputs
+    dense: Variables
+    variables: Variables
+    masks: Masks
+    units: Units
+    facts: tuple[tuple[str, str], ...]
+    title: str
+    curves: tuple[TrainingCurve, ...] = ()
+    trials: tuple[SearchTrial, ...] = ()
+    target: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class WrittenModel(NamedTuple):
+    """What was written of a pruned model.
+
+    Attributes:
+        report: what the report says.
+        slim_model: the smaller model; the dense one if single weights were pruned.
+        slim: its variables.
+    """
+
+    report: ModelReport
+    slim_model: Model
+    slim: Variables
+
+
+def hand_over(
+    directory: pathlib.Path, model: Model, variables: Variables, inputs: TaskInputs, **more: Any
+) -> list[str]:
+    """Writes a model in the dense shapes as `transformers` keeps it, or as this package does where that cannot be said.
+
+    Args:
+        directory: the folder.
+        model: the dense model.
+        variables: its variables, zero where pruned.
+        inputs: the task: its checkpoint has the tokeniser or the processor.
+        **more: what else `export.checkpoint` takes, such as `units`.
+
+    Returns:
+        Sentences that a reader should know.
+    """
+    x = inputs.test["x"][:_COMPARED]
+    problem: Problem = "single_label_classification" if inputs.class_names else "regression"
+    source = inputs.source if inputs.source.is_dir() else None
+    try:
+        written = export.checkpoint(
+            directory, model, variables, x=x, source=source, labels=inputs.class_names or None, problem=problem, **more
+        )
+    except ValueError as error:
+        if "has no format for this" not in str(error):
+            raise
+        pretrained.save(directory, model, variables, source=source, labels=inputs.class_names or None)
+        reason = str(error).splitlines()[0]
+        return [f"{directory.name}/ is a folder of this package, as transformers has no such model: {reason}"]
+    return [f"{directory.name}/: {note}" for note in written.notes]
+
+
+def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Sequence[str] = ()) -> WrittenModel:
+    """Judges a finished model on the test examples, and writes it with a report.
+
+    Written are `model/` (the dense shapes with zeros, as `transformers` loads it), `slim/` (smaller, as
+    `pretrained.load` loads it), `report.html`, `report.md` and `report.json`.
+
+    Args:
+        out: the folder.
+        finished: the model.
+        programs: `stablehlo` and `onnx`: programs that are written besides, of the slim model.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: if the folder cannot be written, or what is written does not compute what the model does.
+    """
+    root, inputs = files.path(out), finished.inputs
+    notes = [*finished.notes, *inputs.notes, *inputs.data.notes]
+    slim_model, slim = inputs.model, finished.variables
+    if finished.units:
+        slim_model, slim = compact.rebuild(inputs.model, finished.variables, finished.units)
+        groups = [g for g in inputs.model.groups if g.name in finished.units]
+        x = inputs.test["x"][:_COMPARED]
+        apart = compact.check(inputs.model, finished.variables, groups, finished.units, x)
+        notes.append(f"the slim model's outputs differ from the masked dense model's by at most {apart:.1e}")
+    notes += hand_over(
+        root / "model",
+        inputs.model,
+        finished.variables,
+        inputs,
+        **({"units": finished.units} if finished.units else {}),
+    )
+    _save_slim(root / "slim", slim_model, slim, finished)
+    has_dense = (root / "dense").is_dir()
+    written = [
+        ("model", "the pruned model with zeros in the dense shapes, for transformers"),
+        ("slim", "the smaller model, for mvp_jax.pretrained.load"),
+        *([("dense", "the fine-tuned dense model; prune it again with another goal")] if has_dense else []),
+        *_programs(root, slim_model, slim, inputs, programs),
+    ]
+    report = _report(root, finished, (slim_model, slim), notes, written)
+    _write_report(root, report)
+    return WrittenModel(report, slim_model, slim)
+
+
+def _save_slim(folder: pathlib.Path, model: Model, variables: Variables, finished: FinishedModel) -> None:
+    inputs = finished.inputs
+    source = inputs.source if inputs.source.is_dir() else None
+    what = "heads, neurons or filters" if finished.units else "weights, whose zeros are left out of the file"
+    pretrained.save(
+        folder,
+        model,
+        variables,
+        units=finished.units or None,
+        source=source,
+        labels=inputs.class_names or None,
+        about=f"{finished.title}: without the pruned {what}.",
+        sparse=not finished.units,
+    )
+
+
+def _programs(
+    root: pathlib.Path, model: Model, variables: Variables, inputs: TaskInputs, wanted: Sequence[str]
+) -> list[tuple[str, str]]:
+    x, found = inputs.test["x"][:_COMPARED], []
+    if "stablehlo" in wanted:
+        export.program(root / "program", model, variables, x=x)
+        found.append(("program", "the slim model as StableHLO, for mvp_jax.export.load_program"))
+    if "onnx" in wanted:
+        export.onnx(root / "model.onnx", model, variables, x=x)
+        found.append(("model.onnx", "the slim model for ONNX Runtime"))
+    return found
+
+
+def _report(
+    root: pathlib.Path,
+    finished: FinishedModel,
+    slim: tuple[Model, Variables],
+    notes: Sequence[str],
+    written: Sequence[tuple[str, str]],
+) -> ModelReport:
+    inputs, of_units = finished.inputs, bool(finished.units)
+    sizes = {name: size_of(root / name) for name, _ in written}
+    dense_bytes = 4 * sum(int(np.size(leaf)) for leaf in jax.tree.leaves(finished.dense))
+    versions, given = judging.versions(
+        inputs,
+        [
+            ("dense", inputs.model, finished.dense, dense_bytes, of_units),
+            ("pruned", inputs.model, finished.variables, _weights(root / "model"), False),
+            ("slim", *slim, _weights(root / "slim"), of_units),
+        ],
+    )
+    dense, pruned, _ = given
+    difference, counts = _compared(inputs, dense, pruned)
+    flags = trees.select(finished.dense.params, inputs.model.prunable)
+    return ModelReport(
+        title=finished.title,
+        facts=(*finished.facts, *_data_facts(inputs)),
+        versions=versions,
+        layers=judging.densities(finished.dense.params, flags, finished.masks, finished.units, inputs.model.groups),
+        curves=tuple(curve for curve in finished.curves if curve.steps),
+        examples=judging.changed(inputs, dense, pruned),
+        trials=finished.trials,
+        files=tuple(WrittenFile(name + "/" * (root / name).is_dir(), what, sizes[name]) for name, what in written),
+        notes=tuple(dict.fromkeys(notes)),
+        difference=difference,
+        changed=counts,
+        target=finished.target,
+    )
+
+
+def _compared(inputs: TaskInputs, dense: judging.Answers, pruned: judging.Answers) -> tuple[Any, ChangedCounts]:
+    """Returns the difference of the first score with its interval, and on how many examples answers differ."""
+    first = inputs.metrics[0]
+    if inputs.class_names:
+        worse, better = dense.correct & ~pruned.correct, pruned.correct & ~dense.correct
+        other = (dense.outputs.argmax(-1) != pruned.outputs.argmax(-1)) & ~worse & ~better
+        counts = ChangedCounts(*(int(a.sum()) for a in (worse, better, other)))
+        if first == "accuracy":
+            return intervals.paired_difference(dense.correct, pruned.correct), counts
+        before, after = dense.outputs.argmax(-1), pruned.outputs.argmax(-1)
+    else:
+        before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
+        counts = ChangedCounts(int((after > before).sum()), int((after < before).sum()), int((after == before).sum()))
+        before, after = dense.outputs[:, 0], pruned.outputs[:, 0]
+    difference = intervals.bootstrap_difference(
+        lambda p, y: metrics.score((first,), p, y)[first], before, after, dense.labels, seed=0
+    )
+    return difference, counts
+
+
+def _data_facts(inputs: TaskInputs) -> tuple[tuple[str, str], ...]:
+    data = inputs.data
+    counts = ", ".join(
+        f"{len(part.y):,} {name}"
+        for name, part in zip(("to train", "to validate", "to test"), (data.train, data.valid, data.test), strict=True)
+    )
+    columns = ", ".join(f"{what}: {column}" for what, column in data.columns.items())
+    found = [("data", f"{data.name}: {counts}")]
+    if inputs.class_names:
+        shown = ", ".join(inputs.class_names[:12]) + (
+            f" and {len(inputs.class_names) - 12} more" if len(inputs.class_names) > 12 else ""
+        )
+        found.append(("classes", f"{len(inputs.class_names)}: {shown}"))
+    if columns:
+        found.append(("columns", columns))
+    return tuple(found)
+
+
+def _weights(folder: pathlib.Path) -> int:
+    """Returns the size of the files of weights in a folder."""
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+
+
+def size_of(path: pathlib.Path) -> int:
+    """Returns the number of bytes of a file, or of all files below a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _write_report(root: pathlib.Path, report: ModelReport) -> None:
+    records.write_json(root / "report.json", model_report_text.to_json(report))
+    records.write_text(root / "report.md", model_report_text.to_markdown(report))
+    records.write_text(root / "report.html", model_report_html.to_html(report))
