@@ -74,7 +74,7 @@ def filled(model: Model, variables: Variables, origin: str) -> tuple[Model, Vari
         like = jax.eval_shape(wide.init, jax.random.key(0))
         notes = [
             f"{field} {list(getattr(model.config, field))} of the layers were filled up with zeros to "
-            f"{getattr(config, field)[0]}, as {origin} has layers of one width"
+            f"{getattr(config, field)[0]}, since the configuration of {origin} cannot say it otherwise"
             for field in ("heads", "qk_dim", "v_dim", "mlp")
             if getattr(model.config, field) != getattr(config, field)
         ]
