@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.classes = config.pretrain.classes
         config.model.checkpoint = given.get("checkpoint", "runs/pretrain_supervised/model")
         config.data.unseen_classes = config.pretrain.classes // 5  # no task of the bank has them
+        config.targets.unseen_at_least = 2
         config.bank.tasks = 300
         config.tasks.classes_per_task = presets.number("classes", given.get("classes", "10"), int)
     if "ratio" in given:

@@ -11,7 +11,7 @@ folder of pictures for each class, an `.npz` archive, a name of the catalogue, o
 The goal is one of `sparsity` (the share of the weights that goes), `ratio` (the share of each group's heads, neurons or
 filters that goes, so that the model becomes smaller), `parameters`, `flops`, `latency` (what may be left), and
 `keep_accuracy` (the share of the dense model's validation accuracy that must be kept, as 0.99; with
-`pattern="units"` for units). Without any, 80 % of the weights go.
+`remove="units"` for units). Without any, 80 % of the weights go.
 
 The dense model is fine-tuned first, as the reference. Then it is pruned and fine-tuned; the test part is read once.
 `--workdir` gets `model/` (a folder for `transformers`, with tokeniser or processor and label names), `slim/` (smaller,
@@ -32,6 +32,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     given = presets.arguments(arg, ("checkpoint", "data", "runlocal"))
     config = prune_job.config(given.get("checkpoint", ""), given.get("data", "digits"))
     if "runlocal" in given:
-        config.train.epochs = 1.0
+        config.finetune.epochs = 1.0
         config.data.limit = 400
     return config

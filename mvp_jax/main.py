@@ -3,6 +3,7 @@
 This file has the flags only; what a job does is in `mvp_jax.experiments`.
 """
 
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -22,16 +23,21 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         SystemExit: with one line in the place of a traceback, if there are words that are no flags, or the library
-            refuses the config, the data, a checkpoint or the folder.
+            refuses the config, the data, a checkpoint or the folder; with status 130 after Ctrl-C.
     """
     if len(argv) > 1:
         raise SystemExit(f"error: unknown arguments {argv[1:]}; settings are given as --config.name=value")
     # Orbax reports every write; only the job's own progress is worth a line here.
     logging.set_verbosity(logging.WARNING)
-    from mvp_jax.experiments import run
-
     try:
-        run.run(_CONFIG.value, _WORKDIR.value)
+        from mvp_jax.experiments import compilation, run
+
+        config = _CONFIG.value
+        with compilation.announced(compilation.keep(config.get("compilation_cache", "auto"))):
+            run.run(config, _WORKDIR.value)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on from what is saved\n")
+        raise SystemExit(130) from None
     except ValueError as error:
         if not command_line.ours(error):
             raise

@@ -1,15 +1,19 @@
 """Prunes a person's checkpoint for a person's data, from the first reading to the folder that is handed on."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from mvp_jax import pretrained
+from mvp_jax import compact, pretrained
+from mvp_jax.core import trees
+from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Masks, Units, Variables
 from mvp_jax.data.datasets import labelled
 from mvp_jax.data.datasets.labelled import LabelledData
@@ -17,7 +21,8 @@ from mvp_jax.delivery import goals, inputs, pruning, tuning, writing
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.models.api import Model
-from mvp_jax.reports.model_report import ModelReport, TrainingCurve
+from mvp_jax.reports import model_report_text
+from mvp_jax.reports.model_report import ModelReport, SearchTrial, TrainingCurve
 from mvp_jax.storage import files, records
 
 
@@ -64,7 +69,9 @@ class PrunedCheckpoint:
         units: `{group: bool[C]}`, the units that are kept; empty if single weights were pruned.
         slim_model: the smaller model; the dense one if single weights were pruned.
         slim: the variables of the smaller model.
-        report: what the report says; it is written only if a folder was given.
+        share: the share of the weights, or of each group's units, that was removed.
+        valid: the first metric on the validation examples, of the `dense` and of the `pruned` model.
+        report: what the report says, with the scores on the test examples.
     """
 
     model: Model
@@ -73,6 +80,8 @@ class PrunedCheckpoint:
     units: Units
     slim_model: Model
     slim: Variables
+    share: float
+    valid: Mapping[str, float]
     report: ModelReport
 
 
@@ -108,6 +117,8 @@ def plan(
     """
     found = data if isinstance(data, LabelledData) else labelled.read(data)
     task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
+    if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
+        raise ValueError("an ONNX program needs the package jax2onnx: pip install jax2onnx")
     method = pruning.check_method(settings.method, settings.goal.of_units, task)
     if settings.goal.of_units:
         groups = pruning.groups_of(task, settings.kinds)
@@ -175,11 +186,14 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     """
     root = files.path(out)
     claim(root, made)
+    if files.exists(root / "report.html"):  # it is written last
+        return _read(root, made)
     keys = jax.random.split(jax.random.key(made.settings.seed))
-    dense, first = _dense(root, made, keys[0])
+    dense, curve = _dense(root, made, keys[0])
     task = _task(made, dense, keys[1])
     keep = made.settings.goal.keep_score
-    trials, target = [], None
+    trials: list[SearchTrial] = []
+    target = None
     if keep is None:
         found: pruning.PrunedTask | None = pruning.prune(task, task.removal.share, root / "running" / "pruned")
     else:
@@ -197,11 +211,17 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         units=found.units,
         facts=_facts(made, found),
         title=f"{pathlib.Path(made.checkpoint).name or made.checkpoint}, pruned for {made.inputs.data.name}",
-        curves=(first, found.curve),
+        curves=(curve, found.curve),
         trials=tuple(trials),
         target=target,
         notes=tuple(notes),
     )
+    first = made.inputs.metrics[0]
+    valid = {
+        name: tuning.scores(made.inputs, made.inputs.model, variables)[first]
+        for name, variables in (("dense", dense), ("pruned", found.variables))
+    }
+    records.write_json(root / "result.json", {"share": found.share, "valid": valid})
     written = writing.write(root, finished, programs=made.settings.programs)
     files.remove(root / "running")
     return PrunedCheckpoint(
@@ -211,7 +231,36 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         units=found.units,
         slim_model=written.slim_model,
         slim=written.slim,
+        share=found.share,
+        valid=valid,
         report=written.report,
+    )
+
+
+def _read(root: pathlib.Path, made: DeliveryPlan) -> PrunedCheckpoint:
+    """Returns what an earlier run wrote, in the dense shapes again."""
+    model, result = made.inputs.model, records.read_json(root / "result.json")
+    slim_model, slim = pretrained.load(root / "slim")
+    kept = pretrained.describe(root / "slim")["kept"]
+    groups = [g for g in model.groups if g.name in kept]
+    units: Units = {g.name: jnp.isin(jnp.arange(g.size), jnp.array(kept[g.name]["kept"])) for g in groups}
+    if units:
+        variables = compact.embed(slim, groups, units, made.inputs.variables)
+        masks = units_lib.expand(units, groups, variables.params)
+    else:
+        variables = slim
+        flags = trees.select(slim.params, model.prunable)
+        masks = jax.tree.map(lambda p, yes: (p != 0) if yes else jnp.ones((), bool), slim.params, flags)
+    return PrunedCheckpoint(
+        model=model,
+        variables=variables,
+        masks=masks,
+        units=units,
+        slim_model=slim_model,
+        slim=slim,
+        share=result["share"],
+        valid=result["valid"],
+        report=model_report_text.from_json(records.read_json(root / "report.json")),
     )
 
 

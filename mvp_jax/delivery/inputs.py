@@ -12,7 +12,6 @@ import numpy as np
 
 from mvp_jax import pretrained
 from mvp_jax.core.types import Array, Batch, Variables
-from mvp_jax.data import sources
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets.labelled import LabelledData, LabelledPart
 from mvp_jax.methods.contract import CROSS_ENTROPY
@@ -95,6 +94,7 @@ def read(
             tokeniser or processor, texts or pictures that these refuse, or a metric that does not fit.
     """
     names = _metrics(data, metric)
+    data = _with_fewer_to_validate(data)
     folder = tensor_files.local(checkpoint)
     model, variables, trained = _model(folder, data)
     integer = jnp.issubdtype(model.input_dtype, jnp.integer)
@@ -128,6 +128,27 @@ def read(
     )
 
 
+def _with_fewer_to_validate(data: LabelledData) -> LabelledData:
+    """Returns the data with at most a fifth as many validation examples as training examples, or 500.
+
+    They are looked at again and again, so that of many the time for that would outweigh the training's.
+    """
+    most, count = max(500, len(data.train.y) // 5), len(data.valid.y)
+    if count <= most:
+        return data
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:most])
+    x, pairs = data.valid.x, data.valid.pairs
+    valid = LabelledPart(
+        x=x[chosen] if isinstance(x, np.ndarray) else [x[i] for i in chosen],
+        pairs=None if pairs is None else [pairs[i] for i in chosen],
+        y=data.valid.y[chosen],
+    )
+    note = (
+        f"{most:,} of {count:,} validation examples are used, drawn at random, so that looking at them takes less time"
+    )
+    return dataclasses.replace(data, valid=valid, notes=(*data.notes, note))
+
+
 def _metrics(data: LabelledData, first: str) -> tuple[str, ...]:
     names = ("pearson", "spearman") if data.regression else ("accuracy",)
     if len(data.class_names) == 2:
@@ -138,7 +159,7 @@ def _metrics(data: LabelledData, first: str) -> tuple[str, ...]:
 
 def _model(folder: pathlib.Path, data: LabelledData) -> tuple[Model, Variables, bool]:
     """Returns the model under a head for the task, and whether that is the checkpoint's own."""
-    known = pretrained.labels_of(folder)
+    known = pretrained.class_names(folder) or ()
     if data.class_names and sorted(known) == sorted(data.class_names):
         return *pretrained.load(folder), True
     return *pretrained.load(folder, classes=max(1, len(data.class_names))), False
@@ -146,7 +167,7 @@ def _model(folder: pathlib.Path, data: LabelledData) -> tuple[Model, Variables, 
 
 def _order(folder: pathlib.Path, class_names: Sequence[str]) -> np.ndarray:
     """Returns the number of the output of each class."""
-    known = list(pretrained.labels_of(folder))
+    known = list(pretrained.class_names(folder) or ())
     return np.array([known.index(name) for name in class_names])
 
 
@@ -185,10 +206,7 @@ def _pictures(
         )
 
     def made(part: LabelledPart) -> Array:
-        x: Any = part.x
-        found = np.concatenate(
-            [process([x[i] for i in range(at, min(at + 64, len(x)))]) for at in range(0, len(x), 64)]
-        )
+        found = np.concatenate([process(pixels(part.x, at, 64)) for at in range(0, len(part.y), 64)])
         if found.shape[1:] != model.input_shape:
             raise ValueError(
                 f"pictures become {found.shape[1:]}, and the model reads {model.input_shape}; the processor in "
@@ -197,6 +215,26 @@ def _pictures(
         return jnp.asarray(found)
 
     return made, notes
+
+
+def pixels(pictures: Sequence[Any] | np.ndarray, at: int, count: int) -> list[np.ndarray]:
+    """Returns some of a part's pictures as `uint8[H, W, C]`; floats in [0, 1] become 0 to 255.
+
+    Args:
+        pictures: the pictures, as `LabelledPart.x` holds them.
+        at: the first of them.
+        count: how many; fewer at the end.
+
+    Raises:
+        ValueError: for floats outside [0, 1].
+    """
+    found = [np.asarray(pictures[i]) for i in range(at, min(at + count, len(pictures)))]
+    if not found or found[0].dtype == np.uint8:
+        return found
+    low, high = min(float(x.min()) for x in found), max(float(x.max()) for x in found)
+    if low < 0 or high > 1:
+        raise ValueError(f"pictures lie in [{low:.2g}, {high:.2g}]; give them as uint8, or as floats in [0, 1]")
+    return [np.round(x * 255).astype(np.uint8) for x in found]
 
 
 def _processor(
@@ -220,6 +258,6 @@ def _grey(shape: Sequence[int]) -> Callable[[list[np.ndarray]], np.ndarray]:
 
     def process(given: list[np.ndarray]) -> np.ndarray:
         # Pictures are read as RGB; the mean of equal channels is the channel.
-        return processor([np.round(sources.to_float(x).mean(-1) * 255).astype(np.uint8) for x in given])
+        return processor([np.round(x.mean(-1)).astype(np.uint8) for x in given])
 
     return process

@@ -1,6 +1,7 @@
 """A small checkpoint that is made on the spot, for a first try and for tests where no other is at hand."""
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from mvp_jax import models, pretrained, train
 from mvp_jax.core.types import Batch
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets.labelled import LabelledData
+from mvp_jax.delivery import inputs
 from mvp_jax.models import bert
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import export
@@ -63,7 +65,8 @@ def sample_checkpoint(
         export.checkpoint(folder, model, variables, source=room, labels=data.class_names[:half], x=batch["x"][:4])
     finally:
         files.remove(room)
-    records.say(f"made a small checkpoint in {folder}: {type(model.config).__name__}, trained on {half} classes")
+    if steps:
+        records.say(f"made a small checkpoint in {folder}: {type(model.config).__name__}, trained on {half} classes")
     return folder
 
 
@@ -72,14 +75,17 @@ def _learned(model: Model, batch: Batch, steps: int, seed: int) -> pretrained.lo
     tx = train.optimizer("adamw", weight_decay=0.01, clip=1.0, decayed="kernels")
     recipe = train.Recipe(model=model, tx=tx, batch=64, decay="cosine", warmup=steps // 10)
     state = train.create(model.init(keys[0]), tx, keys[1])
+    if not steps:
+        return state.variables
     return train.fit(recipe, state, batch, steps, learning_rate=3e-3)[0].variables
 
 
 def _of_pictures(room: pathlib.Path, data: LabelledData, classes: int) -> tuple[Model, np.ndarray]:
     side = int(np.shape(data.train.x[0])[0])
+    process = dataclasses.replace(images.processor(room), convert=True)
     patch = next(p for p in (4, 2, 1) if side % p == 0 and side // p >= 4)
     model = models.create("vit_micro", image_size=side, patch=patch, channels=3, classes=classes)
-    return model, images.processor(room)(list(data.train.x))  # type: ignore[arg-type]
+    return model, process(inputs.pixels(data.train.x, 0, len(data.train.y)))
 
 
 def _processor(data: LabelledData) -> dict[str, str]:

@@ -3,23 +3,24 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import compact, pretrained, reports
+from mvp_jax import compact, pretrained
 from mvp_jax.core import trees
-from mvp_jax.core.types import Array, Masks, Units, Variables
+from mvp_jax.core.types import Masks, Units, Variables
 from mvp_jax.delivery import judging
 from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import export
-from mvp_jax.reports import intervals
+from mvp_jax.pretrained.source_files import Problem
+from mvp_jax.reports import intervals, model_report_html, model_report_text
 from mvp_jax.reports.model_report import ChangedCounts, ModelReport, SearchTrial, TrainingCurve, WrittenFile
 from mvp_jax.storage import files, records
+from mvp_jax.train import metrics
 
 _COMPARED = 8
 """How many examples the outputs of what is written are compared on."""
@@ -85,19 +86,19 @@ def hand_over(
         Sentences that a reader should know.
     """
     x = inputs.test["x"][:_COMPARED]
-    problem = "single_label_classification" if inputs.class_names else "regression"
+    problem: Problem = "single_label_classification" if inputs.class_names else "regression"
     source = inputs.source if inputs.source.is_dir() else None
     try:
-        export.checkpoint(
+        written = export.checkpoint(
             directory, model, variables, x=x, source=source, labels=inputs.class_names or None, problem=problem, **more
         )
     except ValueError as error:
         if "has no format for this" not in str(error):
             raise
-        pretrained.save(directory, model, variables, source=source, labels=inputs.class_names)
+        pretrained.save(directory, model, variables, source=source, labels=inputs.class_names or None)
         reason = str(error).splitlines()[0]
         return [f"{directory.name}/ is a folder of this package, as transformers has no such model: {reason}"]
-    return []
+    return [f"{directory.name}/: {note}" for note in written.notes]
 
 
 def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Sequence[str] = ()) -> WrittenModel:
@@ -134,9 +135,11 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
         **({"units": finished.units} if finished.units else {}),
     )
     _save_slim(root / "slim", slim_model, slim, finished)
+    has_dense = (root / "dense").is_dir()
     written = [
-        ("model", "the pruned model in the dense shapes, with zeros; `transformers` loads it"),
-        ("slim", "the smaller model: `model, variables = mvp_jax.pretrained.load('slim')`"),
+        ("model", "the pruned model with zeros in the dense shapes, for transformers"),
+        ("slim", "the smaller model, for mvp_jax.pretrained.load"),
+        *([("dense", "the fine-tuned dense model; prune it again with another goal")] if has_dense else []),
         *_programs(root, slim_model, slim, inputs, programs),
     ]
     report = _report(root, finished, (slim_model, slim), notes, written)
@@ -147,8 +150,17 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
 def _save_slim(folder: pathlib.Path, model: Model, variables: Variables, finished: FinishedModel) -> None:
     inputs = finished.inputs
     source = inputs.source if inputs.source.is_dir() else None
-    more: dict[str, Any] = {"units": finished.units} if finished.units else {"masks": finished.masks}
-    pretrained.save(folder, model, variables, source=source, labels=inputs.class_names, **more)
+    what = "heads, neurons or filters" if finished.units else "weights, whose zeros are left out of the file"
+    pretrained.save(
+        folder,
+        model,
+        variables,
+        units=finished.units or None,
+        source=source,
+        labels=inputs.class_names or None,
+        about=f"{finished.title}: without the pruned {what}.",
+        sparse=not finished.units,
+    )
 
 
 def _programs(
@@ -157,7 +169,7 @@ def _programs(
     x, found = inputs.test["x"][:_COMPARED], []
     if "stablehlo" in wanted:
         export.program(root / "program", model, variables, x=x)
-        found.append(("program", "the slim model as StableHLO: `mvp_jax.export.load_program('program')`"))
+        found.append(("program", "the slim model as StableHLO, for mvp_jax.export.load_program"))
     if "onnx" in wanted:
         export.onnx(root / "model.onnx", model, variables, x=x)
         found.append(("model.onnx", "the slim model for ONNX Runtime"))
@@ -210,15 +222,13 @@ def _compared(inputs: TaskInputs, dense: judging.Answers, pruned: judging.Answer
         counts = ChangedCounts(*(int(a.sum()) for a in (worse, better, other)))
         if first == "accuracy":
             return intervals.paired_difference(dense.correct, pruned.correct), counts
-        predictions = [a.outputs.argmax(-1) for a in (dense, pruned)]
+        before, after = dense.outputs.argmax(-1), pruned.outputs.argmax(-1)
     else:
-        predictions = [a.outputs[:, 0] for a in (dense, pruned)]
-        before, after = (np.abs(p - dense.labels) for p in predictions)
+        before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
         counts = ChangedCounts(int((after > before).sum()), int((after < before).sum()), int((after == before).sum()))
-    from mvp_jax.train import metrics
-
+        before, after = dense.outputs[:, 0], pruned.outputs[:, 0]
     difference = intervals.bootstrap_difference(
-        lambda p, y: metrics.score((first,), p, y)[first], *predictions, dense.labels, seed=0
+        lambda p, y: metrics.score((first,), p, y)[first], before, after, dense.labels, seed=0
     )
     return difference, counts
 
@@ -252,29 +262,6 @@ def size_of(path: pathlib.Path) -> int:
 
 
 def _write_report(root: pathlib.Path, report: ModelReport) -> None:
-    records.write_json(root / "report.json", reports.model_report_json(report))
-    records.write_text(root / "report.md", reports.model_report_markdown(report))
-    records.write_text(root / "report.html", reports.model_report_html(report))
-
-
-def summary(report: ModelReport) -> Mapping[str, Array] | list[dict[str, Any]]:
-    """Returns a row for each version and metric, for a table of results."""
-    return [
-        {
-            "version": version.name,
-            "metric": score.metric,
-            "split": "test",
-            "value": score.value,
-            "low": score.low,
-            "high": score.high,
-            "params": version.parameters,
-            "nonzero": version.nonzero,
-            "bytes": version.bytes,
-            "flops": version.flops,
-        }
-        for version in report.versions
-        for score in version.scores
-    ]
-
-
-_ = jnp
+    records.write_json(root / "report.json", model_report_text.to_json(report))
+    records.write_text(root / "report.md", model_report_text.to_markdown(report))
+    records.write_text(root / "report.html", model_report_html.to_html(report))

@@ -11,12 +11,18 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
+
+from mvp_jax.experiments import help_text
+
+_HELP = ("--help", "-help", "-h", "--h", "-?", "--helpshort", "--helpfull")
 
 
 def load(path: str | os.PathLike[str], arg: str | None = None) -> ConfigDict:
@@ -80,6 +86,9 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses the flags of a command line, as the `flags_parser` of `absl.app.run`; an error is told in one line.
 
+    With `--help` among the words, the settings of the config file are printed with the values that the other words give
+    them, or without a config file what there is to choose from.
+
     Args:
         argv: the program's name and the words that follow: `--config=FILE.py[:argument]` and `--config.path=value`.
         values: the flags that the program defines.
@@ -89,24 +98,43 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
 
     Raises:
         SystemExit: for anything wrong with the flags, with one line that says what; for a misspelt name it gives the
-            nearest ones.
+            nearest ones. With status 0 when help was printed.
     """
+    asked = any(word in _HELP for word in argv[1:])
+    argv = [word for word in argv if word not in _HELP]
     try:
         file, paths = _config(argv)
+        if asked and not file:
+            _print(help_text.of_files(width=_width()))
+        if len(argv) == 1:
+            raise flags.Error("no config file is given; --help says which there are, and how a job is run")
         config = load(*file) if file else None
         for path in paths:
             if config is None:
                 raise flags.Error(f"--config.{path} needs --config=FILE.py")
             _check_path(config, path)
+        if asked and "workdir" in values:
+            argv = [argv[0], "--workdir=none", *argv[1:]]  # a flag that a run needs, and help does not
         rest: list[str] = values(list(argv))
         flag: Any = values["config"] if paths else None
         for path, value in flag.override_values.items() if paths else ():
             _check_value(config, path, value)
+        if asked and file:
+            _print(help_text.of_settings(values["config"].value, file[0], arg=file[1], width=_width()))
         return rest
     except (flags.Error, ValueError) as error:
         if isinstance(error, flags.Error) or ours(error):
             raise SystemExit(f"error: {' '.join(str(error).split())}") from error
         raise
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    raise SystemExit(0)
+
+
+def _width() -> int:
+    return max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
 
 
 def ours(error: BaseException) -> bool:
@@ -120,7 +148,8 @@ def ours(error: BaseException) -> bool:
 def _config(argv: Sequence[str]) -> tuple[tuple[str, str | None] | None, list[str]]:
     """Returns the config file and its argument (`None` if there is no file), and the paths that a command line sets."""
     file, paths = None, []
-    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    # The second list is longer if there are no words.
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, equals, value = word.partition("=")
         if re.fullmatch(r"--?config", name) and (equals or following):
             path, colon, arg = (value if equals else following).partition(":")

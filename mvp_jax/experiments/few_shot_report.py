@@ -1,5 +1,6 @@
 """What a few-shot job writes besides its rows: the study of overlap, slim models, tables, pictures and costs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from mvp_jax.data import sources
 from mvp_jax.experiments.bank_build import Stacked, similarities
 from mvp_jax.experiments.plans import FewShotPlan
 from mvp_jax.experiments.setup import batch_of
-from mvp_jax.methods import Pruned, few_shot
+from mvp_jax.methods import Pruned, few_shot, registry
 from mvp_jax.models.api import Model, replace_head
-from mvp_jax.reports import model_plots, plots
+from mvp_jax.reports import model_plots
 from mvp_jax.storage import checkpoint, event_files, files, records, resume
 
 _STUDIED = 128
@@ -61,10 +62,12 @@ def _overlaps(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path
         "similarity": reports.overlap_table(kept, near, 3, order=order),
         "shared_classes": reports.overlap_table(kept, shared, parts or 1, order=order),
     }
+    binned = {"similarity": f"similarity ({plan.similarity})", "shared_classes": "number of shared classes"}
     for name, table in tables.items():
-        plots.plot_overlap_against_depth(
+        reports.plot_overlap_against_depth(
             table,
             work / f"overlap_by_{name}.png",
+            binned=binned[name],
             title=f"Overlap of the units two tasks keep, by {name.replace('_', ' ')}",
         )
     both = (near + near.T)[pairs] / 2
@@ -129,7 +132,7 @@ def _slim_models(work: Path) -> list[Path]:
 def report(plan: FewShotPlan, variables: Variables, rows: list[dict[str, Any]], work: Path) -> None:
     """Writes the tables and pictures of a finished job, shows the table, and copies slim models to Orbax checkpoints.
 
-    The files are `results.csv`, `results.md`, `accuracy.png`, `cost.json` and `cost.png`.
+    The files are `results.csv`, `results.md`, `accuracy.png`, `accuracy_all.png`, `cost.json` and `cost.png`.
 
     Args:
         plan: the job's plan.
@@ -142,26 +145,45 @@ def report(plan: FewShotPlan, variables: Variables, rows: list[dict[str, Any]], 
     if plan.tensorboard:
         event_files.write_rows(rows, work / "board" / "results", "steps")
     ours = "mvp" if "mvp" in plan.lines else next(iter(plan.lines))
+    names = registry.titles("few_shot")
     table = reports.summary(rows, ours)
-    records.write_text(work / "results.md", reports.to_markdown(table, ours))
-    plots.plot_accuracy_against_steps(
-        rows,
-        work / "accuracy.png",
-        ours=ours,
-        split="valid",
-        chance=1 / plan.sizes.classes_per_task,
-        title="Validation accuracy against fine-tuning steps",
-    )
+    records.write_text(work / "results.md", reports.to_markdown(table, ours, names))
+    draw(rows, work, ours=ours, chance=1 / plan.sizes.classes_per_task)
     last = [r for r in table if r["steps"] == plan.steps[-1]]
-    records.show(reports.to_terminal(last, ours, title=f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"))
+    title = f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"
+    records.show(reports.to_terminal(last, ours, names, title=title))
     report_cost(plan, variables, work)
+
+
+def draw(rows: list[dict[str, Any]], work: Path, *, ours: str, chance: float) -> None:
+    """Draws validation accuracy against fine-tuning steps: `accuracy.png`, and `accuracy_all.png` with all names.
+
+    Args:
+        rows: all rows of the results table.
+        work: the folder that the pictures are written to.
+        ours: the method that the pictures are about.
+        chance: the accuracy of guessing, in [0, 1].
+    """
+    for name, every in (("accuracy.png", False), ("accuracy_all.png", True)):
+        reports.plot_accuracy_against_steps(
+            rows,
+            work / name,
+            ours=ours,
+            names=registry.titles("few_shot"),
+            roles=registry.roles("few_shot"),
+            every=every,
+            split="valid",
+            chance=chance,
+            title="Validation accuracy against fine-tuning steps",
+        )
 
 
 def report_cost(plan: FewShotPlan, variables: Variables, work: Path) -> None:
     """Writes what the dense and the slim model cost: `cost.json` and `cost.png`; nothing if there is no slim model.
 
     The costs are parameters, FLOPs of a forward pass over one example, bytes of the arrays, and the latency of a
-    compiled forward pass over 64 examples in milliseconds.
+    compiled forward pass over 64 examples in milliseconds, with its quartiles. `latency_clear` says whether the slim
+    model's latency differs from the dense one's by more than their spreads.
 
     Args:
         plan: the job's plan.
@@ -172,36 +194,71 @@ def report_cost(plan: FewShotPlan, variables: Variables, work: Path) -> None:
     if not folders:
         return
     slim, slim_variables = pretrained.reload(folders[0])
-    x = jnp.zeros((64, *slim.input_shape), slim.input_dtype)
-    dense = replace_head(variables, plan.task_model)
-    found: list[dict[str, Any]] = []
-    for name, model, values in (("dense", plan.task_model, dense), ("slim", slim, slim_variables)):
-        of = cost.of(model, values)
-        seconds = cost.latency(jax.jit(lambda v, x, model=model: model.apply(v, x)[0]), values, x)
-        found.append(
-            {
-                "name": name,
-                "params": of.params,
-                "flops": of.flops,
-                "bytes": of.bytes,
-                "latency_ms": 1000 * seconds,
-            }
-        )
+    models = {
+        "dense": (plan.task_model, replace_head(variables, plan.task_model)),
+        "slim": (slim, slim_variables),
+    }
+    x = jnp.zeros((_TIMED, *slim.input_shape), slim.input_dtype)
+    spreads = _latencies(models, x)
+    found = [
+        {
+            "name": name,
+            **cost.of(model, values)._asdict(),
+            "latency_ms": 1000 * spread.median,
+            "latency_quartiles_ms": [1000 * spread.low, 1000 * spread.high],
+            "latency_clear": spread.faster_than(spreads[0]) or spreads[0].faster_than(spread),
+        }
+        for (name, (model, values)), spread in zip(models.items(), spreads, strict=True)
+    ]
     differences = {p.name: pretrained.describe(p)["extra"]["masked_minus_slim"] for p in folders}
     checked = self_check(plan, variables)
     records.write_json(
         work / "cost.json",
-        {"batch": 64, "models": found, "masked_minus_slim": differences, "random_cuts": checked._asdict()},
+        {"batch": _TIMED, "models": found, "masked_minus_slim": differences, "random_cuts": checked._asdict()},
     )
-    model_plots.plot_cost(found, work / "cost.png")
+    model_plots.plot_cost(found, work / "cost.png", title=f"Cost before and after pruning, latency at batch {_TIMED}")
     worst = max(differences.values())
-    ratio = found[0]["latency_ms"] / found[1]["latency_ms"]
     records.say(
         f"slim models in {work / 'slim'}: {found[1]['params'] / found[0]['params']:.1%} of the parameters, "
-        f"{found[1]['flops'] / found[0]['flops']:.1%} of the FLOPs, {ratio:.2f} times as fast at batch 64; "
+        f"{found[1]['flops'] / found[0]['flops']:.1%} of the FLOPs, {latency_in_words(*spreads)}; "
         f"largest difference to the masked model {worst:.1e}, on random cuts of the pre-trained one "
         f"{max(checked.differences):.1e} of its largest logit"
     )
+
+
+_TIMED = 64
+"""The number of examples in a forward pass whose latency is measured."""
+
+
+def _latencies(models: dict[str, tuple[Model, Variables]], x: Any) -> tuple[cost.LatencySpread, ...]:
+    """Measures the latency of a compiled forward pass of each model over the same batch."""
+
+    def call(model: Model, values: Variables) -> Callable[[], Any]:
+        compiled = jax.jit(lambda v, x: model.apply(v, x)[0])
+        return lambda: compiled(values, x)
+
+    return cost.latencies([call(model, values) for model, values in models.values()])
+
+
+def latency_in_words(dense: cost.LatencySpread, slim: cost.LatencySpread) -> str:
+    """Returns what two latencies say of each other; a speed is claimed only where their quartiles do not overlap.
+
+    >>> latency_in_words(cost.LatencySpread(0.03, 0.029, 0.031, 20), cost.LatencySpread(0.02, 0.019, 0.021, 20))
+    '1.50 times as fast (20 ms [19, 21] against 30 ms [29, 31])'
+    >>> latency_in_words(cost.LatencySpread(0.03, 0.02, 0.04, 20), cost.LatencySpread(0.02, 0.019, 0.021, 20))
+    'no claim of speed: the machine was busy (20 ms [19, 21] against 30 ms [20, 40], medians and quartiles)'
+    """
+
+    def shown(spread: cost.LatencySpread) -> str:
+        return f"{1000 * spread.median:.3g} ms [{1000 * spread.low:.3g}, {1000 * spread.high:.3g}]"
+
+    both = f"{shown(slim)} against {shown(dense)}"
+    if slim.faster_than(dense):
+        return f"{dense.median / slim.median:.2f} times as fast ({both})"
+    if dense.faster_than(slim):
+        return f"slower, {slim.median / dense.median:.2f} times the latency ({both})"
+    why = "the machine was busy" if slim.busy or dense.busy else "the latencies overlap"
+    return f"no claim of speed: {why} ({both}, medians and quartiles)"
 
 
 def self_check(plan: FewShotPlan, variables: Variables) -> compact.Verification:

@@ -55,7 +55,7 @@ def meta_vote_cifar100(model: str = "resnet18", targets: str = "cifar100", class
         config.tasks.shots, config.tasks.valid, config.tasks.test = 10, 5, 5  # the scarcest birds have few images
         config.targets.unseen_at_least = 0
     else:
-        config.data.unseen_classes = 20  # no task of the bank has them
+        config.data.unseen_classes, config.targets.unseen_at_least = 20, 2  # no task of the bank has them
     if model in LARGE:
         config.model.options = ConfigDict({"stem": "small"})
     config.model.classes = 100

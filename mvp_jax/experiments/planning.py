@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mvp_jax import models
 from mvp_jax.core import patterns, prune
 from mvp_jax.data.datasets import glue
-from mvp_jax.experiments import bank_build, pools, pretrain_job, prune_job
+from mvp_jax.experiments import bank_build, checks, pools, pretrain_job, prune_job
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
@@ -46,6 +46,8 @@ def _start(config: ConfigDict) -> dict[str, Any]:
             f"mapping must be one of {mapping.MAPPINGS} and chunk >= 1, got {config.mapping!r} and {config.chunk}"
         )
     model = build_model(config, chosen.image_shape, config.model.classes or len(chosen.pretrain_classes))
+    if not config.model.checkpoint:
+        checks.pretraining(chosen, config.pretrain.batch)
     return {
         "setting": chosen,
         "model": model,
@@ -111,6 +113,7 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         if config.templates
         else None,
     )
+    checks.examples(plan.setting, plan.sizes)
     lines = registry.chosen("sparse", plan.methods, plan.task_model)
     for what, name in (("reference", plan.reference), ("ours", plan.ours)):
         try:
@@ -173,6 +176,7 @@ def few_shot_plan(config: ConfigDict) -> FewShotPlan:
             f"reptile.tasks is {defaults.universal.tasks}, but the bank has {config.bank.tasks} tasks; lower "
             "reptile.tasks"
         )
+    checks.examples(start["setting"], Sizes(**config.tasks.to_dict()))
     keep = prune.keep_counts({g.name: g.size for g in groups}, config.prune.ratio, min_units=config.prune.min_units)
     return FewShotPlan(
         **start,
@@ -233,6 +237,7 @@ def pretrain_plan(config: ConfigDict) -> PretrainPlan:
     """
     chosen = pools.load(config)
     model = build_model(config, chosen.image_shape, config.model.classes or len(chosen.pretrain_classes))
+    checks.pretraining(chosen, config.pretrain.batch, ("source", "valid", "test"))
     return pretrain_job.check(config, chosen, model, devices(config))
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
-from mvp_jax.experiments import setup
+from mvp_jax.experiments import checks, setup
 from mvp_jax.pretrained import preprocess, tensor_files
 
 CHECKPOINT = "checkpoint"
@@ -35,7 +35,7 @@ def load(config: ConfigDict) -> setup.Setting:
 
     Raises:
         ValueError: for an unknown data set or way of making tasks, files that cannot be read, fractions that do not fit
-            the splits, or more tasks than can be drawn.
+            the splits, numbers of classes that do not fit together, or more tasks than can be drawn.
     """
     data = config.data
     how = data.get("tasks") or TASK_KINDS[0]
@@ -49,34 +49,57 @@ def load(config: ConfigDict) -> setup.Setting:
             need = "no test split: give four, (source, target, valid, test)"
         raise ValueError(f"data.fractions is {tuple(data.fractions)}, but {source.name} has {need}")
     held_out = () if source.test is None else tasks.split(source.test, seed=config.seed, fractions=(0.5, 0.5))
-    pools = setup.Pools(*tasks.split(source, seed=config.seed, fractions=data.fractions), *held_out)
+    cut = checks.named(
+        f"data.fractions={tuple(data.fractions)}",
+        lambda: tasks.split(source, seed=config.seed, fractions=data.fractions),
+    )
+    pools = setup.Pools(*cut, *held_out)
+    checks.pools(pools)
     order = np.random.default_rng(config.seed).permutation(source.num_classes).tolist()
     home, away = _sides(source, data.get("targets"))
     order = [c for c in order if c in home]
-    hidden = data.unseen_classes if home == away else 0
+    # All classes of a checkpoint's one target, or those of other data sets, need none set apart.
+    hidden = 0 if home != away or (how == "whole" and config.model.checkpoint) else data.unseen_classes
+    checks.classes(config, source.name, len(order), hidden, apart=home != away)
     seen, unseen = sorted(order[: len(order) - hidden]), sorted(order[len(order) - hidden :])
     pretrain_classes = tuple(sorted(order[: config.pretrain.classes]))
+    bank_tasks, targets = _tasks(config, source, seen, away, unseen)
+    found = setup.Setting(
+        pools,
+        source.image_shape,
+        source.class_names,
+        pretrain_classes,
+        bank_tasks,
+        targets,
+        tuple(unseen) if home == away else tuple(away),
+    )
+    checks.unseen(found, pretrained_here=not config.model.checkpoint)
+    return found
+
+
+def _tasks(
+    config: ConfigDict, source: sources.Source, seen: list[int], away: list[int], unseen: list[int]
+) -> tuple[tuple[tasks.Task, ...], tuple[tasks.Task, ...]]:
+    """Returns the tasks for the bank, of seen classes, and the targets."""
+    how = config.data.get("tasks") or TASK_KINDS[0]
     if how == "whole":
-        targets = _whole(config, source)
-        return setup.Setting(pools, source.image_shape, source.class_names, pretrain_classes, (), targets)
-    apart = groups.by_coarse(source) if how == "superclasses" or "+" in data.name else None
+        return (), _whole(config, source)
+    apart = groups.by_coarse(source) if how == "superclasses" or "+" in config.data.name else None
     bank_tasks: tuple[tasks.Task, ...] = ()
+    targets: tuple[tasks.Task, ...] = ()
     if "bank" in config:
-        bank_tasks = _draw(apart, seen, config.bank.tasks, config, config.seed, prefix="source")
-    targets = ()
-    if "targets" in config:
-        targets = _draw(
-            apart,
-            away,
-            config.targets.count,
-            config,
-            config.seed + 1,
-            must_include=unseen,
-            at_least=min(config.targets.unseen_at_least, len(unseen)),
-            exclude=bank_tasks,
-            prefix="target",
+        count = config.bank.tasks
+        bank_tasks = checks.named(
+            f"bank.tasks={count}", lambda: _draw(apart, seen, count, config, config.seed, prefix="source")
         )
-    return setup.Setting(pools, source.image_shape, source.class_names, pretrain_classes, bank_tasks, targets)
+    if "targets" in config:
+        limits: dict[str, Any] = {"must_include": unseen, "exclude": bank_tasks, "prefix": "target"}
+        limits["at_least"] = min(config.targets.unseen_at_least, len(unseen))
+        number = config.targets.count
+        targets = checks.named(
+            f"targets.count={number}", lambda: _draw(apart, away, number, config, config.seed + 1, **limits)
+        )
+    return bank_tasks, targets
 
 
 def _draw(

@@ -128,30 +128,31 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config = ConfigDict()
     config.job = kind
     config.seed = 0
-    config.mapping = "vmap"  # members run at once; "map": in turn, "loop": one call each, "auto": what suits
-    config.chunk = 6  # members (bank tasks, targets x seeds) in a call on a device; few fit a CPU's caches
-    config.devices = 0  # number of devices of this process that run members; 0: all accelerators, or one CPU
-    config.tensorboard = False  # whether curves are also written as TensorBoard's event files
+    config.mapping = "vmap"
+    config.chunk = 6  # more do not fit into the caches of a CPU
+    config.devices = 0
+    config.tensorboard = False
+    config.compilation_cache = "auto"
 
-    config.multihost = False  # whether several processes make one run: docs/scaling.md
-    config.distributed = ConfigDict()  # empty: processes are detected (Cloud TPU, Slurm, MPI)
-    config.distributed.coordinator = ""  # host:port of process 0
+    config.multihost = False
+    config.distributed = ConfigDict()
+    config.distributed.coordinator = ""
     config.distributed.processes = config_dict.placeholder(int)
     config.distributed.process = config_dict.placeholder(int)
 
     config.data = ConfigDict()
     config.data.name = data
     config.data.path = ""
-    config.data.upsample = 1  # factor by which the digits are enlarged
-    config.data.size = config_dict.placeholder(int)  # pixels a side that images get; none: as they are
-    config.data.stream = False  # pre-training reads batches from disk; it always does if data do not fit
-    config.data.tasks = "subsets"  # tasks have random classes; or "superclasses", or "whole": all classes at once
-    config.data.targets = ""  # those of several data sets, "a+b", that only targets are drawn from: "b"
-    config.data.length = 32  # length of texts, in tokens of a checkpoint's own tokeniser
+    config.data.upsample = 1
+    config.data.size = config_dict.placeholder(int)
+    config.data.stream = False
+    config.data.tasks = "subsets"
+    config.data.targets = ""
+    config.data.length = 32
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
-    config.data.fractions = (0.5, 0.08, 0.21, 0.21)  # source (pre-training, bank), target, valid, test
-    config.data.unseen_classes = 2  # neither pre-training nor the bank sees them
+    config.data.fractions = (0.5, 0.08, 0.21, 0.21)
+    config.data.unseen_classes = 2
 
     config.model = ConfigDict()
     config.model.name = {
@@ -162,8 +163,8 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     }.get(model, model)
     config.model.options = ConfigDict() if attention else ConfigDict({"width": 16})
     config.model.conv = "auto"
-    config.model.classes = 0  # classes of the pre-trained head; 0: the pre-training classes
-    config.model.checkpoint = ""  # safetensors with PyTorch's names, or a folder; empty: the model is pre-trained here
+    config.model.classes = 0
+    config.model.checkpoint = ""
 
     config.pretrain = ConfigDict()
     config.pretrain.classes = 6
@@ -228,13 +229,13 @@ def meta_vote(data: str, model: str) -> ConfigDict:
 
     `data` and `model` name the data set and the model, as in `job`. The config's checked form is `plans.FewShotPlan`.
     """
-    # Long, as it is the one list of a job's settings, each with what it means.
+    # Long, as it is the one list of a job's settings; `descriptions.SETTINGS` says what each means.
     vit = model.startswith(TRANSFORMERS)
     config = job("mvp", data, model)
 
     config.tasks = ConfigDict()
     config.tasks.classes_per_task = 3
-    config.tasks.source_images = config_dict.placeholder(int)  # number for each class; none: all there are
+    config.tasks.source_images = config_dict.placeholder(int)
     config.tasks.shots = 5
     # As many to validate as to test, so that one compiled evaluation serves both.
     config.tasks.valid = 36
@@ -273,13 +274,13 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.vote.outside = "pretrained"
     config.vote.doubt = 0.25
 
-    config.weak = ConfigDict()  # members of the target itself, which vote in the meta-soup
+    config.weak = ConfigDict()
     config.weak.members = 3
     config.weak.steps = 20
     config.weak.subset = 0.5
     config.weak.learning_rate = (0.5, 2.0)
 
-    config.reptile = ConfigDict()  # one pruned model for all tasks; its learning rate and batch are the bank's
+    config.reptile = ConfigDict()
     config.reptile.outer_steps = 20
     config.reptile.tasks = 5
     config.reptile.inner_steps = 10
@@ -289,10 +290,10 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets = ConfigDict()
     config.targets.count = 6
     config.targets.seeds = 3
-    config.targets.unseen_at_least = 2
-    config.steps = (0, 10, 25, 50)  # numbers of fine-tuning steps after which models are judged
-    config.methods = ()  # names of methods; empty: all
-    config.deliver = ""  # the method whose slim models are written; empty: mvp, or the first of the methods
+    config.targets.unseen_at_least = min(2, config.data.unseen_classes)
+    config.steps = (0, 10, 25, 50)
+    config.methods = ()
+    config.deliver = ""
     return config
 
 
@@ -315,7 +316,7 @@ def sparsity(data: str, model: str) -> ConfigDict:
 
     `data` and `model` name the data set and the model, as in `job`. The config's checked form is `plans.SparsityPlan`.
     """
-    # Long, as it is the one list of a job's settings, each with what it means.
+    # Long, as it is the one list of a job's settings; `descriptions.SETTINGS` says what each means.
     attention, text = model.startswith(TRANSFORMERS), is_text(data)
     config = job("sparsity", data, model)
     config.data.fractions = (0.35, 0.35, 0.15, 0.15)
@@ -337,20 +338,20 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.targets.unseen_at_least = 4
 
     config.pattern = ConfigDict()
-    config.pattern.name = "weights"  # or "units", "channels"
-    config.pattern.allocation = "global"  # over all layers together; or "uniform", or for weights "erk"
-    config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)  # kinds of units
+    config.pattern.name = "weights"
+    config.pattern.allocation = "global"
+    config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)
 
     config.sparsities = (0.8, 0.9)
-    config.methods = ()  # names of methods; empty: all
-    config.reference = "imp"  # the method whose masks the others' are compared with
-    config.ours = "isp"  # the method whose accuracy the others' is compared with
-    config.keep_rounds = False  # whether rounds are saved, so that a killed method goes on within its run
-    config.masks_alone = True  # whether masks are also judged on the pre-trained weights
-    config.templates = ()  # for a CLIP checkpoint: its frozen head is made of sentences with {} for the class
+    config.methods = ()
+    config.reference = "imp"
+    config.ours = "isp"
+    config.keep_rounds = False
+    config.masks_alone = True
+    config.templates = ()
 
     config.train = ConfigDict()
-    config.train.steps = 150  # steps of every method under its final mask
+    config.train.steps = 150
     config.train.learning_rate = 1e-3 if attention else 0.02
     config.train.optimizer = "adamw" if attention else "sgd"
     config.train.weight_decay = 1e-4
@@ -360,8 +361,8 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.train.clip = config_dict.placeholder(float)
     config.train.augment = "none" if text else "shift"
     config.train.norm_examples = 512
-    config.round_steps = 100  # steps of iterative magnitude pruning and sparse soups before and after each cut
-    config.examples = 256  # training examples that data-driven scores are computed on
+    config.round_steps = 100
+    config.examples = 256
 
     config.isp = ConfigDict()
     config.isp.members = 5

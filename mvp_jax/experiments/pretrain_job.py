@@ -83,7 +83,7 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         mesh: the devices that share each batch; `None`: one device.
 
     Raises:
-        ValueError: for settings that are out of range or do not fit together, or a batch of more images than there are.
+        ValueError: for settings that are out of range or do not fit together.
     """
     given, data = config.pretrain.to_dict(), config.data
     del given["classes"]
@@ -97,7 +97,7 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         given["augment"] = augmentation(name or "none", data)
     if config.tensorboard:
         event_files.check()
-    plan = PretrainPlan(
+    return PretrainPlan(
         setting=chosen,
         model=model,
         settings=pretraining.Settings(**given),
@@ -107,11 +107,6 @@ def check(config: ConfigDict, chosen: Setting, model: Model, mesh: Mesh | None =
         streamed=data.stream or not isinstance(x, np.ndarray),
         tensorboard=config.tensorboard,
     )
-    if len(plan.pool("source").y) < plan.settings.batch:
-        raise ValueError(
-            f"pretrain.batch is {plan.settings.batch}, of {len(plan.pool('source').y)} training images; lower it"
-        )
-    return plan
 
 
 def augmentation(name: str, data: ConfigDict) -> train.Augment | None:
@@ -337,7 +332,7 @@ def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, ti
     """
     if not lines:
         raise ValueError("no lines of metrics to draw; give those of metrics.jsonl")
-    figure = plots.make_figure(8.4, 3.4)
+    figure = plots.make_figure(plots.WIDTH, 3.4)
     left, right = figure.subplots(1, 2)
     steps = [line["step"] for line in lines]
     left.plot(steps, [line["loss"] for line in lines], color=plots.COLOURS[0], marker="o", markersize=3)
@@ -359,7 +354,7 @@ def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, ti
         axes.set_xlabel("steps")
         plots.tidy(axes)
     plots.name_lines(right, ends, 3.4)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    plots.head(figure, title)
     plots.save(figure, path)
 
 

@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import labelled
 from mvp_jax.data.datasets.labelled import LabelledData
-from mvp_jax.delivery import checkpoint_pruning, sample, writing
-from mvp_jax.delivery.checkpoint_pruning import DeliveryPlan, DeliverySettings
+from mvp_jax.delivery import checkpoint_pruning, sample
+from mvp_jax.delivery.checkpoint_pruning import DeliveryPlan, DeliverySettings, PrunedCheckpoint
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.parallel import processes
@@ -33,7 +35,7 @@ def config(checkpoint: str = "", data: str = "digits") -> ConfigDict:
     made.checkpoint = checkpoint
     for name in (*_GOALS, "keep_accuracy"):
         made[name] = config_dict.placeholder(float)
-    made.pattern = ""
+    made.remove = ""
     made.method = ""
     made.kinds = ()
     made.metric = ""
@@ -51,22 +53,23 @@ def config(checkpoint: str = "", data: str = "digits") -> ConfigDict:
     made.data.length = config_dict.placeholder(int)
     made.data.size = config_dict.placeholder(int)
 
-    made.train = ConfigDict()
+    made.finetune = ConfigDict()
     usual = DeliveryTraining()
-    made.train.epochs = usual.epochs
-    made.train.steps = config_dict.placeholder(int)
-    made.train.dense_steps = config_dict.placeholder(int)
-    made.train.batch = usual.batch
-    made.train.learning_rate = config_dict.placeholder(float)
-    made.train.weight_decay = usual.weight_decay
-    made.train.warmup = usual.warmup
-    made.train.clip = usual.clip
-    made.train.looks = usual.looks
+    made.finetune.epochs = usual.epochs
+    made.finetune.steps = config_dict.placeholder(int)
+    made.finetune.dense_steps = config_dict.placeholder(int)
+    made.finetune.batch = usual.batch
+    made.finetune.learning_rate = config_dict.placeholder(float)
+    made.finetune.weight_decay = usual.weight_decay
+    made.finetune.warmup = usual.warmup
+    made.finetune.clip = usual.clip
+    made.finetune.looks = usual.looks
 
     made.export = ConfigDict()
     made.export.stablehlo = False
     made.export.onnx = False
 
+    made.compilation_cache = "auto"
     made.multihost = False
     made.distributed = ConfigDict()
     made.distributed.coordinator = ""
@@ -89,15 +92,15 @@ def goal(config: ConfigDict) -> PruningGoal:
     if len(given) + (keep is not None) > 1:
         named = [*given, *(["keep_accuracy"] if keep is not None else [])]
         raise ValueError(f"{' and '.join(named)} are given; give one of {', '.join(_GOALS)} and keep_accuracy")
-    if config.pattern not in ("", "weights", "units"):
-        raise ValueError(f"unknown pattern {config.pattern!r}; choose 'weights' or 'units'")
+    if config.remove not in ("", "weights", "units"):
+        raise ValueError(f"unknown remove={config.remove!r}; choose 'weights' or 'units'")
     if keep is not None:
-        return PruningGoal(name="ratio" if config.pattern == "units" else "sparsity", keep_score=keep)
+        return PruningGoal(name="ratio" if config.remove == "units" else "sparsity", keep_score=keep)
     name, amount = next(iter(given.items()), _DEFAULT)
     found = PruningGoal(name=name, amount=amount)  # type: ignore[arg-type]
-    if config.pattern and found.of_units != (config.pattern == "units"):
+    if config.remove and found.of_units != (config.remove == "units"):
         what = "units" if found.of_units else "weights"
-        raise ValueError(f"{name} removes {what}, and pattern is {config.pattern!r}; leave pattern out")
+        raise ValueError(f"{name} removes {what}, and remove is {config.remove!r}; leave remove out")
     return found
 
 
@@ -114,7 +117,7 @@ def settings(config: ConfigDict) -> DeliverySettings:
         goal=goal(config),
         method=config.method,
         kinds=tuple(config.kinds),
-        training=DeliveryTraining(**config.train.to_dict()),
+        training=DeliveryTraining(**config.finetune.to_dict()),
         length=config.data.length,
         size=config.data.size,
         metric=config.metric,
@@ -138,6 +141,28 @@ class PrunePlan:
     settings: DeliverySettings
     made: DeliveryPlan | None
     seed: int
+
+    def outline(self) -> list[str]:
+        """Returns what will be done with which data and model, a line each."""
+        counts = [f"{len(part.y):,}" for part in (self.data.train, self.data.valid, self.data.test)]
+        kind = f"{len(self.data.class_names)} classes" if self.data.class_names else "numbers"
+        lines = [
+            f"data: {self.data.name}, {self.data.kind} of {kind}: {counts[0]} to train, {counts[1]} to validate, "
+            f"{counts[2]} to test"
+        ]
+        if self.made is None:
+            return [*lines, "model: a small one is made here and trained on half of the classes first"]
+        model, training = self.made.inputs.model, self.settings.training
+        kind = type(model.config).__name__.removesuffix("Config")
+        size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.made.inputs.variables.params))
+        return [
+            *lines,
+            f"model: {self.made.checkpoint} ({kind}, {size:,} parameters)",
+            f"work: {training.dense_for(self.made.inputs):,} steps of the dense model, then "
+            f"{training.steps_for(self.made.inputs.examples):,} of pruning by {self.made.method}: "
+            f"{self.settings.goal.in_words()}",
+            *(f"note: {note}" for note in (*self.data.notes, *self.made.inputs.notes)),
+        ]
 
 
 def plan(config: ConfigDict) -> PrunePlan:
@@ -198,7 +223,27 @@ def _report(plan: PrunePlan, work: Path) -> list[dict[str, Any]]:
         given = sample.sample_checkpoint(work / "sample", plan.data, seed=plan.seed)
         made = checkpoint_pruning.plan(given, plan.data, plan.settings)
     found = checkpoint_pruning.run(made, work)
-    rows = writing.summary(found.report)
-    records.write_csv(rows, work / "results.csv")
+    records.write_csv(rows := _rows(made, found), work / "results.csv")
     records.say(f"wrote {work / 'report.html'}, {work / 'model'} (for transformers) and {work / 'slim'} (smaller)")
     return rows
+
+
+def _rows(made: DeliveryPlan, found: PrunedCheckpoint) -> list[dict[str, Any]]:
+    """Returns the first metric of the dense and the pruned model on both parts, as rows of a table of results."""
+    versions = {version.name: version for version in found.report.versions}
+    steps = made.settings.training.steps_for(made.inputs.examples)
+    return [
+        {
+            "target": made.inputs.data.name,
+            "seed": made.settings.seed,
+            "method": "unpruned" if name == "dense" else made.method,
+            "ratio": 0.0 if name == "dense" else found.share,
+            "steps": made.settings.training.dense_for(made.inputs) if name == "dense" else steps,
+            "split": split,
+            "accuracy": found.valid[name] if split == "valid" else versions[name].scores[0].value,
+            "params": versions[name].nonzero,
+            "flops": versions[name if name == "dense" else "slim"].flops,
+        }
+        for name in ("dense", "pruned")
+        for split in ("valid", "test")
+    ]

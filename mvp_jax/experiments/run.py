@@ -16,6 +16,7 @@ from mvp_jax.experiments import (
     dense_model,
     few_shot_job,
     few_shot_report,
+    outline,
     planning,
     pretrain_job,
     prune_job,
@@ -27,7 +28,7 @@ from mvp_jax.experiments import (
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.parallel import processes
-from mvp_jax.storage import files
+from mvp_jax.storage import files, records
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -47,8 +48,15 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
     with processes.guarded():
         work = files.path(workdir)
         if config.job == "sweep":
-            return sweep.run(config, work, check=planning.plan, job=_job)
+            run_folder.check_sweep(work)
+            return sweep.run(config, work, check=_check, job=_job)
         return _job(config, work, {})
+
+
+def _check(config: ConfigDict, work: Path) -> None:
+    """Raises `ValueError` if a point of a sweep cannot run, or its folder holds a run of other settings."""
+    planning.plan(config)
+    run_folder.check(work, config, longer=False)  # a finished point is not looked at again
 
 
 def _job(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -61,8 +69,11 @@ def _job(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[
             made there; what is not named is in `work`.
     """
     plan = planning.plan(config)
+    again = files.exists(work / "config.json")
     processes.only_first("claim", lambda: run_folder.claim(work, config))
     processes.together("claimed", lambda: run_folder.claimed(work, config))
+    if processes.first() and made.get("pretrain", work) == work:  # points of a sweep that share it say it once
+        records.say("\n".join(outline.lines(plan, config, work, again=again)))
     return JOBS[config.job](plan, work, made)
 
 

@@ -35,6 +35,7 @@ class Setting(NamedTuple):
         pretrain_classes: the numbers of the classes that the dense model is pre-trained on.
         bank_tasks: the source tasks, whose pruned models make the bank.
         targets: the tasks that methods prune for.
+        unseen: the numbers of the classes that neither pre-training here nor the bank sees.
     """
 
     pools: Pools
@@ -43,6 +44,7 @@ class Setting(NamedTuple):
     pretrain_classes: tuple[int, ...]
     bank_tasks: tuple[tasks.Task, ...]
     targets: tuple[tasks.Task, ...]
+    unseen: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

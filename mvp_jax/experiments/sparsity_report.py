@@ -14,7 +14,7 @@ from mvp_jax.core import masks
 from mvp_jax.core.types import Masks
 from mvp_jax.experiments.plans import SparsityPlan
 from mvp_jax.experiments.sparsity_job import mask_file, row_file
-from mvp_jax.reports import curves
+from mvp_jax.methods import registry
 from mvp_jax.storage import event_files, records
 
 
@@ -51,7 +51,7 @@ def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
         work: the folder of the run, with the masks.
 
     Returns:
-        A row for each method, sparsity (`ratio`) and leaf, with `cosine` and `iou` in [0, 1], and the number `n` of
+        A row for each method, sparsity and leaf, with `cosine` and `iou` in [0, 1], and the number `n` of
         masks compared; no rows if the reference was not run.
     """
     found: dict[tuple[str, float, str], list[tuple[float, float]]] = {}
@@ -68,7 +68,7 @@ def similarity(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
     return [
         {
             "method": method,
-            "ratio": sparsity,
+            "sparsity": sparsity,
             "leaf": leaf,
             "reference": plan.reference,
             "cosine": float(np.mean([c for c, _ in pairs])),
@@ -87,7 +87,7 @@ def densities(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
         work: the folder of the run, with the rows.
 
     Returns:
-        A row for each method, sparsity (`ratio`) and kind of leaf, with the mean (`kept`) and the lowest (`least`)
+        A row for each method, sparsity and kind of leaf, with the mean (`kept`) and the lowest (`least`)
         density over targets, seeds and layers, in [0, 1].
     """
     found: dict[tuple[str, float, str], list[float]] = {}
@@ -100,7 +100,7 @@ def densities(plan: SparsityPlan, work: Path) -> list[dict[str, Any]]:
         for leaf, share in json.loads(path.read_text())["kept"].items():
             found.setdefault((method, sparsity, kind_of(leaf)), []).append(share)
     return [
-        {"method": m, "ratio": s, "kind": kind, "kept": float(np.mean(v)), "least": float(np.min(v))}
+        {"method": m, "sparsity": s, "kind": kind, "kept": float(np.mean(v)), "least": float(np.min(v))}
         for (m, s, kind), v in found.items()
     ]
 
@@ -118,7 +118,7 @@ def kind_of(path: str) -> str:
 def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
     """Writes the tables and pictures of a finished job, and shows the table of accuracies.
 
-    The files are `results.csv`, `results.md`, `similarity.json`, `density.json`, `accuracy.png` and `cost.png`.
+    The files are `results.csv`, `results.md`, `similarity.json`, `density.json`, and the pictures of `draw`.
 
     Args:
         plan: the job's plan.
@@ -127,26 +127,43 @@ def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
     """
     records.write_csv(rows, work / "results.csv")
     if plan.tensorboard:
-        event_files.write_rows(rows, work / "board" / "results", "ratio")
+        event_files.write_rows(rows, work / "board" / "results", "sparsity")
     whole = [r for r in rows if r["view"] == "whole"]
     alone = [r for r in rows if r["view"] == "mask"]
+    names = registry.titles("sparse")
     table = reports.summary(whole, plan.ours)
-    text = ["## End to end\n", reports.to_markdown(table, plan.ours)]
+
+    def section(heading: str, summary: list[dict[str, Any]], value: str = "accuracy %") -> str:
+        return f"## {heading}\n\n{reports.to_markdown(summary, plan.ours, names, value=value, explained=False)}"
+
+    text = [section("End to end", table)]
     for name in plan.metrics:
         if name != "accuracy":
             found = reports.summary([{**r, "accuracy": r[name]} for r in whole], plan.ours)
-            of_metric = reports.to_markdown(found, plan.ours).replace("accuracy %", f"100 × {name}")
-            text += [f"\n## End to end, {name}\n", of_metric]
+            text.append(section(f"End to end, {name}", found, f"100 × {name}"))
     if alone:
-        text += [
-            "\n## The masks alone, on the pre-trained weights\n",
-            reports.to_markdown(reports.summary(alone, plan.ours), plan.ours),
-        ]
+        text.append(section("The masks alone, on the pre-trained weights", reports.summary(alone, plan.ours)))
+    text.append(f"## What the columns mean\n\n{reports.explanation(table, plan.ours, names)}")
     records.write_text(work / "results.md", "\n".join(text))
     for name, likeness in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):
         records.write_json(work / f"{name}.json", likeness)
-    curves.plot_accuracy_against_sparsity(
-        whole, work / "accuracy.png", ours=plan.ours, chance=1 / plan.sizes.classes_per_task
-    )
-    curves.plot_accuracy_against_cost(whole, work / "cost.png", ours=plan.ours)
-    records.show(reports.to_terminal(table, plan.ours, title=f"{plan.base.training.steps} steps of fine-tuning"))
+    draw(whole, work, ours=plan.ours, chance=1 / plan.sizes.classes_per_task)
+    title = f"{plan.base.training.steps} steps of fine-tuning"
+    records.show(reports.to_terminal(table, plan.ours, names, title=title))
+
+
+def draw(rows: list[dict[str, Any]], work: Path, *, ours: str, chance: float) -> None:
+    """Draws test accuracy against sparsity (`accuracy.png`) and cost (`cost.png`); `..._all.png` with all names.
+
+    Args:
+        rows: the rows of the results table whose models are judged whole, not by their masks alone.
+        work: the folder that the pictures are written to.
+        ours: the method that the pictures are about.
+        chance: the accuracy of guessing, in [0, 1].
+    """
+    names, roles = registry.titles("sparse"), registry.roles("sparse")
+    for end, every in ((".png", False), ("_all.png", True)):
+        reports.plot_accuracy_against_sparsity(
+            rows, work / f"accuracy{end}", ours=ours, names=names, roles=roles, every=every, chance=chance
+        )
+        reports.plot_accuracy_against_cost(rows, work / f"cost{end}", ours=ours, names=names, roles=roles, every=every)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.few_shot import lines as few_shot_lines
-from mvp_jax.methods.line import Line
+from mvp_jax.methods.line import ComparisonRole, Line
 from mvp_jax.methods.sparse import lines as sparse_lines
 from mvp_jax.models.api import Model
 
@@ -70,7 +70,7 @@ def line(name: str, kind: ProblemKind | None = None) -> Line:
     ...     print(error)
     unknown method 'mpv'; did you mean 'mvp' or 'imp'? There are ...
     """
-    tables = TABLES.values() if kind is None else [TABLES[kind]]
+    tables = _tables(kind)
     for table in tables:
         if name in table:
             return table[name]
@@ -116,13 +116,45 @@ def chosen(kind: ProblemKind, names: Iterable[str], model: Model) -> dict[str, L
     return found
 
 
+def titles(kind: ProblemKind | None = None) -> dict[str, str]:
+    """Returns the title of every method, `{name: title}`: how tables and pictures call it.
+
+    Args:
+        kind: the kind of problem that the methods are for; `None`: both kinds.
+
+    >>> titles()["own_mask_mean_weights"]
+    'own units, mean weights'
+    """
+    return {name: found.title for table in _tables(kind) for name, found in table.items()}
+
+
+def roles(kind: ProblemKind | None = None) -> dict[str, ComparisonRole]:
+    """Returns what every method is in a comparison, `{name: role}`, as `Line` describes it.
+
+    Args:
+        kind: the kind of problem that the methods are for; `None`: both kinds.
+
+    >>> roles()["copy_nearest"]
+    'control'
+    """
+    return {name: found.role for table in _tables(kind) for name, found in table.items()}
+
+
+def _tables(kind: ProblemKind | None) -> list[dict[str, Line]]:
+    return list(TABLES.values()) if kind is None else [TABLES[kind]]
+
+
 def to_markdown() -> str:
-    """Returns the names and summaries of all methods as Markdown: a heading and a table for each kind of problem."""
+    """Returns the names, titles and summaries of all methods as Markdown: a table for each kind of problem."""
     title = {"few_shot": "For a few-shot task, from a bank", "sparse": "To a sparsity"}
     parts = []
     for kind, table in TABLES.items():
-        rows = [f"| `{name}` | {found.summary} |" for name, found in table.items()]
-        parts.append("\n".join([f"## {title[kind]}", "", "| name | what it does |", "|---|---|", *rows]))
+        rows = [f"| `{name}` | {found.title} | {found.summary} |" for name, found in table.items()]
+        parts.append(
+            "\n".join(
+                [f"## {title[kind]}", "", "| name | in tables and pictures | what it does |", "|---|---|---|", *rows]
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 

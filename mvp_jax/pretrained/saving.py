@@ -19,7 +19,7 @@ import safetensors.numpy
 from mvp_jax import models
 from mvp_jax.core import trees
 from mvp_jax.core.types import Units, Variables
-from mvp_jax.pretrained import source_files
+from mvp_jax.pretrained import source_files, sparse_arrays
 from mvp_jax.storage import dtypes
 from mvp_jax.storage import files as storage
 
@@ -34,6 +34,7 @@ def save(
     source: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     about: str = "",
+    sparse: bool = False,
 ) -> pathlib.Path:
     """Writes a model to a folder of two files, `model.json` and `weights.safetensors`.
 
@@ -51,6 +52,7 @@ def save(
         labels: the names of the classes, in the order of the logits, stored as `labels` in `extra`; `None`: those of
             the source, if they are as many.
         about: what the model is, in Markdown, for the beginning of `README.md`.
+        sparse: whether zeros are left out of the file, which makes it smaller; the arrays come back as they were.
 
     Returns:
         The folder.
@@ -65,12 +67,14 @@ def save(
     strange = [f"{p}: {a.dtype}" for p, a in tensors.items() if not dtypes.safetensors_name(a.dtype)]
     refuse(strange, "safetensors has no such dtype; cast these variables")
     more, beside = _companions(model, dict(extra or {}), source, labels, about)
+    tensors, apart = sparse_arrays.encode(tensors) if sparse else (tensors, {})
     blob = safetensors.numpy.save(tensors)
     kept = {
         n: {"of": int(np.size(u)), "kept": np.flatnonzero(np.asarray(u)).tolist()} for n, u in (units or {}).items()
     }
     described = {
-        "format": 1,
+        "format": 2 if apart else 1,  # earlier versions of this package cannot read the second
+        **({"sparse": apart} if apart else {}),
         "config": models.to_json(model.config),
         "kept": kept,
         "sha256": hashlib.sha256(blob).hexdigest(),
@@ -154,8 +158,8 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         A dict with `config` (the model's configuration, for `models.from_json`), `kept` (for each group of a slim
-        model `{"of": C, "kept": indices}`), `sha256` (of the weights' file), `extra` (what `save` was given) and
-        `format` (1).
+        model `{"of": C, "kept": indices}`), `sha256` (of the weights' file), `extra` (what `save` was given), `format`
+        (1, or 2 with `sparse`), and `sparse` (the shapes of the arrays whose zeros are left out).
 
     Raises:
         ValueError: if the file is missing, is no JSON, or was not written by `save`.
@@ -165,8 +169,12 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
         described = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not readable as a saved model: {error}") from error
-    if not isinstance(described, dict) or described.get("format") != 1 or not {"config", "sha256"} <= set(described):
-        raise ValueError(f"{path} is not a model saved by this package (format 1)")
+    if (
+        not isinstance(described, dict)
+        or described.get("format") not in (1, 2)
+        or not {"config", "sha256"} <= set(described)
+    ):
+        raise ValueError(f"{path} is not a model saved by this package (format 1 or 2)")
     return described
 
 
@@ -188,6 +196,11 @@ def reload(directory: str | os.PathLike[str]) -> tuple[models.Model, Variables]:
     if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise ValueError(f"{path} is not the file that model.json was written with (its checksum differs)")
     model = models.build(models.from_json(described["config"]))
+    expected = {p: list(shape) for p, shape in shapes(model).items()}
+    apart = described.get("sparse", {})
+    if not isinstance(apart, dict) or any(expected.get(p) != shape for p, shape in apart.items()):
+        raise ValueError(f"{path.parent / 'model.json'} names sparse arrays that the model does not have")
+    tensors = sparse_arrays.decode(tensors, apart)
     refuse(misfits(model, tensors), f"{path} does not fit its configuration")
     like = jax.eval_shape(model.init, jax.random.key(0))
     return model, trees.replace(like, {p: jnp.asarray(a) for p, a in tensors.items()})

@@ -29,14 +29,8 @@ TOKENIZER = (
 """The files of a tokeniser, by the names that `transformers` gives them."""
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 """The files of an image processor."""
-SENTENCES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
-)
-"""The files by which `sentence-transformers` makes an embedding of a sentence of what an encoder computes."""
+SENTENCES = ("sentence_bert_config.json", "config_sentence_transformers.json")
+"""The files in which `sentence-transformers` keeps lengths and versions; how to pool follows from the model."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _LEGAL = re.compile(r"(licen[cs]e|notice|copying)[\w.-]*", re.IGNORECASE)

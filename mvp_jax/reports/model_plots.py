@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mvp_jax.reports import plots
+from mvp_jax.reports import layer_names, plots
 
 
 def plot_sensitivity(
@@ -18,6 +18,8 @@ def plot_sensitivity(
     title: str = "Sensitivity of each group alone, without fine-tuning",
 ) -> None:
     """Draws a metric against the ratio of units removed, a line for each group; a heat map for more than 12 groups.
+
+    Groups have their names in words.
 
     Args:
         curves: `{group: [R]}`, as `sensitivity.curves` returns them, from input to output: the deeper, the darker.
@@ -37,11 +39,10 @@ def plot_sensitivity(
     order = np.argsort(ratios, kind="stable")
     x = 100 * np.asarray(ratios, float)[order]
     values = np.array([np.asarray(v, float)[order] for v in curves.values()])
-    names = list(curves)
-    longest = max(map(len, names))
-    height = 4.6 if len(names) <= 12 else 1.6 + 0.17 * len(names)
-    figure = plots.make_figure(max(5.2, 0.42 * min(len(x), 12) + 1.5) + 0.075 * longest, height)
-    figure.get_layout_engine().set(w_pad=0.1)  # names beside the axes are measured a little too short
+    names, shared = plots.shortened([layer_names.readable(name) for name in curves])
+    notes = [f"all groups: {shared}"] if shared else []
+    height = 4.6 if len(names) <= 12 else 1.8 + 0.17 * len(names)
+    figure = plots.make_figure(plots.WIDTH, height)
     axes = figure.subplots()
     if len(names) <= 12:
         ends: list[tuple[float, float, str, Any, bool]] = []
@@ -50,7 +51,7 @@ def plot_sensitivity(
             axes.plot(x, line, color=shade, marker=plots.MARKERS[k % len(plots.MARKERS)], markersize=4.5, linewidth=1.6)
             known = np.flatnonzero(np.isfinite(line))
             if len(known):
-                ends.append((x[known[-1]], line[known[-1]], name, shade, False))
+                ends.append((x[known[-1]], line[known[-1]], plots.wrapped(name), shade, False))
         if x[0] == 0:
             axes.axhline(values[0, 0], color="black", linewidth=0.8, linestyle="--")
             axes.annotate(
@@ -77,9 +78,11 @@ def plot_sensitivity(
         axes.set_ylabel("group, from input to output")
         figure.colorbar(image, label=quantity)
         if x[0] == 0:
-            figure.supxlabel(f"{quantity} of the dense model: {values[0, 0]:.4g}", fontsize=8, color="#5f5f5f")
+            notes.append(f"{quantity} of the dense model: {values[0, 0]:.4g}")
     axes.set_xlabel("units of the group removed, %")
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    plots.head(figure, title)
+    if notes:
+        plots.foot(figure, notes)
     plots.save(figure, path)
 
 
@@ -98,31 +101,36 @@ def plot_coupling(explanation: Any, path: str | os.PathLike[str], *, title: str 
         raise ValueError("no groups to draw; print(explanation) says what is frozen and why")
     touched = {a.rpartition("[")[0] for row in explanation.rows for a in (*row.makes, *row.reads)}
     arrays = {a: y for y, a in enumerate(a for a in explanation.arrays if a in touched)}
-    names = [f"{row.name} ({row.size})" for row in explanation.rows]
-    room = 0.075 * max(map(len, arrays))
-    figure = plots.make_figure(room + 1.2 + 0.26 * len(names), 1.2 + 0.075 * max(map(len, names)) + 0.19 * len(arrays))
+    names = [f"{x}: {layer_names.readable(row.name)}, {row.size} units" for x, row in enumerate(explanation.rows, 1)]
+    height = 1.4 + 0.19 * max(len(arrays), len(names))
+    figure = plots.make_figure(max(plots.WIDTH, 4.6 + 0.22 * len(names)), height)
     axes = figure.subplots()
-    for x, row in enumerate(explanation.rows):
+    listed: list[tuple[str, Any]] = []
+    for x, row in enumerate(explanation.rows, 1):
         colour = plots.COLOURS[x % len(plots.COLOURS)]
         ys = [arrays[a.rpartition("[")[0]] for a in (*row.makes, *row.reads)]
         axes.plot([x, x], [min(ys), max(ys)], color=colour, linewidth=1, alpha=0.5)
         for kind, filled in ((row.makes, True), (row.reads, False)):
             y = [arrays[a.rpartition("[")[0]] for a in kind]
             axes.plot([x] * len(y), y, "o", color=colour, markersize=6, markerfacecolor=colour if filled else "white")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(arrays)), list(arrays), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("group (units); filled: makes its units, open: reads them", fontsize=8)
+        listed.append((names[x - 1], colour))
+    axes.set_xticks(range(1, len(names) + 1))
+    axes.set_yticks(range(len(arrays)), list(map(layer_names.readable, arrays)), fontsize=8)
+    axes.set_ylim(len(arrays) - 0.5, -0.5)
+    axes.set_xlim(0.5, len(names) + 0.5)
+    axes.set_xlabel("number of the group")
     plots.tidy(axes)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    plots.list_names(axes, listed, height - 1.4)
+    plots.head(figure, title)
+    plots.foot(figure, ["filled dots: arrays that make the group's units; open dots: arrays that read them"])
     plots.save(figure, path)
 
 
 _QUANTITIES = (
     ("params", "parameters"),
     ("flops", "FLOPs an example"),
-    ("latency_ms", "latency, ms"),
     ("bytes", "bytes of arrays"),
+    ("latency_ms", "latency, ms"),
 )
 
 
@@ -131,9 +139,12 @@ def plot_cost(
 ) -> None:
     """Draws the costs of several models as bars, with their amounts and their shares of the first model's.
 
+    A latency has its quartiles as a black line across the end of its bar, and a share only if `latency_clear` is true.
+
     Args:
-        rows: a dict for each model with `name` and any of `params`, `flops`, `latency_ms`, `bytes`; the dense model
-            first. What some rows lack is not drawn.
+        rows: a dict for each model with `name` and any of `params`, `flops`, `bytes` and `latency_ms`, the dense model
+            first. What some rows lack is not drawn. With `latency_ms` (the median) may stand `latency_quartiles_ms`
+            (lower and upper) and `latency_clear` (whether it is clearly above or below the first model's).
         path: where the picture is written; the suffix chooses the format.
         title: the text above it.
 
@@ -143,30 +154,56 @@ def plot_cost(
     shown = [q for q in _QUANTITIES if rows and all(r.get(q[0]) is not None for r in rows)]
     if not shown:
         raise ValueError(f"nothing to draw: each row needs a name and any of {[q[0] for q in _QUANTITIES]}")
-
-    def amount(value: float) -> str:
-        for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-            if value >= size:
-                return f"{value / size:.3g}{letter}"
-        return f"{value:.3g}"
-
-    names = [str(r["name"]) for r in rows]
-    figure = plots.make_figure(2.6 * len(shown) + 0.07 * max(map(len, names)), 1.5 + 0.42 * len(rows))
-    for k, (panel, (key, label)) in enumerate(
-        zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True)
-    ):
-        values = np.array([float(r[key]) for r in rows])
-        panel.barh(range(len(rows)), values, color=[plots.GREY] + [plots.COLOURS[0]] * (len(rows) - 1), height=0.66)
-        for y, value in enumerate(values):
-            share = "" if y == 0 or not values[0] else f" ({100 * value / values[0]:.0f} %)"
-            panel.annotate(
-                amount(value) + share, (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
-            )
-        panel.set_xlim(0, 1.55 * max(float(values.max()), 1e-30))
-        panel.set_xticks([])
-        panel.set_yticks(range(len(rows)), names if k == 0 else [""] * len(rows))
-        panel.invert_yaxis()
-        panel.spines[["top", "right", "bottom"]].set_visible(False)
-        panel.set_title(label, fontsize=10)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    columns = min(2, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = plots.make_figure(plots.WIDTH, 0.9 + lines * (0.5 + 0.34 * len(rows)))
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for panel in grid.flat[len(shown) :]:
+        panel.set_visible(False)
+    for k, (key, label) in enumerate(shown):
+        _bars(grid.flat[k], rows, key, named=k % columns == 0)
+        grid.flat[k].set_title(label, fontsize=9, loc="left")
+    plots.head(figure, title)
+    if shown[-1][0] == "latency_ms":
+        plots.foot(figure, [_of_latency(rows)])
     plots.save(figure, path)
+
+
+def _bars(panel: Any, rows: Sequence[Mapping[str, Any]], key: str, *, named: bool) -> None:
+    values = np.array([float(r[key]) for r in rows])
+    ends = values.copy()
+    panel.barh(range(len(rows)), values, color=[plots.GREY] + [plots.COLOURS[0]] * (len(rows) - 1), height=0.66)
+    for y, row in enumerate(rows):
+        share = f" ({100 * values[y] / values[0]:.0f} %)" if y and values[0] else ""
+        text = _amount(values[y]) + share
+        quartiles = row.get("latency_quartiles_ms") if key == "latency_ms" else None
+        if key == "latency_ms" and not row.get("latency_clear"):
+            text = _amount(values[y])  # a share would claim a difference that was not measured
+        if quartiles:
+            ends[y] = quartiles[1]
+            panel.plot(quartiles, [y, y], color=plots.BLACK, linewidth=1.4, marker="|", markersize=7)
+            text += f" [{_amount(quartiles[0])}, {_amount(quartiles[1])}]"
+        panel.annotate(text, (ends[y], y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=plots.SMALL)
+    panel.set_xlim(0, 1.75 * max(float(ends.max()), 1e-30))
+    panel.set_xticks([])
+    panel.set_yticks(range(len(rows)), [str(r["name"]) for r in rows] if named else [""] * len(rows), fontsize=9)
+    panel.invert_yaxis()
+    panel.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _amount(value: float) -> str:
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _of_latency(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the reader must know of the latencies."""
+    if not all(r.get("latency_quartiles_ms") for r in rows):
+        return "latency: a single number each, whose spread was not measured, so nothing is claimed of it"
+    unclear = [str(r["name"]) for r in rows[1:] if not r.get("latency_clear")]
+    text = f"latency: median and, in brackets, quartiles; no share of {rows[0]['name']}'s"
+    if unclear:
+        return f"{text} for {', '.join(unclear)}: the quartiles overlap, or the machine was busy"
+    return "latency: median and, in brackets, quartiles"

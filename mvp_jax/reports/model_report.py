@@ -4,7 +4,8 @@ import dataclasses
 from typing import NamedTuple
 
 
-class Score(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Score:
     """How good a model is on the test examples.
 
     Attributes:

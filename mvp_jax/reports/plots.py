@@ -1,10 +1,12 @@
-"""Results as pictures: accuracy against fine-tuning steps, overlap against depth; and the style of all pictures.
+"""The style of all pictures: their width, colours, axes, and names beside lines.
 
-Colours are Okabe and Ito's, told apart by every kind of sight; each line also has a marker and its name beside it.
+Colours are Okabe and Ito's, told apart by every kind of sight, and black; each line also has a marker and its name
+beside it. Pictures are as wide as a page of text or a notebook's cell, and no text is below 8 points.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,18 @@ from mvp_jax.storage import records
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+BLACK = "#000000"
 GREY = "#8c8c8c"
+PALE = "#bdbdbd"
+"""The colour of lines without a name."""
+NOTE = "#5f5f5f"
+"""The colour of notes below a picture."""
+
+WIDTH = 7.5
+"""The width of a picture in inches."""
+
+SMALL = 8
+"""The size of the smallest text, in points."""
 
 
 def make_figure(width: float, height: float) -> Any:
@@ -21,7 +34,57 @@ def make_figure(width: float, height: float) -> Any:
     # Without pyplot: no window, no global list of figures, no backend to choose.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08)  # names beside the axes are measured a little too short
+    return figure
+
+
+def head(figure: Any, title: str) -> None:
+    """Writes a figure's title at its upper left, in lines that fit its width."""
+    wide = int(figure.get_figwidth() * 10.5)
+    text = "\n".join(textwrap.wrap(title, wide))
+    figure.suptitle(text, fontsize=11, fontweight="bold", x=0.01, ha="left")
+
+
+def foot(figure: Any, notes: Sequence[str]) -> None:
+    """Writes notes below a figure, one after the other, in lines that fit its width."""
+    wide = int(figure.get_figwidth() * 15.5)
+    text = "\n".join(textwrap.wrap("; ".join(notes), wide))
+    figure.supxlabel(text, fontsize=SMALL, color=NOTE, x=0.01, ha="left")
+
+
+def legend(axes: Any, keys: Sequence[Any], *, columns: int) -> None:
+    """Fills axes of their own with a legend, so that it takes no room from the data and overlaps nothing."""
+    axes.axis("off")
+    axes.legend(handles=keys, loc="center left", ncols=columns, fontsize=SMALL, frameon=False, borderaxespad=0)
+
+
+def ink(colour: Any) -> tuple[float, float, float]:
+    """Returns a colour dark enough for small text on white: of the same hue, with a contrast of at least 4.2.
+
+    The contrast is that of the Web Content Accessibility Guidelines, `1.05 / (luminance + 0.05)`.
+
+    >>> [round(part, 2) for part in ink("#56B4E9")]
+    [0.23, 0.5, 0.65]
+    >>> [round(part, 2) for part in ink("#000000")]
+    [0.0, 0.0, 0.0]
+    """
+    from matplotlib.colors import to_rgb
+
+    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)])
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    linear *= min(1.0, 0.2 / max(luminance, 1e-9))
+    red, green, blue = (float(12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055) for c in linear)
+    return red, green, blue
+
+
+def wrapped(name: str, width: int = 30) -> str:
+    """Returns a name in lines of at most `width` characters, for the space beside a picture.
+
+    >>> wrapped("a copy of the nearest entry of the bank").splitlines()
+    ['a copy of the nearest entry of', 'the bank']
+    """
+    return "\n".join(textwrap.wrap(name, width)) or name
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
@@ -35,6 +98,20 @@ def tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def shortened(names: Sequence[str]) -> tuple[list[str], str]:
+    """Returns names without the last part that all of them share, and that part; parts are joined by ", ".
+
+    >>> shortened(["stage 1, block 1, convolution 1", "stage 1, block 2, convolution 1"])
+    (['stage 1, block 1', 'stage 1, block 2'], 'convolution 1')
+    >>> shortened(["layer 1, MLP", "layer 1, attention"])
+    (['layer 1, MLP', 'layer 1, attention'], '')
+    """
+    heads, _, tails = zip(*(name.rpartition(", ") for name in names), strict=True)
+    if len(set(tails)) == 1 and len(set(heads)) == len(heads) > 1:
+        return list(heads), tails[0]
+    return list(names), ""
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -62,6 +139,16 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return [round(float(p), 12) for p in found]
 
 
+def room(names: Sequence[str], width: int = 30) -> float:
+    """Returns the height in inches that names beside axes need, the longest in lines of `width` characters.
+
+    >>> room(["a", "b"]) < room(["a", "b b b b b b b b b b b b b b b b b b"])
+    True
+    """
+    tall = max((1 + wrapped(name, width).count("\n") for name in names), default=0)
+    return len(names) * 1.25 * tall * SMALL / 72
+
+
 def name_lines(axes: Any, ends: Sequence[tuple[float, float, str, Any, bool]], height: float, size: float = 8) -> None:
     """Writes each line's name right of the axes: (x, y, name, colour, bold) of its last point; height in inches."""
     low, high = axes.get_ylim()
@@ -77,7 +164,7 @@ def name_lines(axes: Any, ends: Sequence[tuple[float, float, str, Any, bool]], h
             textcoords=("axes fraction", "data"),
             va="center",
             fontsize=size,
-            color=colour,
+            color=ink(colour),
             fontweight="bold" if bold else "normal",
             annotation_clip=False,
             arrowprops={
@@ -92,151 +179,18 @@ def name_lines(axes: Any, ends: Sequence[tuple[float, float, str, Any, bool]], h
         )
 
 
-def plot_accuracy_against_steps(
-    rows: Sequence[records.Row],
-    path: str | os.PathLike[str],
-    *,
-    ours: str = "mvp",
-    highlight: Sequence[str] | None = None,
-    split: str = "test",
-    chance: float | None = None,
-    title: str = "Accuracy of the pruned model against fine-tuning steps",
-) -> None:
-    """Draws accuracy against fine-tuning steps: a panel for each ratio, a line for each method.
-
-    A line is the mean over seeds of the mean over targets, its band the standard deviation over seeds.
-
-    Args:
-        rows: results, as `records.Row` describes them.
-        path: where the picture is written; the suffix chooses the format.
-        ours: the method whose line is drawn thickest.
-        highlight: up to 5 other methods to colour; the rest is grey. `None`: the most accurate at the most steps.
-        split: the split whose accuracies are drawn, such as `test`.
-        chance: the accuracy of guessing, 0 to 1, drawn as a dashed line.
-        title: the text above the panels.
-
-    Raises:
-        ValueError: if no row has this split, or a highlighted method is not there.
-    """
-    rows = [r for r in rows if r["split"] == split]
-    if not rows:
-        raise ValueError(f"no rows of split {split!r} to draw")
-    methods = sorted({r["method"] for r in rows})
-    last = max(r["steps"] for r in rows if r["method"] == ours or ours not in methods)
-    final = {m: [r["accuracy"] for r in rows if r["method"] == m and r["steps"] == last] for m in methods}
-    others = sorted((m for m in methods if m != ours and final[m]), key=lambda m: -float(np.mean(final[m])))
-    chosen = [*([ours] if ours in methods else []), *(others if highlight is None else highlight)][: len(COLOURS)]
-    unknown = sorted(set(chosen) - set(methods))
-    if unknown:
-        raise ValueError(f"no rows of {unknown} to highlight; there are {methods}")
-
-    ratios = sorted({r["ratio"] for r in rows})
-    longest = max(len(m) for m in methods)
-    height = max(4.2, 0.155 * len(methods) + 1.6)
-    figure = make_figure(len(ratios) * (3.9 + 0.075 * longest), height)
-    panels = figure.subplots(1, len(ratios), squeeze=False, sharey=True)[0]
-    ticks = sorted({r["steps"] for r in rows})
-    ends = []
-    for panel, ratio in zip(panels, ratios, strict=True):
-        ends.append(_draw_methods(panel, [r for r in rows if r["ratio"] == ratio], methods, chosen, ours))
-        if len(ticks) > 2:
-            panel.set_xscale("symlog", linthresh=min(s for s in ticks if s > 0), linscale=0.7)
-        panel.set_xticks(ticks, [str(s) for s in ticks])
-        panel.minorticks_off()
-        tidy(panel)
-        panel.set_xlabel("fine-tuning steps" + (", log scale" if len(ticks) > 2 else ""))
-        panel.set_title(f"{100 * ratio:g} % of the units pruned", fontsize=10)
-    panels[0].set_ylabel(f"{split} accuracy, % (mean over targets)")
-    low, high = panels[0].get_ylim()
-    guess = None if chance is None else 100 * chance
-    seen = guess is not None and guess > low - 0.1 * (high - low)  # far below, it would only squeeze the lines
-    for panel, lines in zip(panels, ends, strict=True):  # only now are the shared limits known
-        if seen:
-            panel.axhline(guess, color="black", linewidth=0.8, linestyle="--")
-            panel.annotate("chance", (0.02, guess), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
-        name_lines(panel, lines, height - 1.4)
-    notes = [f"{split} accuracy at the last step beside each name"]
-    notes += ["bands: sd over seeds"] if len({r["seed"] for r in rows}) > 1 else []
-    notes += [f"chance: {guess:.3g} %"] if guess is not None and not seen else []
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    figure.supxlabel("; ".join(notes), fontsize=8, color="#5f5f5f")
-    save(figure, path)
-
-
-def _draw_methods(
-    panel: Any, rows: Sequence[records.Row], methods: Sequence[str], chosen: Sequence[str], ours: str
-) -> list[tuple[float, float, str, Any, bool]]:
-    """Draws a line for each method, the chosen ones in colour; returns where each ends, for `name_lines`."""
-    ends: list[tuple[float, float, str, Any, bool]] = []
-    # Chosen lines last, ours on top of all.
-    for method in sorted(methods, key=lambda m: -chosen.index(m) if m in chosen else -len(methods)):
-        here = [r for r in rows if r["method"] == method]
-        steps = sorted({r["steps"] for r in here})
-        if not steps:
-            continue
-        seeds = [100 * records.by_seed([r for r in here if r["steps"] == s]) for s in steps]
-        mean = np.array([a.mean() for a in seeds])
-        k = chosen.index(method) if method in chosen else None
-        colour, marker = (GREY, ".") if k is None else (COLOURS[k], MARKERS[k])
-        width = 2.6 if method == ours else 0.9 if k is None else 1.5
-        panel.plot(steps, mean, color=colour, marker=marker, markersize=3 if k is None else 5, linewidth=width)
-        if k is not None and min(len(a) for a in seeds) > 1:
-            sd = np.array([a.std(ddof=1) for a in seeds])
-            panel.fill_between(steps, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
-        name = f"{method}  {mean[-1]:.1f}"
-        ends.append((steps[-1], float(mean[-1]), name, "#5f5f5f" if k is None else colour, method == ours))
-    return ends
-
-
-def plot_overlap_against_depth(
-    table: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str],
-    *,
-    title: str = "Overlap of the units that two tasks keep, against depth",
-) -> None:
-    """Draws the overlap of two tasks' kept units against depth: a line for each bin of similarity, chance dashed.
-
-    Args:
-        table: rows as `reports.overlap_table` returns them; bands are their intervals over tasks.
-        path: where the picture is written; the suffix chooses the format.
-        title: the text above it.
-
-    Raises:
-        ValueError: for an empty table.
-    """
-    if not table:
-        raise ValueError("an empty table of overlaps; give at least one group and one pair of tasks")
-    from matplotlib import colormaps
-
-    groups = {r["depth"]: r["group"] for r in table}
-    depths = sorted(groups)
-    at = {d: x for x, d in enumerate(depths)}
-    bins = sorted({r["bin"] for r in table})
-    longest = max(len(r["label"]) for r in table)
-    width, height = max(4.5, 0.42 * len(depths) + 1.5) + 0.075 * longest, 4.6
-    figure = make_figure(width, height)
-    axes = figure.subplots()
-    shades = colormaps["viridis"](np.linspace(0.78, 0.1, len(bins)))  # the darker, the more similar
-    ends: list[tuple[float, float, str, Any, bool]] = []
-    for k, (b, shade) in enumerate(zip(bins, shades, strict=True)):
-        line = sorted((r for r in table if r["bin"] == b), key=lambda r: r["depth"])
-        x, y = [at[r["depth"]] for r in line], [r["overlap"] for r in line]
-        axes.plot(x, y, color=shade, marker=MARKERS[k % len(MARKERS)], markersize=5, linewidth=1.8)
-        low, high = np.array([[r["low"], r["high"]] for r in line], float).T
-        axes.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
-        ends.append((x[-1], y[-1], f"{line[-1]['label']}\n{line[-1]['pairs']} pairs", shade, k == len(bins) - 1))
-    chance = [float(np.mean([r["chance"] for r in table if r["depth"] == d])) for d in depths]
-    axes.plot(range(len(depths)), chance, color="black", linewidth=1.0, linestyle="--")
-    ends.append((len(depths) - 1, chance[-1], "chance (random units)", "black", False))
-    every = max(1, -(-len(depths) // 24))
-    axes.set_xticks(range(0, len(depths), every), [groups[d] for d in depths[::every]], rotation=45, ha="right")
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("group of units, from input to output")
-    axes.set_ylabel("overlap of kept units (intersection / union)")
-    top = max(max(r["overlap"] for r in table), *chance, *(r["high"] for r in table if r["high"] == r["high"]))
-    axes.set_ylim(0, min(1.02, 1.1 * top))
-    tidy(axes)
-    name_lines(axes, ends, height - 2.0)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    figure.supxlabel("pairs of tasks binned by similarity; bands: 95 %, tasks as units", fontsize=8, color="#5f5f5f")
-    save(figure, path)
+def list_names(axes: Any, names: Sequence[tuple[str, Any]], height: float) -> None:
+    """Lists names, `(name, colour)`, right of axes whose values grow downwards, from the top; height in inches."""
+    low, high = sorted(axes.get_ylim())
+    gap = (high - low) * 1.25 * SMALL / 72 / height
+    for k, (name, colour) in enumerate(names):
+        at = (1.03, low + (k + 0.5) * gap)
+        axes.annotate(
+            name,
+            at,
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=SMALL,
+            color=ink(colour),
+            annotation_clip=False,
+        )

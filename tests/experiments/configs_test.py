@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog, glue, joined
-from mvp_jax.experiments import papers, planning, pools, presets, sweep
+from mvp_jax.experiments import papers, planning, pools, presets, prune_job, sweep
 from mvp_jax.experiments import run as experiment
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -39,6 +39,7 @@ FULL = [
     ("mvp_imagenet", ""),
     ("mvp_imagenet", "model=deit_small,classes=20,ratio=0.5"),
     ("mvp_imagenet", "data=tiny_imagenet,model=resnet18"),
+    ("prune", ""),
     ("pretrain", ""),
     ("pretrain", "model=vit"),
     ("pretrain", "method=simsiam"),
@@ -66,6 +67,7 @@ LOCAL = [
     ("mvp", "runlocal"),
     ("mvp_cifar100", "targets=cub200,runlocal"),
     ("mvp_imagenet", "model=deit_small,runlocal"),
+    ("prune", "runlocal"),
     ("pretrain", "data=cifar100,model=resnet18,runlocal"),
     ("pretrain", "data=imagenet,model=deit_small,runlocal"),
     ("pretrain", "data=cifar100,model=resnet18,method=simsiam,runlocal"),
@@ -83,6 +85,8 @@ def flat(config, before=""):
 
 def base(job):
     """All fields of a job's config."""
+    if job == "prune":
+        return set(flat(prune_job.config()))
     made = {"mvp": presets.meta_vote, "sparsity": presets.sparsity, "pretrain": papers.pretraining}[job]
     return {path for path in flat(made("digits", "resnet")) if not path.startswith("model.options")}
 
@@ -199,6 +203,8 @@ def test_the_full_config_fits_its_data(name, arg, faked):
 def test_the_brief_config_needs_no_data(name, arg):
     for config in jobs(of(name, arg)):
         assert config.data.name in ("digits", "docstrings")
+        if config.job == "prune":
+            continue
         assert config.model.name in ("resnet8", "vit_micro", "bert_micro", "clip_vision_micro")
         assert not config.model.checkpoint
         planning.plan(config)

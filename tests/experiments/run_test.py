@@ -21,6 +21,7 @@ from mvp_jax.core import units
 from mvp_jax.data import tasks
 from mvp_jax.experiments import bank_build, dense_model, planning, setup, universal
 from mvp_jax.experiments import run as experiment
+from mvp_jax.methods import registry
 from mvp_jax.models.api import replace_head
 from mvp_jax.storage import checkpoint, records
 from mvp_jax.train import evaluation
@@ -78,14 +79,14 @@ def test_the_rows_are_those_of_every_method_target_and_step(job):
     cost = {(r["method"], r["steps"]): r["cost_examples"] for r in rows}
     assert cost["dense", 0] == 0 < cost["mvp", 0] < cost["mvp", 2]
     table = (work / "results.md").read_text()
-    assert all(f"| {m} |" in table for m in METHODS)
+    assert all(f"| {title} |" in table for name, title in registry.titles().items() if name in METHODS)
 
 
 def test_config_tasks_and_neighbours_are_on_file(job):
     work, _ = job
     there, whole = json.loads((work / "config.json").read_text()), json.loads(config().to_json_best_effort())
     # Where it runs is no part of what is run, so that other processes and devices may go on with it.
-    assert set(whole) - set(there) == {"multihost", "distributed", "devices"}
+    assert set(whole) - set(there) == {"multihost", "distributed", "devices", "compilation_cache"}
     assert there == {name: whole[name] for name in there}
     bank_tasks, targets = (tasks.load(work / f"{n}.json") for n in ("bank_tasks", "targets"))
     plan = planning.few_shot_plan(config())
@@ -123,7 +124,7 @@ def test_overlap_and_pictures(job):
         assert values
         assert all(0 <= v <= 1 for v in values)
         assert {row["group"] for row in overlap[name]} == {g.name for g in planning.few_shot_plan(config()).groups}
-    for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "cost"):
+    for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "accuracy_all", "cost"):
         image = matplotlib.image.imread(work / f"{name}.png")
         assert min(image.shape[:2]) > 150
         assert image.std() > 0.01
@@ -137,9 +138,9 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
     assert max(costs["random_cuts"]["differences"]) < 1e-5
     assert min(costs["random_cuts"]["changes"]) > 1e-2
     dense, slim = costs["models"]
-    assert slim["params"] < dense["params"]
-    assert slim["flops"] < dense["flops"]
-    assert slim["bytes"] < dense["bytes"]
+    assert all(slim[name] < dense[name] for name in ("params", "flops", "bytes"))
+    times = [(*m["latency_quartiles_ms"], m["latency_ms"]) for m in (dense, slim)]
+    assert all(0 < low <= median <= high for low, high, median in times)
     for target in plan.setting.targets:
         folder = work / "slim" / target.name
         model, variables = pretrained.reload(folder)
@@ -198,9 +199,42 @@ def test_what_is_missing_is_made_again_to_the_same_bits(job, tmp_path):
 def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(job):
     work, _ = job
     before = state_of(work)
-    with pytest.raises(ValueError, match=r"holds a run of another config \(they differ in \['seed', 'vote'\]\)"):
+    with pytest.raises(ValueError, match=r": seed is 0 there and 1 here, vote.k is 2 there and 3 here;"):
         experiment.run(config(**{"seed": 1, "vote.k": 3}), work)
     assert state_of(work) == before
+
+
+def continued(job, where):
+    """A longer run, in a copy of the folder of the shorter one."""
+    work, _ = job
+    shutil.copytree(work, where)
+    before = {p: state_of(where, p) for p in ("bank/**/*", "pretrain/**/*")}
+    rows = experiment.run(config(steps=(0, 2, 4)), where)
+    assert {p: state_of(where, p) for p in before} == before
+    return rows
+
+
+def test_more_steps_continue_a_shorter_run(job, tmp_path):
+    work, rows = job
+    longer = by_name(continued(job, tmp_path / "run"))
+    assert {at[3] for at in longer} == {0, 2, 4}
+    # The learning rate is constant, so the longer run passes through the shorter one.
+    shorter = {at: value for at, value in by_name(rows).items() if at in longer}
+    assert len({at[3] for at in shorter}) == 2
+    assert {at: longer[at] for at in shorter} == pytest.approx(shorter)
+    aside = tmp_path / "run" / "until-2"
+    assert (aside / "results.csv").read_bytes() == (work / "results.csv").read_bytes()
+    assert json.loads((aside / "config.json").read_text())["steps"] == [0, 2]
+    assert len(list((aside / "rows").iterdir())) == len(METHODS)
+    with pytest.raises(ValueError, match=r"steps is \(0, 2, 4\) there and \(0, 2\) here; .* higher last number would"):
+        experiment.run(config(), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_continued_run_is_that_of_one_long_run(job, tmp_path):
+    whole = experiment.run(config(steps=(0, 2, 4)), tmp_path / "whole")
+    assert continued(job, tmp_path / "run") == whole
+    assert (tmp_path / "run" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_refused(job, tmp_path):

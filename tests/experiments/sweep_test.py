@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import isp, mvp
-from mvp_jax.experiments import command_line, planning, run
+from mvp_jax.experiments import command_line, planning, run, sweep_report
 from mvp_jax.experiments import sweep as sweeping
 from mvp_jax.storage import records
 
@@ -63,7 +63,7 @@ def sweep(tmp_path_factory, compilations):
         return rows
 
     rates = {"train.learning_rate": (1e-4, 3e-2)}
-    rows = sweeping.run(tiny(rates), work, check=planning.plan, job=job)
+    rows = sweeping.run(tiny(rates), work, check=lambda point, _: planning.plan(point), job=job)
     return work, rows, compiled, begun
 
 
@@ -128,7 +128,7 @@ def test_a_sweep_goes_on_with_what_is_missing_and_takes_more_points(sweep, tmp_p
     def never(*_):
         raise AssertionError("all points are finished")
 
-    again = sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2)}), work, check=lambda _: None, job=never)
+    again = sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2)}), work, check=lambda *_: None, job=never)
     assert again == rows
     begun = []
 
@@ -137,7 +137,7 @@ def test_a_sweep_goes_on_with_what_is_missing_and_takes_more_points(sweep, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2, 0.1)}), work, check=lambda _: None, job=note)
+        sweeping.run(tiny({"train.learning_rate": (1e-4, 3e-2, 0.1)}), work, check=lambda *_: None, job=note)
     assert begun == [("train.learning_rate=0.1", 0.1)]
     assert {p: p.stat().st_mtime_ns for p in work.glob("points/*/rows/*")} == times
 
@@ -234,7 +234,7 @@ def test_spread_is_over_seeds_and_choice_is_by_validation(tmp_path):
     assert other["steps"] == 10
     apart = sweeping.summarise(runs, ["train.rate", "seed"], apart=["train.rate"])
     assert [r["test"] is not None for r in apart] == [True, True]
-    assert "| **60.0** |" in sweeping.to_markdown([best, other])
+    assert "| **60.0** |" in sweep_report.to_markdown([best, other])
 
 
 def test_finished_runs_are_summarised_by_command(tmp_path, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import pathlib
+import typing
 
 import jax
 import pytest
@@ -13,6 +14,7 @@ from mvp_jax import models
 from mvp_jax.core import units
 from mvp_jax.experiments import run
 from mvp_jax.methods import METHODS, few_shot, registry
+from mvp_jax.methods import line as lines
 from mvp_jax.methods.few_shot import ifp, oneshot
 from mvp_jax.methods.line import Line, fixed
 from tests import mlp
@@ -97,7 +99,13 @@ def last_units(problem, settings, key):
 @pytest.fixture
 def registered(monkeypatch):
     method = few_shot.method(last_units, oneshot.Settings)
-    line = Line(method, lambda given: oneshot.Settings(tuning=given.tuning), "the last units", kind="few_shot")
+    line = Line(
+        method,
+        lambda given: oneshot.Settings(tuning=given.tuning),
+        "the last units",
+        kind="few_shot",
+        title="last units",
+    )
     monkeypatch.setitem(registry.TABLES["few_shot"], "last_units", line)
     return line
 
@@ -107,7 +115,7 @@ def test_a_new_method_is_one_line_for_METHODS_the_contract_the_job_and_the_docs(
     given = contract_test.problem()
     own = METHODS["last_units"](given, settings, jax.random.key(0))
     contract_test.assert_contract(own, given)
-    assert "| `last_units` | the last units |" in registry.to_markdown()
+    assert "| `last_units` | last units | the last units |" in registry.to_markdown()
     assert "last_units" in registry.suited("few_shot", mlp.mlp())
 
     config = config_file.get_config("runlocal,model=vit")
@@ -124,6 +132,26 @@ def test_a_new_method_is_one_line_for_METHODS_the_contract_the_job_and_the_docs(
     for group in described["kept"].values():
         assert group["kept"] == list(range(group["of"] - len(group["kept"]), group["of"]))
     assert (tmp_path / "cost.json").exists()
+
+
+def test_titles_are_short_and_each_methods_own():
+    titles = registry.titles()
+    assert list(titles) == list(METHODS)
+    assert len(set(titles.values())) == len(titles), "two methods of one title cannot be told apart in a picture"
+    for name, title in titles.items():
+        assert 0 < len(title) <= lines.MAX_TITLE, f"{name}: {title!r} does not fit beside a picture"
+        assert "_" not in title, f"{name}: {title!r} is a name for a config, not for a reader"
+    assert registry.titles("sparse") | registry.titles("few_shot") == titles
+
+
+def test_every_kind_of_problem_has_a_reference_a_proposed_method_and_one_at_random():
+    assert {n for n, r in registry.roles().items() if r == "proposed"} == {"mvp", "isp"}
+    for kind in registry.TABLES:
+        roles = list(registry.roles(kind).values())
+        assert [roles.count(role) for role in ("reference", "proposed", "random")] == [1, 1, 1]
+        assert set(roles) <= set(typing.get_args(lines.ComparisonRole))
+        controls = {n for n, found in registry.TABLES[kind].items() if found.summary.startswith("control")}
+        assert controls <= {n for n, r in registry.roles(kind).items() if r == "control"}
 
 
 def test_the_page_of_the_documentation_is_the_table():

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from mvp_jax.methods.few_shot import api, ifp, metasoup, mvp, oneshot, reptile
-from mvp_jax.methods.line import Line, fixed
+from mvp_jax.methods.line import ComparisonRole, Line, fixed
 from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
 
@@ -66,12 +66,16 @@ def _oneshot(given: FewShotDefaults) -> oneshot.Settings:
     return oneshot.Settings(examples=given.examples, tuning=given.tuning)
 
 
-def _voting(name: str, slots: mvp.MetaVote, summary: str, settings: Any = _vote) -> Line:
-    return Line(mvp.by(slots, name), settings, summary, kind="few_shot", needs=frozenset({"neighbours"}))
+def _voting(
+    name: str, slots: mvp.MetaVote, title: str, summary: str, role: ComparisonRole, settings: Any = _vote
+) -> Line:
+    needs = frozenset({"neighbours"})
+    return Line(mvp.by(slots, name), settings, summary, kind="few_shot", title=title, role=role, needs=needs)
 
 
-def _scored(score: oneshot.UnitCriterion, summary: str, **more: Any) -> Line:
-    return Line(fixed(oneshot.oneshot, oneshot.Settings, score=score), _oneshot, summary, kind="few_shot", **more)
+def _scored(score: oneshot.UnitCriterion, title: str, summary: str, **more: Any) -> Line:
+    run = fixed(oneshot.oneshot, oneshot.Settings, score=score)
+    return Line(run, _oneshot, summary, kind="few_shot", title=title, **more)
 
 
 def _has_batch_norm(model: Model) -> bool:
@@ -79,55 +83,104 @@ def _has_batch_norm(model: Model) -> bool:
 
 
 LINES: dict[str, Line] = {
-    "dense": Line(oneshot.dense, _oneshot, "no unit pruned: the reference", kind="few_shot"),
+    "dense": Line(
+        oneshot.dense, _oneshot, "no unit pruned: the reference", kind="few_shot", title="dense", role="reference"
+    ),
     "mvp": _voting(
-        "mvp", mvp.VOTE, "Meta-Vote Pruning: the nearest tasks elect the units, weights start from their mean"
+        "mvp",
+        mvp.VOTE,
+        "MVP",
+        "Meta-Vote Pruning: the nearest tasks elect the units, weights start from their mean",
+        "proposed",
     ),
     "mvp_anchored": _voting(
         "mvp_anchored",
         mvp.MetaVote(elect=mvp.anchored, weights=mvp.anchor),
+        "MVP, anchored",
         "starts from the nearest entry; the others vote on what it doubts or lacks",
+        "variant",
         _anchored,
     ),
     "mvp_weighted": _voting(
-        "mvp_weighted", mvp.MetaVote(weigh=mvp.by_similarity), "votes and means weigh by similarity"
+        "mvp_weighted",
+        mvp.MetaVote(weigh=mvp.by_similarity),
+        "MVP, weighted by similarity",
+        "votes and means weigh by similarity",
+        "variant",
     ),
-    "ifp": Line(ifp.ifp, _ifp, "iterative filter pruning at the same number of steps", kind="few_shot"),
+    "ifp": Line(
+        ifp.ifp, _ifp, "iterative filter pruning at the same number of steps", kind="few_shot", title="IFP, same steps"
+    ),
     "ifp_10x": Line(
         fixed(ifp.ifp, ifp.Settings, budget=10),
         _ifp_10x,
         "iterative filter pruning at ten times the steps",
         kind="few_shot",
+        title="IFP, ten times the steps",
     ),
-    "copy_nearest": _voting("copy_nearest", mvp.COPY, "control: a copy of the nearest entry, mask and weights"),
+    "copy_nearest": _voting(
+        "copy_nearest",
+        mvp.COPY,
+        "copy of the nearest",
+        "control: a copy of the nearest entry, mask and weights",
+        "control",
+    ),
     "copy_random": _voting(
-        "copy_random", dataclasses.replace(mvp.COPY, voters=mvp.random), "control: a copy of a random entry"
+        "copy_random",
+        dataclasses.replace(mvp.COPY, voters=mvp.random),
+        "copy of a random entry",
+        "control: a copy of a random entry",
+        "control",
     ),
     "copy_farthest": _voting(
-        "copy_farthest", dataclasses.replace(mvp.COPY, voters=mvp.farthest), "control: a copy of the farthest entry"
+        "copy_farthest",
+        dataclasses.replace(mvp.COPY, voters=mvp.farthest),
+        "copy of the farthest",
+        "control: a copy of the farthest entry",
+        "control",
     ),
-    "vote_farthest": _voting("vote_farthest", mvp.MetaVote(voters=mvp.farthest), "control: the farthest tasks vote"),
-    "vote_universal": _voting("vote_universal", mvp.MetaVote(voters=mvp.everyone), "control: the whole bank votes"),
+    "vote_farthest": _voting(
+        "vote_farthest",
+        mvp.MetaVote(voters=mvp.farthest),
+        "vote of the farthest",
+        "control: the farthest tasks vote",
+        "control",
+    ),
+    "vote_universal": _voting(
+        "vote_universal",
+        mvp.MetaVote(voters=mvp.everyone),
+        "vote of the whole bank",
+        "control: the whole bank votes",
+        "control",
+    ),
     "vote_pretrained_weights": _voting(
         "vote_pretrained_weights",
         mvp.MetaVote(weights=mvp.pretrained),
+        "vote, pre-trained weights",
         "control: elected units with their pre-trained weights",
+        "control",
     ),
     "own_mask_mean_weights": _voting(
         "own_mask_mean_weights",
         mvp.MetaVote(elect=mvp.own),
+        "own units, mean weights",
         "control: the task's own one-shot units with the neighbours' mean weights",
+        "control",
     ),
     "mean_weights_no_vote": _voting(
         "mean_weights_no_vote",
         mvp.MetaVote(elect=mvp.of_the_mean),
+        "mean weights, no vote",
         "control: the units of largest norm in the neighbours' mean weights",
+        "control",
     ),
     "metasoup": Line(
         metasoup.metasoup,
         _metasoup,
         "nearest tasks and weak members of the target vote together",
         kind="few_shot",
+        title="meta-soup",
+        role="variant",
         needs=frozenset({"neighbours"}),
     ),
     "reptile_iht": Line(
@@ -135,15 +188,22 @@ LINES: dict[str, Line] = {
         _reptile,
         "one sub-network learned from all tasks by Reptile with iterative hard thresholding",
         kind="few_shot",
+        title="Reptile with IHT",
         needs=frozenset({"universal"}),
     ),
-    "random_units": _scored("random", "units drawn at random"),
-    "oneshot_magnitude": _scored("magnitude", "units of largest norm"),
+    "random_units": _scored("random", "random units", "units drawn at random", role="random"),
+    "oneshot_magnitude": _scored("magnitude", "one-shot magnitude", "units of largest norm"),
     "oneshot_batch_norm_scale": _scored(
-        "batch_norm_scale", "units of largest batch-norm scale", suits=_has_batch_norm, unsuited="has no batch norm"
+        "batch_norm_scale",
+        "one-shot batch-norm scale",
+        "units of largest batch-norm scale",
+        suits=_has_batch_norm,
+        unsuited="has no batch norm",
     ),
-    "oneshot_activation": _scored("activation", "units of largest mean activation on the task"),
-    "oneshot_taylor": _scored("taylor", "units of largest first-order effect on the task's loss"),
-    "oneshot_fisher": _scored("fisher", "units of largest Fisher information of their gates on the task"),
+    "oneshot_activation": _scored("activation", "one-shot activation", "units of largest mean activation on the task"),
+    "oneshot_taylor": _scored("taylor", "one-shot Taylor", "units of largest first-order effect on the task's loss"),
+    "oneshot_fisher": _scored(
+        "fisher", "one-shot Fisher", "units of largest Fisher information of their gates on the task"
+    ),
 }
 """The line of every few-shot method by its name, which is a key of `METHODS` and a value of a config's `methods`."""

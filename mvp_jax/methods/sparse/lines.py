@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mvp_jax.methods import weak_members
-from mvp_jax.methods.line import Line, fixed
+from mvp_jax.methods.line import ComparisonRole, Line, fixed
 from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
 from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
@@ -155,16 +155,30 @@ def _stable(given: SparsityDefaults) -> isp.Settings:
     return dataclasses.replace(given.base, members=max(2, given.base.members))
 
 
-def _line(run: Callable[..., Any], settings: Callable[[SparsityDefaults], Any], summary: str, **more: Any) -> Line:
-    return Line(run, settings, summary, kind="sparse", **more)
+def _line(
+    run: Callable[..., Any], settings: Callable[[SparsityDefaults], Any], title: str, summary: str, **more: Any
+) -> Line:
+    return Line(run, settings, summary, kind="sparse", title=title, **more)
 
 
-def _vote(summary: str, settings: Callable[[SparsityDefaults], Any] = _isp, **fields: Any) -> Line:
-    return _line(fixed(isp.isp, isp.Settings, **fields) if fields else isp.isp, settings, summary)
+def _vote(
+    title: str,
+    summary: str,
+    settings: Callable[[SparsityDefaults], Any] = _isp,
+    *,
+    role: ComparisonRole = "variant",
+    **fields: Any,
+) -> Line:
+    run = fixed(isp.isp, isp.Settings, **fields) if fields else isp.isp
+    return _line(run, settings, title, summary, role=role)
 
 
-def _score(score: oneshot.WeightCriterion, summary: str, **more: Any) -> Line:
-    return _line(fixed(oneshot.oneshot, oneshot.Settings, score=score), _oneshot, summary, **more)
+def _score(score: oneshot.WeightCriterion, title: str, summary: str, **more: Any) -> Line:
+    return _line(fixed(oneshot.oneshot, oneshot.Settings, score=score), _oneshot, title, summary, **more)
+
+
+def _weight_score(score: oneshot.WeightCriterion, title: str, summary: str, **more: Any) -> Line:
+    return _score(score, title, summary, only_weights=True, **more)
 
 
 def _can_be_linear(model: Model) -> bool:
@@ -173,68 +187,108 @@ def _can_be_linear(model: Model) -> bool:
 
 
 LINES: dict[str, Line] = {
-    "unpruned": _line(oneshot.unpruned, _oneshot, "no weight pruned: the reference"),
-    "magnitude": _score("magnitude", "the largest weights stay, at once"),
-    "random": _score("random", "weights drawn at random stay"),
-    "taylor": _score("taylor", "weights of largest squared first-order effect on the loss stay"),
-    "fisher": _score("fisher", "weights of largest diagonal Fisher information stay"),
-    "snip": _score("snip", "SNIP: weights of largest absolute first-order effect on the loss stay"),
-    "grasp": _score("grasp", "GraSP: weights whose removal harms the gradient's norm most stay"),
-    "synflow": _score(
-        "synflow", "SynFlow: synaptic flow, without data", suits=_can_be_linear, unsuited="cannot be made linear"
+    "unpruned": _line(oneshot.unpruned, _oneshot, "unpruned", "no weight pruned: the reference", role="reference"),
+    "magnitude": _score("magnitude", "magnitude, one-shot", "the largest weights stay, at once"),
+    "random": _score("random", "random weights", "weights drawn at random stay", role="random"),
+    "taylor": _score("taylor", "Taylor, one-shot", "weights of largest squared first-order effect on the loss stay"),
+    "fisher": _weight_score("fisher", "Fisher, one-shot", "weights of largest diagonal Fisher information stay"),
+    "snip": _weight_score("snip", "SNIP", "SNIP: weights of largest absolute first-order effect on the loss stay"),
+    "grasp": _weight_score("grasp", "GraSP", "GraSP: weights whose removal harms the gradient's norm most stay"),
+    "synflow": _weight_score(
+        "synflow",
+        "SynFlow",
+        "SynFlow: synaptic flow, without data",
+        suits=_can_be_linear,
+        unsuited="cannot be made linear",
     ),
-    "wanda": _score("wanda", "Wanda: magnitude times the norm of the input, within every output"),
-    "gradual_main": _line(gradual.gradual, _gradual_main, "gradual magnitude pruning at the main cost of ISP"),
-    "gradual": _line(gradual.gradual, _gradual, "gradual magnitude pruning at the total cost of ISP"),
-    "movement": _line(movement.movement, _movement, "movement pruning at the total cost of ISP"),
+    "wanda": _weight_score("wanda", "Wanda", "Wanda: magnitude times the norm of the input, within every output"),
+    "gradual_main": _line(
+        gradual.gradual, _gradual_main, "gradual, main cost of ISP", "gradual magnitude pruning at the main cost of ISP"
+    ),
+    "gradual": _line(
+        gradual.gradual, _gradual, "gradual, total cost of ISP", "gradual magnitude pruning at the total cost of ISP"
+    ),
+    "movement": _line(
+        movement.movement, _movement, "movement", "movement pruning at the total cost of ISP", only_weights=True
+    ),
     "movement_soft": _line(
         fixed(movement.movement, movement.Settings, kind="soft"),
         _movement,
+        "movement, soft",
         "soft movement pruning at the total cost of ISP",
+        only_weights=True,
     ),
     "set": _line(
         fixed(dynamic.dynamic, dynamic.Settings, grow="random"),
         _dynamic,
+        "SET",
         "SET: weights go by magnitude, grow at random",
     ),
     "rigl": _line(
         fixed(dynamic.dynamic, dynamic.Settings, grow="gradient"),
         _dynamic,
+        "RigL",
         "RigL: weights go by magnitude, grow by gradient",
     ),
     "imp_finetune": _line(
-        fixed(imp.imp, imp.Settings, rewind="none"), _imp, "iterative magnitude pruning without rewinding"
+        fixed(imp.imp, imp.Settings, rewind="none"),
+        _imp,
+        "IMP, no rewinding",
+        "iterative magnitude pruning without rewinding",
     ),
     "imp": _line(
-        fixed(imp.imp, imp.Settings, rewind="weights"), _imp, "iterative magnitude pruning with rewound weights"
+        fixed(imp.imp, imp.Settings, rewind="weights"),
+        _imp,
+        "IMP, weights rewound",
+        "iterative magnitude pruning with rewound weights",
     ),
     "imp_rate": _line(
-        fixed(imp.imp, imp.Settings, rewind="rate"), _imp, "iterative magnitude pruning with a rewound rate"
+        fixed(imp.imp, imp.Settings, rewind="rate"),
+        _imp,
+        "IMP, rate rewound",
+        "iterative magnitude pruning with a rewound rate",
     ),
-    "sms": _line(soup.sparse_soups, _sms, "sparse model soups"),
+    "sms": _line(soup.sparse_soups, _sms, "sparse model soup", "sparse model soups"),
     "sms_greedy": _line(
         fixed(soup.sparse_soups, soup.SparseSoupSettings, recipe="greedy"),
         _sms,
+        "sparse model soup, greedy",
         "sparse model soups, members chosen greedily",
     ),
-    "instant_soup": _line(soup.instant_soup, _instant, "instant model soup: members' mean weights in one pass"),
-    "isp": _vote("Instant Soup Pruning: many weak masks vote"),
-    "isp_union": _vote("a weight goes only if every member drops it", vote="union"),
-    "isp_majority": _vote("a weight stays if half of the members keep it", vote="majority"),
-    "isp_intersection": _vote("a weight stays only if every member keeps it", vote="intersection"),
-    "isp_score": _vote("control: the members' mean scores, no vote", vote="score"),
-    "isp_one": _vote("control: a single member", members=1),
-    "isp_soup": _vote("main weights become the members' mean", soup="mean"),
-    "isp_soup_kept": _vote("main weights become the mean of the members that kept them", soup="kept"),
-    "isp_soup_alike": _vote(
-        "the soup of members that differ in their batches alone", soup="mean", diversity=weak_members.NONE
+    "instant_soup": _line(
+        soup.instant_soup, _instant, "instant model soup", "instant model soup: members' mean weights in one pass"
     ),
-    "isp_taylor": _vote("members rank by first-order effect", rank="taylor"),
-    "isp_taylor_soup": _vote("members rank by first-order effect; soup", rank="taylor", soup="mean"),
-    "isp_varied": _vote("members of more varied settings", _varied),
-    "isp_varied_soup": _vote("members of more varied settings; soup", _varied, soup="mean"),
-    "isp_published": _vote("the published settings", _published),
-    "isp_stability": _vote("members' disagreement prunes", _stable, rank="stability"),
-    "isp_stability_soup": _vote("members' disagreement prunes; soup", _stable, rank="stability", soup="mean"),
+    "isp": _vote("ISP", "Instant Soup Pruning: many weak masks vote", role="proposed"),
+    "isp_union": _vote("ISP, union", "a weight goes only if every member drops it", vote="union"),
+    "isp_majority": _vote("ISP, majority", "a weight stays if half of the members keep it", vote="majority"),
+    "isp_intersection": _vote("ISP, intersection", "a weight stays only if every member keeps it", vote="intersection"),
+    "isp_score": _vote(
+        "mean scores, no vote", "control: the members' mean scores, no vote", vote="score", role="control"
+    ),
+    "isp_one": _vote("ISP, a single member", "control: a single member", members=1, role="control"),
+    "isp_soup": _vote("ISP, mean weights", "main weights become the members' mean", soup="mean"),
+    "isp_soup_kept": _vote(
+        "ISP, mean where kept", "main weights become the mean of the members that kept them", soup="kept"
+    ),
+    "isp_soup_alike": _vote(
+        "ISP, mean of alike members",
+        "the soup of members that differ in their batches alone",
+        soup="mean",
+        diversity=weak_members.NONE,
+        role="control",
+    ),
+    "isp_taylor": _vote("ISP, by Taylor", "members rank by first-order effect", rank="taylor"),
+    "isp_taylor_soup": _vote(
+        "ISP, by Taylor, mean weights", "members rank by first-order effect; soup", rank="taylor", soup="mean"
+    ),
+    "isp_varied": _vote("ISP, varied members", "members of more varied settings", _varied),
+    "isp_varied_soup": _vote(
+        "ISP, varied, mean weights", "members of more varied settings; soup", _varied, soup="mean"
+    ),
+    "isp_published": _vote("ISP, published settings", "the published settings", _published),
+    "isp_stability": _vote("ISP, by disagreement", "members' disagreement prunes", _stable, rank="stability"),
+    "isp_stability_soup": _vote(
+        "ISP, disagreement, means", "members' disagreement prunes; soup", _stable, rank="stability", soup="mean"
+    ),
 }
 """Every method to a sparsity: `METHODS[name]` runs it, a config's `methods` names it."""
