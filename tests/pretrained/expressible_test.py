@@ -50,7 +50,8 @@ def test_fewer_heads_of_a_vit_are_written_as_they_are(tmp_path):
     model, variables = slim(VIT, layers_0_attention=3, layers_1_attention=3)
     assert export.why_not(model) is None
     assert "pruned" in export.why_not(model, "timm")
-    _, described, again = round_trip(tmp_path / "out", model, variables)
+    out, described, again = round_trip(tmp_path / "out", model, variables)
+    assert "from version 5 on" in " ".join(out.notes)
     assert (described["num_attention_heads"], described["head_dim"], described["hidden_size"]) == (3, 4, 16)
     assert again.config.heads == (3, 3)
 
