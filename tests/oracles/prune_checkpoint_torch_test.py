@@ -1,4 +1,4 @@
-"""What `prune_checkpoint` hands on, read by `transformers` alone: tokeniser, processor, names and answers are the same."""
+"""What `prune_checkpoint` hands on, read by `transformers` alone: tokeniser, processor, names and answers agree."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from mvp_jax.data.datasets import labelled  # noqa: E402
-from mvp_jax.delivery import DeliverySettings, DeliveryTraining, PruningGoal, inputs, prune_checkpoint  # noqa: E402
-from tests import folders  # noqa: E402
-from tests.delivery import checkpoint_pruning_test  # noqa: E402
-from tests.delivery.checkpoint_pruning_test import photos, vit  # noqa: E402, F401
+from mvp_jax.data.datasets import labelled
+from mvp_jax.delivery import DeliverySettings, DeliveryTraining, PruningGoal, inputs, prune_checkpoint
+from tests import folders
+from tests.delivery import checkpoint_pruning_test
+from tests.delivery.checkpoint_pruning_test import photos, vit  # noqa: F401
 
 BRIEF = DeliveryTraining(steps=12, batch=16, looks=2, learning_rate=3e-3)
 
