@@ -1,49 +1,57 @@
-"""The bank: a directory of pruned models, all made from one pre-trained model, and who of them votes for a new task."""
+"""The bank: pruned models, all made from one pre-trained model, and who of them votes for a new task.
 
+A bank is a folder or an address in a bucket. `python -m mvp_jax.bank DIR` lists, verifies, exports and imports one.
+"""
+
+from mvp_jax.bank.archive import pack, unpack
+from mvp_jax.bank.dense import has_model, load_model, needs, store_model
 from mvp_jax.bank.directory import (
-    Bank,
     BankEntry,
     add,
-    ballots,
+    class_names,
     create,
     entries,
-    fingerprint,
     has,
     load,
     open,
-    stacked,
-    verify,
-    weights,
+    write_readme,
 )
-from mvp_jax.bank.voters import (
-    Neighbours,
-    SimilarityFn,
-    in_dense_shapes,
-    leep_to_all,
-    neighbours,
-    prototypes,
-    prototypes_to_all,
-)
+from mvp_jax.bank.manifest import Bank, BankDescription, fingerprint
+from mvp_jax.bank.ranking import SimilarityFn, leep_to_all, prototypes, prototypes_to_all, similarities_to
+from mvp_jax.bank.stacking import ballots, stacked, weights
+from mvp_jax.bank.verification import problems, verify
+from mvp_jax.bank.voters import Neighbours, in_dense_shapes, neighbours
 
 __all__ = [
     "Bank",
+    "BankDescription",
     "BankEntry",
     "Neighbours",
     "SimilarityFn",
     "add",
     "ballots",
+    "class_names",
     "create",
     "entries",
     "fingerprint",
     "has",
+    "has_model",
     "in_dense_shapes",
     "leep_to_all",
     "load",
+    "load_model",
+    "needs",
     "neighbours",
     "open",
+    "pack",
+    "problems",
     "prototypes",
     "prototypes_to_all",
+    "similarities_to",
     "stacked",
+    "store_model",
+    "unpack",
     "verify",
     "weights",
+    "write_readme",
 ]

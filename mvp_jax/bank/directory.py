@@ -1,6 +1,8 @@
 """The bank: a directory of pruned models, all made from one pre-trained model.
 
-    DIR/manifest.json                  format, fingerprint of the pre-trained model, settings
+    DIR/README.md                      what the bank is and how it is used; made from the manifest
+    DIR/manifest.json                  format, fingerprint of the pre-trained model, settings, description
+    DIR/model/                         the pre-trained model, and its processor's or tokeniser's files (`bank.dense`)
     DIR/entries/TASK/entry.json        task, classes, ratio, accuracy, cost, checksum
     DIR/entries/TASK/arrays.safetensors
 
@@ -16,18 +18,24 @@ import os
 import pathlib
 import shutil
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
 
-import jax
-import numpy as np
-
-from mvp_jax.core import trees
-from mvp_jax.core.types import PyTree
+from mvp_jax.bank import dense as dense_model
+from mvp_jax.bank import manifest, readme
+from mvp_jax.bank.manifest import Bank, BankDescription
+from mvp_jax.core.types import PyTree, Variables
+from mvp_jax.models.api import Model
 from mvp_jax.storage import checkpoint, files
 
-_FORMAT, _VERSION = "mvp_jax bank", 1
-_ARRAYS, _MARKER = "arrays.safetensors", "entry.json"
+S = TypeVar("S")
+T = TypeVar("T")
+
+ARRAYS, MARKER = "arrays.safetensors", "entry.json"
+"""The files of an entry; the second says, in a bucket, that the entry is complete."""
+
+_READERS = 32  # requests to a bucket at a time: each waits for the network, hardly any for this process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,8 @@ class BankEntry:
         ratio: the share of units removed, in [0, 1).
         accuracy: on the task's validation examples, in [0, 1].
         cost: what making it took: `steps`, `examples`, `flops`.
+        class_names: the names of the classes, in the same order; `()`: the bank's description has them by number, or
+            nobody knows them.
         extra: any other values that JSON can hold.
         path: the entry's folder; set by the bank.
         checksum: sha256 of the arrays' file; set by the bank.
@@ -53,45 +63,19 @@ class BankEntry:
     accuracy: float
     cost: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    class_names: tuple[str, ...] = ()
     path: pathlib.Path | None = None
     checksum: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bank:
-    """An open bank.
-
-    Attributes:
-        path: its folder.
-        fingerprint: that of the pre-trained model from which all its entries are made; see the function `fingerprint`.
-        settings: how its entries are made, plain JSON values.
-        write: whether entries may be added.
-    """
-
-    path: pathlib.Path
-    fingerprint: str
-    settings: Mapping[str, Any] = dataclasses.field(hash=False)
-    write: bool = False
-
-
-def fingerprint(variables: PyTree) -> str:
-    """The identity of a pre-trained model: sha256 (hexadecimal) over the paths, dtypes, shapes and bytes of its arrays.
-
-    It does not depend on the kinds of containers in the tree.
-
-    >>> fingerprint({"a": np.zeros(2, np.float32)})[:8], fingerprint({"a": np.ones(2, np.float32)})[:8]
-    ('a0025d8c', '404ca05b')
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(trees.flatten(variables).items()):
-        leaf = np.asarray(leaf)
-        digest.update(json.dumps([path, str(leaf.dtype), leaf.shape]).encode())
-        digest.update(leaf.tobytes())
-    return digest.hexdigest()
-
-
 def create(
-    directory: str | os.PathLike[str], *, fingerprint: str, settings: Mapping[str, Any], exist_ok: bool = False
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    about: BankDescription | None = None,
+    dense: tuple[Model, Variables] | None = None,
+    exist_ok: bool = False,
 ) -> Bank:
     """Makes a bank and opens it for writing.
 
@@ -99,24 +83,49 @@ def create(
         directory: a new or empty folder, or an address in a bucket.
         fingerprint: that of the pre-trained model; see the function `fingerprint`.
         settings: how entries are made, plain JSON values; all entries of a bank are made by the same settings.
+        about: what a person has to know to use the bank; it goes into the manifest and the readme. A bank that is there
+            already keeps its own, and gets this one if it has none.
+        dense: the pre-trained model and its variables, to be stored in the bank, so that the bank can be used alone;
+            `None`: whoever uses the bank must have the model. Files of its processor or tokeniser are stored by
+            `bank.store_model`.
         exist_ok: whether to open a bank that is there already, such as one that a killed run left.
 
     Raises:
         ValueError: if the folder holds something else or cannot be written; if it holds a bank and `exist_ok` is
-            `False`, or the bank has another fingerprint or other settings.
+            `False`, or the bank has another fingerprint or other settings; if `dense` is not the model of the
+            fingerprint, or not one of this package's families.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> bank = create(folder, fingerprint="f" * 64, settings={"ratio": 0.5})
+    >>> bank = create(folder, fingerprint="f" * 64, settings={"ratio": 0.5}, about=BankDescription(title="Pets"))
     >>> entries(create(folder, fingerprint="f" * 64, settings={"ratio": 0.5}, exist_ok=True))
     []
     """
     directory = files.absolute(directory)
-    settings = _plain("settings", settings)
-    if files.exists(directory / "manifest.json"):
-        if not exist_ok:
-            raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
-        return open(directory, fingerprint=fingerprint, settings=settings, write=True)
+    settings = manifest.plain("settings", settings)
+    about = about or BankDescription()
+    manifest.plain("about", dataclasses.asdict(about))
+    if dense is not None:
+        about = dataclasses.replace(about, model=dense_model.configuration(dense[0]))
+        dense_model.check(fingerprint, dense[1])
+    if not files.exists(directory / manifest.NAME):
+        _empty(directory)
+        manifest.write(Bank(path=directory, fingerprint=fingerprint, settings=settings, about=about))
+    elif not exist_ok:
+        raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
+    bank = open(directory, fingerprint=fingerprint, settings=settings, write=True)
+    if bank.about == BankDescription() != about:
+        bank = dataclasses.replace(bank, about=about)
+        manifest.write(bank)
+    if dense is not None and not dense_model.has_model(bank):
+        dense_model.store_model(bank, *dense)
+    if not files.exists(directory / readme.NAME):
+        write_readme(bank)
+    return bank
+
+
+def _empty(directory: pathlib.Path) -> None:
+    """Makes a folder for a new bank; `ValueError` if it holds something."""
     files.writable(directory)
     # What a bank killed before its manifest was written leaves behind is its own, anything else is not.
     found = [] if files.is_remote(directory) else [p.name for p in directory.iterdir() if p.name[0] == "."]
@@ -124,10 +133,6 @@ def create(
     foreign = sorted(set(found) - {"entries"})
     if foreign or files.listing(directory / "entries"):
         raise ValueError(f"{directory} is neither empty ({foreign[:5] or 'entries'}) nor a bank; choose another folder")
-    content = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": settings}
-    with files.writing(directory):
-        files.write_bytes(directory / "manifest.json", json.dumps(content, indent=1).encode())
-    return open(directory, write=True)
 
 
 def open(
@@ -150,22 +155,14 @@ def open(
             which), or it cannot be written although `write` is set.
     """
     directory = files.absolute(directory)
-    try:
-        content = json.loads((directory / "manifest.json").read_text())
-        if content["format"] != _FORMAT or content["version"] != _VERSION:
-            raise ValueError(f"its manifest says {content['format']!r}, version {content['version']!r}")
-        bank = Bank(path=directory, fingerprint=content["fingerprint"], settings=content["settings"], write=write)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{directory} is not a bank of version {_VERSION} (`bank.create` makes one): {error}"
-        ) from error
+    bank = manifest.read(directory, write=write)
     if fingerprint is not None and fingerprint != bank.fingerprint:
         raise ValueError(
             f"the bank {directory} belongs to another pre-trained model: its fingerprint is {bank.fingerprint[:12]}, "
             f"the model's {fingerprint[:12]}; load the model it was made from, or build a bank in another folder"
         )
     if settings is not None:
-        differing = _differences(_plain("settings", settings), bank.settings)
+        differing = manifest.differences(manifest.plain("settings", settings), bank.settings)
         if differing:
             raise ValueError(
                 f"the bank {directory} was made with other settings: {'; '.join(differing)}; "
@@ -175,6 +172,19 @@ def open(
         files.writable(directory / "entries")
         files.sweep(directory / "entries")
     return bank
+
+
+def write_readme(bank: Bank) -> None:
+    """Writes the bank's `README.md` anew, from its manifest and the number of entries that it has now.
+
+    Raises:
+        ValueError: if the bank is read-only or cannot be written.
+    """
+    if not bank.write:
+        raise ValueError(f"the bank {bank.path} is open for reading; pass write=True to `bank.open`")
+    text = readme.text(bank, len(folders(bank)), dense_model.has_model(bank))
+    with files.writing(bank.path):
+        files.write_bytes(bank.path / readme.NAME, text.encode())
 
 
 def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry:
@@ -194,6 +204,7 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
         ValueError: if the bank is read-only or another model's, the task is already in it, or a value cannot be stored.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> bank = create(tempfile.mkdtemp(), fingerprint="f" * 64, settings={})
     >>> entry = BankEntry(task="cats", classes=(3, 5), fingerprint="f" * 64, ratio=0.5, accuracy=0.9)
     >>> entry = add(bank, entry, {"units": {"block/fc": np.array([True, False])}})
@@ -209,31 +220,35 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
             f"entry {entry.task!r}: classes {entry.classes}, ratio {entry.ratio}, accuracy {entry.accuracy}; expected "
             "a name, at least one class, a ratio in [0, 1) and an accuracy in [0, 1]"
         )
+    if len(entry.class_names) not in (0, len(entry.classes)):
+        raise ValueError(
+            f"entry {entry.task!r} has {len(entry.classes)} classes and {len(entry.class_names)} names; give one each"
+        )
     target = _folder(bank, entry.task)
     if has(bank, entry.task):
         raise ValueError(f"task {entry.task!r} is already in the bank {bank.path}; `bank.has` tells before the work")
     fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.name != "path"}
-    content = _plain(f"entry {entry.task!r}", fields)
+    content = manifest.plain(f"entry {entry.task!r}", fields)
     if files.is_remote(target):
-        content["checksum"] = checkpoint.save_arrays(target / _ARRAYS, arrays)
+        content["checksum"] = checkpoint.save_arrays(target / ARRAYS, arrays)
         with files.writing(bank.path):
-            files.write_bytes(target / _MARKER, json.dumps(content, indent=1).encode())
-        return _entry(target)
+            files.write_bytes(target / MARKER, json.dumps(content, indent=1).encode())
+        return entry_at(target)
     with files.writing(bank.path):
         hidden = files.hidden(target.parent)
         try:
-            content["checksum"] = checkpoint.save_arrays(hidden / _ARRAYS, arrays)
-            files.write_bytes(hidden / _MARKER, json.dumps(content, indent=1).encode())
+            content["checksum"] = checkpoint.save_arrays(hidden / ARRAYS, arrays)
+            files.write_bytes(hidden / MARKER, json.dumps(content, indent=1).encode())
             os.rename(hidden, target)  # refused, not merged, if another writer was first: its folder is not empty
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
         files.sync(target.parent)
-    return _entry(target)
+    return entry_at(target)
 
 
 def has(bank: Bank, task: str) -> bool:
     """Whether the bank has an entry for the task of this name."""
-    return files.complete(_folder(bank, task), _MARKER)
+    return files.complete(_folder(bank, task), MARKER)
 
 
 def entries(bank: Bank) -> list[BankEntry]:
@@ -242,7 +257,21 @@ def entries(bank: Bank) -> list[BankEntry]:
     Raises:
         ValueError: naming the folder, if an entry is damaged.
     """
-    return sorted((_entry(folder) for folder in _folders(bank)), key=lambda e: e.task)
+    return sorted(together(entry_at, folders(bank), bank.path), key=lambda e: e.task)
+
+
+def class_names(bank: Bank, entry: BankEntry) -> tuple[str, ...]:
+    """The names of an entry's classes, in the order of its head's outputs: its own, the bank's, or else numbers.
+
+    >>> about = BankDescription(class_names=("ant", "bee", "cat"))
+    >>> pets = Bank(path=pathlib.Path(), fingerprint="", settings={}, about=about)
+    >>> class_names(pets, BankEntry(task="t", classes=(2, 0), fingerprint="", ratio=0.5, accuracy=0.9))
+    ('cat', 'ant')
+    """
+    if entry.class_names:
+        return entry.class_names
+    known = bank.about.class_names
+    return tuple(known[c] if 0 <= c < len(known) else str(c) for c in entry.classes)
 
 
 def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = True) -> dict[str, Any]:
@@ -261,7 +290,7 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
     """
     if entry.path is None:
         raise ValueError(f"entry {entry.task!r} is in no bank yet; `bank.add` returns one that is")
-    file = entry.path / _ARRAYS
+    file = entry.path / ARRAYS
     try:
         if check:
             with file.open("rb") as stream:
@@ -275,124 +304,50 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
         ) from error
 
 
-def ballots(bank_entries: Sequence[BankEntry]) -> dict[str, np.ndarray]:
-    """Returns the units that `T` entries keep, stacked for a vote, `{group: bool[T, C]}`.
+def folder_name(task: str) -> str:
+    """The name of the folder of a task's entry.
 
-    Raises:
-        ValueError: if there are no entries, one cannot be read, or their groups differ.
+    >>> folder_name("cats/dogs"), folder_name(".hidden")
+    ('cats%2Fdogs', '%2Ehidden')
     """
-    return stacked(bank_entries, "units")
-
-
-def weights(bank_entries: Sequence[BankEntry]) -> Any:
-    """Returns the variables of `T` entries, stacked: every leaf leads with `T`.
-
-    Raises:
-        ValueError: if there are no entries, one cannot be read, or their shapes differ.
-    """
-    return stacked(bank_entries, "variables")
-
-
-def stacked(bank_entries: Sequence[BankEntry], name: str) -> Any:
-    """The arrays that several entries hold under one name, stacked as NumPy arrays: every leaf leads with `T`.
-
-    Args:
-        bank_entries: `T` entries, at least one.
-        name: a name given to `add`, such as `units`, `variables` or `saliency`.
-
-    Raises:
-        ValueError: if there are no entries, their trees or shapes differ, or one has nothing of this name.
-    """
-    if not bank_entries:
-        raise ValueError("no entries to stack; give at least one")
-    return stack(bank_entries, [load(e, only=[name], check=False)[name] for e in bank_entries], name)
-
-
-def stack(bank_entries: Sequence[BankEntry], found: Sequence[Any], name: str) -> Any:
-    """Trees of several entries as one on the host, whose leaves lead with the axis of entries `T`.
-
-    Args:
-        bank_entries: whose trees they are; at least one.
-        found: a tree of each, all of one structure and with the same shapes.
-        name: what they are, for the errors.
-
-    Raises:
-        ValueError: naming the entries and the leaf, if trees or shapes differ.
-    """
-    first = trees.flatten(found[0])
-    for entry, tree in zip(bank_entries[1:], found[1:], strict=True):
-        trees.check_same_structure(found[0], tree, f"{name} of {bank_entries[0].task!r}", f"of {entry.task!r}")
-        for path, leaf in trees.flatten(tree).items():
-            if leaf.shape != first[path].shape:
-                raise ValueError(
-                    f"{name}/{path} is {first[path].shape} in {bank_entries[0].task!r} and {leaf.shape} in "
-                    f"{entry.task!r}; entries stack if they have one ratio and one number of classes"
-                )
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
-
-
-def verify(bank: Bank) -> int:
-    """Reads every entry, compares checksums and fingerprints, and returns the number of entries.
-
-    Raises:
-        ValueError: listing all entries that are damaged or made from another pre-trained model.
-    """
-    problems = []
-    folders = _folders(bank)
-    for folder in folders:
-        try:
-            entry = _entry(folder)
-            load(entry)
-            if entry.fingerprint != bank.fingerprint:
-                problems.append(f"bank entry {folder}: made from another pre-trained model")
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(f"{len(problems)} of {len(folders)} entries are not sound:\n" + "\n".join(problems))
-    return len(folders)
+    name = urllib.parse.quote(task, safe=" ,=+@")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _folder(bank: Bank, task: str) -> pathlib.Path:
-    name = urllib.parse.quote(task, safe=" ,=+@")
-    return bank.path / "entries" / (f"%2E{name[1:]}" if name.startswith(".") else name)
+    return bank.path / "entries" / folder_name(task)
 
 
-def _folders(bank: Bank) -> list[pathlib.Path]:
+def folders(bank: Bank) -> list[pathlib.Path]:
+    """The folders of the entries that a bank has now."""
     folder = bank.path / "entries"
-    return [folder / name for name in files.listing(folder) if files.complete(folder / name, _MARKER)]
+    found = [folder / name for name in files.listing(folder)]
+    complete = together(lambda path: files.complete(path, MARKER), found, folder)
+    return [path for path, there in zip(found, complete, strict=True) if there]
 
 
-def _entry(folder: pathlib.Path) -> BankEntry:
+def together(read: Callable[[S], T], items: Sequence[S], where: pathlib.Path | None) -> list[T]:
+    """What `read` gives for each item; if `where` is an address in a bucket, many are asked for at once."""
+    if where is None or len(items) < 2 or not files.is_remote(where):
+        return [read(item) for item in items]
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, items))
+
+
+def entry_at(folder: pathlib.Path) -> BankEntry:
+    """The entry in a folder.
+
+    Raises:
+        ValueError: naming the folder, if `entry.json` is missing or damaged.
+    """
     try:
-        content = json.loads((folder / _MARKER).read_text())
+        content = json.loads((folder / MARKER).read_text())
+        # Entries of earlier releases have no names of classes.
+        content.setdefault("class_names", ())
         fields = {f.name: content[f.name] for f in dataclasses.fields(BankEntry) if f.name != "path"}
-        return BankEntry(**fields | {"classes": tuple(fields["classes"]), "path": folder})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tuples = {name: tuple(fields[name]) for name in ("classes", "class_names")}
+        return BankEntry(**fields | tuples | {"path": folder})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"bank entry {folder}: entry.json is missing or damaged ({error!r}); delete that folder and build it again"
         ) from error
-
-
-def _plain(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    def number(value: Any) -> Any:
-        if not isinstance(value, np.generic | np.ndarray | jax.Array):
-            raise TypeError(f"{type(value).__name__} {value!r}")
-        return value.tolist()
-
-    try:
-        return dict(json.loads(json.dumps(dict(values), default=number, allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be plain JSON values (finite numbers, text, lists, dicts): {error}") from error
-
-
-def _differences(asked: dict[str, Any], found: Mapping[str, Any]) -> list[str]:
-    def flat(values: Any) -> dict[str, Any]:
-        pairs = jax.tree_util.tree_leaves_with_path(values, is_leaf=lambda v: not isinstance(v, dict))
-        return {trees.path_of(keys): value for keys, value in pairs}
-
-    left, right = flat(asked), flat(found)
-    return [
-        f"{name} is {right.get(name, 'missing')!r} in the bank, {left.get(name, 'missing')!r} asked for"
-        for name in sorted({*left, *right})
-        if left.get(name, left) != right.get(name, right)
-    ]

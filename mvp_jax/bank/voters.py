@@ -1,27 +1,22 @@
 """Who votes for a new task: the bank's entries that are most similar to it, in the dense model's shapes."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import compact
-from mvp_jax.bank import directory
+from mvp_jax.bank import ranking, stacking
 from mvp_jax.bank.directory import BankEntry
-from mvp_jax.core import labels, trees
+from mvp_jax.bank.ranking import SimilarityFn
 from mvp_jax.core import similarity as similarities
-from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Batch, PyTree, Units, UnitScores, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.models.api import Model, replace_head
-from mvp_jax.train import evaluation
-from mvp_jax.train.fitting import loops_on_host
 
-SimilarityFn: TypeAlias = Callable[[Sequence[BankEntry], Batch], Array]
-"""`(entries, data) -> float[T]`: how similar each of `T` entries is to the task that `data` shows, higher = nearer."""
+_NAMES = ("variables", "units", "saliency")
 
 
 class Neighbours(NamedTuple):
@@ -52,6 +47,7 @@ def neighbours(
     k: int = 5,
     *,
     similarity: Literal["leep", "prototype"] | SimilarityFn = "leep",
+    chunk: int = 64,
 ) -> Neighbours:
     """The `k` entries of a bank that are most similar to a new task, as the voters of Meta-Vote Pruning.
 
@@ -66,6 +62,7 @@ def neighbours(
             its model run on `data`; `prototype`: cosines between class means of the pre-trained model's features, for
             entries that were added with `prototypes` (see `bank.prototypes`); or a function
             `(entries, data) -> float[T]`, higher = nearer.
+        chunk: how many entries are in memory at a time while they are ranked.
 
     Runs on the host, outside `jax.jit` and `jax.vmap`, as it reads the entries' files.
 
@@ -96,33 +93,23 @@ def neighbours(
 
     Reference: Zhao et al., "Meta-Vote Pruning", 2023, arXiv:2301.11560, algorithm 2.
     """
-    _check(entries, model, variables, data, k)
-    names = ["variables", "units", "saliency", *(["prototypes"] if similarity == "prototype" else [])]
-    loaded = [directory.load(e, only=names, check=False) for e in entries]
-    groups = _groups(entries, loaded, model)
-    widest = max(found["variables"].params[model.head]["bias"].shape[0] for found in loaded)
-    for found in loaded:
-        found["variables"] = _widened(found["variables"], model.head, widest)
-    stacked = {name: directory.stack(entries, [found[name] for found in loaded], name) for name in names[:3]}
-    if similarity == "leep":
-        slim = model.with_classes(widest).resize(_counts(loaded[0]["units"]))
-        scores = leep_to_all(slim, stacked["variables"], data, num_classes=model.num_classes)
-    elif similarity == "prototype":
-        sources = _padded([found["prototypes"] for found in loaded])
-        scores = prototypes_to_all(prototypes(model, variables, data), sources)
-    elif callable(similarity):
-        scores = jnp.asarray(similarity(entries, data))
-        if scores.shape != (len(entries),):
-            raise ValueError(f"similarity gave {scores.shape} for {len(entries)} entries; it must give one number each")
-    else:
-        raise ValueError(f"unknown similarity {similarity!r}; choose leep, prototype or a function (entries, data)")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is {k!r}; give a whole number: at least one entry must vote")
+    scores = ranking.similarities_to(entries, model, variables, data, similarity=similarity, chunk=chunk)
     index = np.asarray(similarities.nearest(scores, min(k, len(entries))))
-    near = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), stacked)
+    near = [entries[i] for i in index]
+    found = ranking.read(near, _NAMES)
+    groups = ranking.groups(near, found, model, (near[0], found[0]["units"]))
+    # Heads are left out further on; of different numbers of classes they would not stack.
+    widest = max(f["variables"].params[model.head]["bias"].shape[0] for f in found)
+    for f in found:
+        f["variables"] = ranking.widened(f["variables"], model.head, widest)
+    slim, kept, saliency = (stacking.stack(near, [f[name] for f in found], name) for name in _NAMES)
     like = replace_head(variables, model)
     return in_dense_shapes(
-        near["variables"],
-        near["units"],
-        near["saliency"],
+        jax.tree.map(jnp.asarray, slim),
+        jax.tree.map(jnp.asarray, kept),
+        jax.tree.map(jnp.asarray, saliency),
         scores[index],
         groups=groups,
         like=like,
@@ -162,142 +149,5 @@ def in_dense_shapes(
     return Neighbours(units, Variables({**dense.params, head: own}, dense.rest), saliency, similarity)
 
 
-def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int = 8) -> Array:
-    """LEEP of every bank entry for one target task, as a single program over the stacked entries.
-
-    Args:
-        model: of the entries; slim, all of one shape.
-        members: their variables, every leaf leads with `T`.
-        data: the target's training examples: `x` `[N, ...]` and `y` `int[N]`.
-        num_classes: of the target.
-        chunk: entries at a time; it bounds the memory that activations take.
-
-    Returns:
-        `float32[T]`, higher = nearer.
-
-    Reference: Nguyen et al., "LEEP", 2020, arXiv:2002.12462, eqs. 1 and 2.
-    """
-    if loops_on_host(model, members, data):
-        return jnp.stack([_leep(model, v, data, num_classes=num_classes) for v in trees.unstack(members)])
-    return _leep_to_all(model, members, data, num_classes=num_classes, chunk=chunk)
-
-
-def _leep(model: Model, variables: Variables, data: Batch, *, num_classes: int) -> Array:
-    logits, _ = evaluation.infer(model, variables, data["x"])
-    return similarities.leep(jax.nn.softmax(logits), data["y"], num_classes)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_classes", "chunk"))
-def _leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int) -> Array:
-    return jax.lax.map(lambda v: _leep(model, v, data, num_classes=num_classes), members, batch_size=chunk)
-
-
-def prototypes(model: Model, variables: Variables, data: Batch) -> Array:
-    """Class means of the pre-trained model's features: what an entry stores for `similarity="prototype"`.
-
-    Args:
-        model: the dense model with the task's number of classes `Y`.
-        variables: the pre-trained model's; their head does not count.
-        data: the task's training examples: `x` `[N, ...]` and `y` `int[N]`.
-
-    Returns:
-        `float32[Y, F]`, zeros for a class without examples. Add an entry with `{"prototypes": ...}` of its task.
-
-    Raises:
-        ValueError: for labels outside the model's classes.
-
-    Reference: Snell et al., "Prototypical Networks for Few-shot Learning", 2017, arXiv:1703.05175, eq. 1.
-    """
-    _, features = evaluation.infer(model, replace_head(variables, model), data["x"])
-    return similarities.prototypes(features, data["y"], model.num_classes)
-
-
-@jax.jit
-def prototypes_to_all(target: Array, sources: Array) -> Array:
-    """Mean cosine of each of the target's class means to the closest class mean of every source task.
-
-    Args:
-        target: `[Y, F]` from `prototypes`.
-        sources: `[T, Z, F]`, the prototypes of `T` source tasks; rows of zeros (padding) are left out.
-
-    Returns:
-        `float32[T]` in `[-1, 1]`, higher = nearer; see `similarity.prototype_cosine`.
-    """
-    return jax.vmap(lambda source: similarities.prototype_cosine(target, source))(sources)
-
-
-def _check(entries: Sequence[BankEntry], model: Model, variables: Variables, data: Batch, k: int) -> None:
-    if isinstance(entries, directory.Bank):
-        raise ValueError("entries is a bank; pass bank.entries(it)")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, data))):
-        raise ValueError("bank.neighbours reads files and runs on the host; call it outside jit, vmap and grad")
-    if not isinstance(data, Mapping) or not {"x", "y"} <= data.keys():
-        raise ValueError("data is not {'x': inputs [N, ...], 'y': labels int[N]}; make it so")
-    if not entries:
-        raise ValueError("the bank has no entries, so nobody can vote; add pruned models with bank.add first")
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k is {k!r}; give a whole number: at least one entry must vote")
-    labels.check(data["y"], model.num_classes)
-    mark = directory.fingerprint(variables)
-    foreign = [e.task for e in entries if e.fingerprint != mark]
-    if foreign:
-        raise ValueError(
-            f"entries {foreign[:5]} were made from another pre-trained model: the variables' fingerprint is "
-            f"{mark[:12]}, theirs {next(e.fingerprint for e in entries if e.fingerprint != mark)[:12]}; give the "
-            "variables that the bank was made from, under the head they had then"
-        )
-
-
-def _groups(entries: Sequence[BankEntry], loaded: Sequence[dict[str, Any]], model: Model) -> tuple[Group, ...]:
-    """The model's groups that the entries prune; `ValueError` where entries do not fit them or one another."""
-    have = {g.name: g for g in model.groups}
-    first = _counts(loaded[0]["units"])
-    for entry, found in zip(entries, loaded, strict=True):
-        unknown = sorted(set(found["units"]) - set(have))
-        if unknown:
-            raise ValueError(
-                f"entry {entry.task!r} prunes groups that the model lacks: {unknown[:5]}; it has {sorted(have)[:5]}"
-            )
-        units_lib.check(found["units"], [have[name] for name in found["units"]])
-        counts = _counts(found["units"])
-        if counts != first:
-            wrong = {n: (first.get(n), counts.get(n)) for n in {*first, *counts} if first.get(n) != counts.get(n)}
-            raise ValueError(
-                f"entries {entries[0].task!r} and {entry.task!r} keep different numbers of units, {wrong}; entries "
-                "vote together if all were pruned by one ratio in the same groups"
-            )
-    return tuple(g for g in model.groups if g.name in first)
-
-
-def _counts(units: Units) -> dict[str, int]:
-    return {name: int(np.count_nonzero(kept)) for name, kept in units.items()}
-
-
-def _widened(variables: Variables, head: str, classes: int) -> Variables:
-    """The same model with more classes, of probability 0: LEEP is then what it was, and heads of all entries stack."""
-    kernel, bias = variables.params[head]["kernel"], variables.params[head]["bias"]
-    missing = classes - bias.shape[0]
-    kernel = np.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, missing)])
-    bias = np.concatenate([bias, np.full(missing, -np.inf, bias.dtype)])
-    return Variables({**variables.params, head: {"kernel": kernel, "bias": bias}}, variables.rest)
-
-
-def _padded(prototypes: Sequence[np.ndarray]) -> Array:
-    """Prototypes of tasks of different numbers of classes as one array; rows of zeros are no classes."""
-    classes = max(p.shape[0] for p in prototypes)
-    return jnp.stack([jnp.pad(p, ((0, classes - p.shape[0]), (0, 0))) for p in prototypes])
-
-
 def _without(params: PyTree, head: str) -> PyTree:
     return {name: child for name, child in params.items() if name != head}
-
-
-__all__ = [
-    "Neighbours",
-    "SimilarityFn",
-    "in_dense_shapes",
-    "leep_to_all",
-    "neighbours",
-    "prototypes",
-    "prototypes_to_all",
-]

@@ -65,16 +65,19 @@ def test_scores(names: Sequence[str], given: Answers) -> tuple[Score, ...]:
     """
     values, count = metrics.score(names, given.outputs, given.labels), len(given.labels)
     found = []
+    low: float | None
+    high: float | None
     for name, value in values.items():
         if name == "accuracy":
             low, high = intervals.accuracy_interval(int(given.correct.sum()), count)
         else:
-            low, high = intervals.bootstrap(
+            ends = intervals.bootstrap(
                 lambda o, y, name=name: metrics.score((name,), o, y)[name],  # type: ignore[misc]
                 given.outputs if name in metrics.OF_SCORES else given.outputs.argmax(-1),
                 given.labels,
                 seed=0,
             )
+            low, high = ends or (None, None)
         found.append(Score(name, value, low, high, count))
     return tuple(found)
 
@@ -176,15 +179,10 @@ def changed(inputs: TaskInputs, dense: Answers, pruned: Answers) -> tuple[Change
     if not inputs.class_names:
         before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
         chosen = np.argsort(before - after)[: _MOST_EXAMPLES // 3]
-        return tuple(
-            _example(
-                inputs,
-                int(i),
-                *(f"{v:.2f}" for v in (dense.labels[i], dense.outputs[i, 0], pruned.outputs[i, 0])),
-                None,
-            )
-            for i in chosen
-        )
+        numbers = [
+            (f"{dense.labels[i]:.2f}", f"{dense.outputs[i, 0]:.2f}", f"{pruned.outputs[i, 0]:.2f}") for i in chosen
+        ]
+        return tuple(_example(inputs, int(i), *three, None) for i, three in zip(chosen, numbers, strict=True))
     names, said, now = inputs.class_names, dense.outputs.argmax(-1), pruned.outputs.argmax(-1)
     differ = np.flatnonzero(said != now)
     order = differ[np.argsort(np.where(dense.correct, 0, np.where(pruned.correct, 1, 2))[differ], kind="stable")]
