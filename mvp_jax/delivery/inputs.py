@@ -10,11 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import pretrained
+from mvp_jax import models, pretrained
 from mvp_jax.core.types import Array, Batch, Variables
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets.labelled import LabelledData, LabelledPart
 from mvp_jax.methods.contract import CROSS_ENTROPY
+from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import tensor_files
 from mvp_jax.train import Loss, metrics
@@ -101,7 +102,10 @@ def read(
     if integer != (data.kind == "texts"):
         takes = "texts" if integer else "pictures"
         raise ValueError(f"{checkpoint} reads {takes}, and {data.name} holds {data.kind}; give data of the other kind")
-    made, notes = _texts(folder, model, data, length) if integer else _pictures(folder, model, data, size)
+    if integer:
+        made, notes = _texts(folder, model, data, length)
+    else:
+        model, made, notes = _pictures(folder, model, data, size)
     order = _order(folder, data.class_names) if trained else np.arange(max(1, len(data.class_names)))
     if not trained:
         notes = [
@@ -194,9 +198,13 @@ def _texts(
 
 def _pictures(
     folder: pathlib.Path, model: Model, data: LabelledData, size: int | None
-) -> tuple[Callable[[LabelledPart], Array], list[str]]:
-    """Returns a function that makes the model's input of a part's pictures, and what was decided."""
+) -> tuple[Model, Callable[[LabelledPart], Array], list[str]]:
+    """Returns the model for the size of the pictures, a function that makes its input of them, and what was decided."""
     process, notes = _processor(folder, model, size)
+    shape = process(pixels(data.train.x, 0, 1)).shape[1:]
+    if isinstance(model.config, resnet.ResNetConfig) and shape[0] == shape[1]:
+        # Convolutions have no size of their own; what a checkpoint says nothing of is the size of published ones.
+        model = models.build(dataclasses.replace(model.config, image_size=shape[0]))
     count = len(data.train.y) + len(data.valid.y) + len(data.test.y)
     need = 4 * count * math.prod(model.input_shape)
     if need > _MOST_BYTES:
@@ -214,7 +222,7 @@ def _pictures(
             )
         return jnp.asarray(found)
 
-    return made, notes
+    return model, made, notes
 
 
 def pixels(pictures: Sequence[Any] | np.ndarray, at: int, count: int) -> list[np.ndarray]:
@@ -241,10 +249,12 @@ def _processor(
     folder: pathlib.Path, model: Model, size: int | None
 ) -> tuple[Callable[[list[np.ndarray]], np.ndarray], list[str]]:
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        return dataclasses.replace(images.processor(folder), convert=model.input_shape[-1] == 3), []
+        process = dataclasses.replace(images.processor(folder), convert=model.input_shape[-1] == 3)
+        return (process if process.convert else _grey(process)), []
     side = size or model.input_shape[0]
     if model.input_shape[-1] == 1:
-        return _grey(model.input_shape), ["the checkpoint has no processor: pictures are grey, in [0, 1]"]
+        grey = images.Processor(size=(model.input_shape[0], model.input_shape[1]))
+        return _grey(grey), ["the checkpoint has no processor: pictures are grey, in [0, 1]"]
     imagenet = images.Processor(
         size=side, crop=(side, side), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), convert=True
     )
@@ -253,9 +263,7 @@ def _processor(
     ]
 
 
-def _grey(shape: Sequence[int]) -> Callable[[list[np.ndarray]], np.ndarray]:
-    processor = images.Processor(size=(shape[0], shape[1]))
-
+def _grey(processor: images.Processor) -> Callable[[list[np.ndarray]], np.ndarray]:
     def process(given: list[np.ndarray]) -> np.ndarray:
         # Pictures are read as RGB; the mean of equal channels is the channel.
         return processor([np.round(x.mean(-1)).astype(np.uint8) for x in given])

@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +23,6 @@ from mvp_jax.storage import checkpoint, records
 from mvp_jax.train import evaluation
 
 METHODS = ("mvp", "copy_farthest", "ifp", "dense")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(arg="model=vit,runlocal", **fields):
@@ -305,55 +300,6 @@ def test_config_arguments():
     for wrong in ("runlocal=1", "model", "modell=vit", "vit", "data=digits,fast"):
         with pytest.raises(ValueError, match=r"unknown config argument .*; allowed are data=NAME, model=NAME, "):
             config_file.get_config(wrong)
-
-
-def command(work, *flags):
-    """The job as a person starts it."""
-    fields = [
-        "--config.model.options.width=4",
-        "--config.pretrain.steps=6",
-        "--config.pretrain.save_every=3",
-        "--config.bank.tasks=3",
-        "--config.bank.rounds=1",
-        "--config.mapping=loop",
-        "--config.methods=('mvp','dense')",
-    ]
-    main = [sys.executable, "-m", "mvp_jax.main", "--config=configs/mvp.py:runlocal", f"--workdir={work}"]
-    return [*main, *fields, *flags]
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    done = subprocess.run(
-        command(tmp_path / "run", "--config.model.name=resnet9"), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "error: unknown model 'resnet9'; choose 'checkpoint' or one of" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), cwd=ROOT, capture_output=True, check=True, timeout=1200)
-    for awaited in ("pretrain/states/3", "bank/entries/source-0000", "rows/mvp-0000.json"):
-        run = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            until = time.monotonic() + 1200
-            while not (killed / awaited).exists():
-                assert run.poll() is None, f"the run ended before {awaited} was there"
-                assert time.monotonic() < until
-                time.sleep(0.01)
-        finally:
-            run.kill()  # signal 9: nothing is tidied up
-            run.wait()
-    assert not (killed / "results.csv").exists()
-    subprocess.run(command(killed), cwd=ROOT, capture_output=True, check=True, timeout=1200)
-    assert (killed / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
-    assert len(records.read_csv(killed / "results.csv")) == 16
-    for folder in sorted((whole / "bank" / "entries").iterdir()):
-        file = Path("bank/entries") / folder.name / "arrays.safetensors"
-        assert (killed / file).read_bytes() == (whole / file).read_bytes()
 
 
 @pytest.mark.slow
