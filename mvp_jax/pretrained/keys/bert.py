@@ -153,7 +153,8 @@ def _describe(kin: Kin, task: _Task, config: Any) -> dict[str, Any]:
         raise ValueError(
             f"the layers of {kin.name} are all alike, with dim / heads dimensions in each head and scores scaled by "
             f"its root, so fewer heads or head dimensions cannot be said; this encoder has "
-            f"heads={config.heads}, qk_dim={config.qk_dim}, v_dim={config.v_dim} and mlp={config.mlp} at dim={config.dim}"
+            f"heads={config.heads}, qk_dim={config.qk_dim}, v_dim={config.v_dim} and mlp={config.mlp} at "
+            f"dim={config.dim}"
         )
     values = dataclasses.asdict(config) | alike | {"layers": len(config.heads)}
     values["activation"] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
