@@ -3,10 +3,11 @@
     python benchmarks/bank_scale.py --entries 1000 10000
 
 The entries are synthetic: slim ResNet-8 models of ten classes with random weights, half of the units removed, as
-`bank.add` writes them. The target is a task of five classes with five images (8×8) each. Every measurement is a process of its
-own, so that its peak memory (resident set) is its own; that of a process which has only loaded the library and the
-pre-trained model, and run one forward pass, stands in the first row. Files that were just written are in the system's
-cache. `all at once` ranks with one chunk that holds the whole bank. Programs are compiled within the measured time.
+`bank.add` writes them. The target is a task of five classes with five images (8×8) each. Every measurement is a process
+of its own, so that its peak memory (resident set) is its own; that of a process which has only loaded the library and
+the pre-trained model, and run one forward pass, stands in the first row. Files that were just written are in the
+system's cache. `all at once` ranks with one chunk that holds the whole bank. Programs are compiled within the measured
+time.
 """
 
 import argparse

@@ -3,9 +3,14 @@
     python -m mvp_jax.main --config=configs/mvp.py --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp.py:model=vit --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp.py:runlocal --workdir=DIR
+    python -m mvp_jax.main --config=configs/mvp.py:bank=BANK,target=FOLDER --workdir=DIR
 
-The argument is a comma-separated list of `data=digits|npz`, `model=resnet|vit|NAME` and `runlocal`; every field of the
-config can be overridden as `--config.field=value`.
+With `bank` and `target` there is no study: the pre-trained model of a bank that is there, such as `configs/bank.py`
+makes one, is pruned for the one new task in FOLDER (pictures by class, or a table of texts), in seconds to a minute.
+`--workdir` gets `model/`, `slim/` and `report.html`; the setting `method` names another method than `mvp`.
+
+Otherwise the argument is a comma-separated list of `data=digits|npz`, `model=resnet|vit|NAME` and `runlocal`. Every
+field of the config can be overridden as `--config.field=value`.
 
 Lab note. All figures are for two CPU cores, and nothing is downloaded. The default (digits, ResNet-8, 87.5 % of the
 filters removed, 42 bank tasks, 6 targets × 3 seeds, 22 methods) takes about four and a half minutes from an empty
@@ -18,7 +23,7 @@ what they do not show, are in `docs/results/`.
 
 from ml_collections import ConfigDict
 
-from mvp_jax.experiments import presets
+from mvp_jax.experiments import from_bank_job, presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
@@ -46,7 +51,11 @@ def _cifar(config: ConfigDict, model: str) -> None:
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
-    given = presets.arguments(arg)
+    given = presets.arguments(arg, ("data", "model", "bank", "target", "runlocal"))
+    if "bank" in given or "target" in given:
+        if set(given) != {"bank", "target"}:
+            raise ValueError(f"got {sorted(given)}; give bank=BANK and target=FOLDER together, and nothing beside them")
+        return from_bank_job.config(given["bank"], given["target"])
     data, model = given.get("data", "digits"), given.get("model", "resnet")
     config = presets.meta_vote(data, model)
     if data == "npz":

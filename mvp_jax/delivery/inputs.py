@@ -249,10 +249,12 @@ def _processor(
     folder: pathlib.Path, model: Model, size: int | None
 ) -> tuple[Callable[[list[np.ndarray]], np.ndarray], list[str]]:
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        return dataclasses.replace(images.processor(folder), convert=model.input_shape[-1] == 3), []
+        process = dataclasses.replace(images.processor(folder), convert=model.input_shape[-1] == 3)
+        return (process if process.convert else _grey(process)), []
     side = size or model.input_shape[0]
     if model.input_shape[-1] == 1:
-        return _grey(model.input_shape), ["the checkpoint has no processor: pictures are grey, in [0, 1]"]
+        grey = images.Processor(size=(model.input_shape[0], model.input_shape[1]))
+        return _grey(grey), ["the checkpoint has no processor: pictures are grey, in [0, 1]"]
     imagenet = images.Processor(
         size=side, crop=(side, side), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), convert=True
     )
@@ -261,9 +263,7 @@ def _processor(
     ]
 
 
-def _grey(shape: Sequence[int]) -> Callable[[list[np.ndarray]], np.ndarray]:
-    processor = images.Processor(size=(shape[0], shape[1]))
-
+def _grey(processor: images.Processor) -> Callable[[list[np.ndarray]], np.ndarray]:
     def process(given: list[np.ndarray]) -> np.ndarray:
         # Pictures are read as RGB; the mean of equal channels is the channel.
         return processor([np.round(x.mean(-1)).astype(np.uint8) for x in given])

@@ -22,6 +22,9 @@ from mvp_jax.train import evaluation, metrics
 _LATENCY_BATCH = 8
 _REPEATS = 21
 _MOST_EXAMPLES = 60
+NOTICEABLE = 0.25
+"""By which share of the labels' standard deviation an error has to change for an answer of a regression to count as
+changed."""
 
 
 class Answers(NamedTuple):
@@ -169,7 +172,7 @@ def densities(
 def changed(inputs: TaskInputs, dense: Answers, pruned: Answers) -> tuple[ChangedExample, ...]:
     """Returns test examples on which two models give different answers, those that became wrong first.
 
-    Of a regression these are the examples whose error grew most.
+    Of a regression these are the examples whose error grew most, by more than `NOTICEABLE`.
 
     Args:
         inputs: the task.
@@ -178,7 +181,8 @@ def changed(inputs: TaskInputs, dense: Answers, pruned: Answers) -> tuple[Change
     """
     if not inputs.class_names:
         before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
-        chosen = np.argsort(before - after)[: _MOST_EXAMPLES // 3]
+        least = NOTICEABLE * float(np.std(dense.labels))
+        chosen = [i for i in np.argsort(before - after)[: _MOST_EXAMPLES // 3] if after[i] - before[i] > least]
         numbers = [
             (f"{dense.labels[i]:.2f}", f"{dense.outputs[i, 0]:.2f}", f"{pruned.outputs[i, 0]:.2f}") for i in chosen
         ]

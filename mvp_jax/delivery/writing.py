@@ -225,7 +225,8 @@ def _compared(inputs: TaskInputs, dense: judging.Answers, pruned: judging.Answer
         before, after = dense.outputs.argmax(-1), pruned.outputs.argmax(-1)
     else:
         before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
-        counts = ChangedCounts(int((after > before).sum()), int((after < before).sum()), int((after == before).sum()))
+        grown = np.abs(after - before) > judging.NOTICEABLE * float(np.std(dense.labels))
+        counts = ChangedCounts(int((grown & (after > before)).sum()), int((grown & (after < before)).sum()), 0)
         before, after = dense.outputs[:, 0], pruned.outputs[:, 0]
     difference = intervals.bootstrap_difference(
         lambda p, y: metrics.score((first,), p, y)[first], before, after, dense.labels, seed=0

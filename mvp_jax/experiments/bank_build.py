@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvp_jax import bank as banks
+from mvp_jax import models
 from mvp_jax.core.types import Array, Batch, Variables
 from mvp_jax.data import sources, tasks
 from mvp_jax.data.loading import prefetch
+from mvp_jax.experiments import bank_description
 from mvp_jax.experiments.plans import FewShotPlan
 from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import few_shot
@@ -50,22 +52,55 @@ class Stacked(NamedTuple):
 
 
 def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
-    """Returns the bank of a job; prunes the pre-trained model for those source tasks that it does not have yet.
-
-    The tasks are shared out over processes and pruned a chunk at a time. Writes the folders `bank` and `diverged` (the
-    tasks whose training diverged, which are left out).
+    """Returns the bank of a job in memory; prunes the pre-trained model for source tasks that it does not have yet.
 
     Args:
         plan: the job's plan.
         variables: the variables of the pre-trained model.
-        work: the folder that holds, or will hold, the folder `bank`.
+        work: the folder that holds, or will hold, the folders `bank` and `diverged`; see `fill`.
 
     Raises:
-        ValueError: for a bank of another model or of other settings, or if fewer than two tasks did not diverge.
+        ValueError: as `fill` does, or if fewer than two tasks did not diverge.
     """
-    mark, lost = banks.fingerprint(variables), work / "diverged"
-    make = functools.partial(banks.create, work / "bank", fingerprint=mark, settings=_settings_of(plan), exist_ok=True)
-    processes.only_first("bank", make)
+    return _stacked(plan, variables, fill(plan, variables, work / "bank", work / "diverged"))
+
+
+def fill(
+    plan: FewShotPlan,
+    variables: Variables,
+    folder: Path,
+    lost: Path,
+    *,
+    about: banks.BankDescription | None = None,
+    store_model: bool = True,
+) -> banks.Bank:
+    """Prunes the pre-trained model for those source tasks that a bank does not have yet, and returns the bank.
+
+    The tasks are shared out over processes and pruned a chunk at a time.
+
+    Args:
+        plan: the job's plan.
+        variables: the variables of the pre-trained model.
+        folder: the bank's folder or its address in a bucket; made if absent.
+        lost: the folder where the tasks whose training diverged are written, which are left out.
+        about: what a person has to know of the bank beyond what the plan says.
+        store_model: whether the pre-trained model is stored in the bank, so that it can be used alone.
+
+    Raises:
+        ValueError: for a bank of another model or of other settings.
+    """
+    mark = banks.fingerprint(variables)
+    about = dataclasses.replace(bank_description.described(plan, about), model=models.to_json(plan.model.config))
+    make = functools.partial(
+        banks.create, folder, fingerprint=mark, settings=settings_of(plan), about=about, exist_ok=True
+    )
+
+    def begin() -> None:
+        bank = make()
+        if store_model:
+            bank_description.store(plan, bank, variables)
+
+    processes.only_first("bank", begin)
     bank = make()
     missing = [
         (i, t)
@@ -79,7 +114,7 @@ def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
     cost = ifp.cost_of_search(template, plan.search)
     with (
         records.progress(len(plan.setting.bank_tasks), "bank of pruned models") as advance,
-        plan.board(work / "board" / "bank") as board,
+        plan.board(lost.parent / "board" / "bank") as board,
     ):
         advance(len(plan.setting.bank_tasks) - len(missing))
         for part, found, accuracy in _pruned(plan, template, missing):
@@ -104,10 +139,11 @@ def build_bank(plan: FewShotPlan, variables: Variables, work: Path) -> Stacked:
                     board.write(step=i, accuracy=accuracy[j])
             advance(len(part), f"accuracy {float(np.mean(accuracy[: len(part)])):.1%}")
     processes.barrier("bank built")
-    return _stacked(plan, variables, bank)
+    processes.only_first("bank described", lambda: banks.write_readme(bank))
+    return bank
 
 
-def _settings_of(plan: FewShotPlan) -> dict[str, Any]:
+def settings_of(plan: FewShotPlan) -> dict[str, Any]:
     """Returns the settings that a bank is stored with; a bank of other settings is refused."""
     return {
         "ratio": plan.ratio,

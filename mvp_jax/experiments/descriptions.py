@@ -5,7 +5,7 @@ config file of one's own adds is printed without a sentence.
 """
 
 SETTINGS = {
-    "job": "The job that runs: 'prune', 'mvp', 'sparsity', 'pretrain' or 'sweep'.",
+    "job": "The job that runs: 'prune', 'bank', 'from_bank', 'mvp', 'sparsity', 'pretrain' or 'sweep'.",
     "seed": "The seed of everything that is drawn: splits, tasks, weights, batches.",
     "mapping": "How members run: 'vmap' at once, 'map' in turn, 'loop' one call each, 'auto' what suits the device.",
     "chunk": "The number of members (bank tasks, or targets with a seed) in one call on a device.",
@@ -78,6 +78,12 @@ SETTINGS = {
     "prune.kinds": "The kinds of units that are pruned: 'filter', or of transformers 'head', 'qk', 'value', 'neuron'.",
     "prune.min_units": "The least number of units that a group keeps, whatever the ratio.",
     "bank": "The bank of models that were pruned for other tasks, and how each of them is pruned.",
+    "bank.folder": "The folder or address of the bank; empty: the folder 'bank' in the workdir.",
+    "bank.sources": "A folder whose folders (or tables of texts) are tasks; empty: they are drawn from the data.",
+    "bank.store_model": "Whether the pre-trained model is stored in the bank, so that the bank can be used alone.",
+    "bank.title": "What the bank is, in a line, for its readme.",
+    "bank.weights": "Where the pre-trained weights came from, for the bank's readme; empty: it is written by itself.",
+    "bank.licence": "What is known of the licence of weights and data, for the bank's readme.",
     "bank.tasks": "The number of tasks in the bank.",
     "bank.similarity": "How near an entry is to a target: by 'leep', or by the distance of class means, 'prototype'.",
     "bank.rounds": "The number of cuts until prune.ratio is reached.",

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mvp_jax.experiments.bank_job import BankPlan
+from mvp_jax.experiments.from_bank_job import FromBankPlan
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.prune_job import PrunePlan
@@ -29,7 +31,7 @@ def lines(plan: Any, config: ConfigDict, work: Path, *, again: bool = False) -> 
     found = [f"device: {_device()}"]
     if isinstance(getattr(plan, "setting", None), Setting) and hasattr(plan, "model"):
         found += [f"data: {_data(config.data.name, plan.setting)}", f"model: {_model(config.model.name, plan)}"]
-    if isinstance(plan, PrunePlan):
+    if isinstance(plan, PrunePlan | BankPlan | FromBankPlan):
         found += plan.outline()
     work_of = _work(plan)
     if work_of:
@@ -99,6 +101,10 @@ def _written(plan: Any) -> str:
         return "tables (results.md, results.csv), pictures, slim models (slim/), the bank (bank/)"
     if isinstance(plan, SparsityPlan):
         return "tables (results.md, results.csv), pictures, masks (masks/)"
+    if isinstance(plan, BankPlan):
+        return "the tasks and their accuracy (tasks.json), and the bank if it has no folder of its own (bank/)"
+    if isinstance(plan, FromBankPlan):
+        return "the pruned model (model/), a smaller one (slim/), report.html, results.csv"
     if isinstance(plan, PrunePlan):
         return "the pruned model (model/, for transformers), a smaller one (slim/), the dense one (dense/), report.html"
     return ""

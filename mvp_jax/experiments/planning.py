@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mvp_jax import models
 from mvp_jax.core import patterns, prune
 from mvp_jax.data.datasets import glue
-from mvp_jax.experiments import bank_build, checks, pools, pretrain_job, prune_job
+from mvp_jax.experiments import bank_build, bank_job, checks, from_bank_job, pools, pretrain_job, prune_job
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
@@ -39,7 +39,7 @@ def _start(config: ConfigDict) -> dict[str, Any]:
         )
     if config.get("tensorboard", False):
         event_files.check()
-    if config.targets.seeds < 1:
+    if "targets" in config and config.targets.seeds < 1:
         raise ValueError(f"targets.seeds must be >= 1, got {config.targets.seeds}")
     if config.mapping not in mapping.MAPPINGS or config.chunk < 1:
         raise ValueError(
@@ -190,7 +190,7 @@ def few_shot_plan(config: ConfigDict) -> FewShotPlan:
         search=defaults.search,
         universal=defaults.universal,
         k=config.vote.k,
-        seeds=config.targets.seeds,
+        seeds=config.targets.seeds if "targets" in config else 1,
         mapping=config.mapping,
         chunk=config.chunk,
         mesh=devices(config),
@@ -241,11 +241,25 @@ def pretrain_plan(config: ConfigDict) -> PretrainPlan:
     return pretrain_job.check(config, chosen, model, devices(config))
 
 
+def bank_plan(config: ConfigDict) -> bank_job.BankPlan:
+    """Returns the plan of the job `bank`: building a bank, or adding tasks to one.
+
+    Args:
+        config: a resolved config, such as `configs/bank.py` makes; its data or tasks are read.
+
+    Raises:
+        ValueError: for anything that is wrong with the config.
+    """
+    return bank_job.plan(config, few_shot_plan)
+
+
 PLANS: dict[str, Callable[[ConfigDict], Any]] = {
     "mvp": few_shot_plan,
     "sparsity": sparsity_plan,
     "pretrain": pretrain_plan,
     "prune": prune_job.plan,
+    "bank": bank_plan,
+    "from_bank": from_bank_job.plan,
 }
 """The function that makes the checked plan of a config, by the config's `job`."""
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
+from mvp_jax.data.loading import lazy
 from mvp_jax.experiments import checks, setup
 from mvp_jax.pretrained import preprocess, tensor_files
 
@@ -41,7 +42,7 @@ def load(config: ConfigDict) -> setup.Setting:
     how = data.get("tasks") or TASK_KINDS[0]
     if how not in TASK_KINDS:
         raise ValueError(f"unknown data.tasks {how!r}; choose one of {list(TASK_KINDS)}")
-    source = _source(config)
+    source, normalised = _source(config)
     shares = 4 if source.test is None else 2
     if len(data.fractions) != shares:
         need = "a test split, which gives the valid and test pools: give two, (source, target)"
@@ -72,6 +73,7 @@ def load(config: ConfigDict) -> setup.Setting:
         bank_tasks,
         targets,
         tuple(unseen) if home == away else tuple(away),
+        normalised,
     )
     checks.unseen(found, pretrained_here=not config.model.checkpoint)
     return found
@@ -142,20 +144,23 @@ def _whole(config: ConfigDict, source: sources.Source) -> tuple[tasks.Task, ...]
     return (groups.whole(source),)
 
 
-def _source(config: ConfigDict) -> sources.Source:
-    """Returns the data set in the form that the model reads: tokenised texts, or normalised images."""
+def _source(config: ConfigDict) -> tuple[sources.Source, tuple[tuple[float, ...], tuple[float, ...]] | None]:
+    """Returns the data set in the form that the model reads (token ids or normalised images), and mean and deviation.
+
+    Mean and deviation are `None` if images are not normalised here.
+    """
     data, given = config.data, tensor_files.local(config.model.checkpoint) if config.model.name == CHECKPOINT else None
     if data.name == "docstrings":
         if not given:
-            return text.docstrings(seed=config.seed)
+            return text.docstrings(seed=config.seed), None
         # The vocabulary is so large that no word is unknown before the checkpoint's own tokeniser sees it.
-        return preprocess.tokenize(
-            text.docstrings(seed=config.seed, vocabulary=10**6), tokens.tokenizer(given), data.length
-        )
+        words = text.docstrings(seed=config.seed, vocabulary=10**6)
+        return preprocess.tokenize(words, tokens.tokenizer(given), data.length), None
     if data.name.startswith(GLUE):
         reader = tokens.tokenizer(given) if given else None
-        words = config.model.options.get("vocab", 2048)  # for a tokeniser that is made of the training texts
-        return glue.source(data.name.removeprefix(GLUE), data.path, reader, length=data.length, vocabulary=words)
+        size = config.model.options.get("vocab", 2048)  # for a tokeniser that is made of the training texts
+        name = data.name.removeprefix(GLUE)
+        return glue.source(name, data.path, reader, length=data.length, vocabulary=size), None
     names, size = data.name.split("+"), data.get("size")
     paths = data.path.split("+") if len(names) > 1 and "+" in data.path else [data.path] * len(names)
     if len(paths) != len(names):
@@ -163,12 +168,24 @@ def _source(config: ConfigDict) -> sources.Source:
     parts = [_pictures(name, path, config) for name, path in zip(names, paths, strict=True)]
     source = joined.join(parts, size=size) if len(parts) > 1 else parts[0]
     if given:
-        return preprocess.process_images(source, images.processor(given))
+        return preprocess.process_images(source, images.processor(given)), None
     if data.name == "digits" and data.mean is None:
-        return source  # the digits stay in [0, 1]
+        return source, None  # the digits stay in [0, 1]
     known = catalog.CATALOG.get(data.name)
     mean, std = (known.mean, known.std) if known and data.mean is None else (data.mean, data.std)
-    return sources.normalise(source, mean, std)
+    mean, std = (own if v is None else v for v, own in zip((mean, std), _statistics(source, mean, std), strict=True))
+    channels = source.image_shape[-1]
+    both = tuple(tuple(np.broadcast_to(np.asarray(v, np.float64), channels).tolist()) for v in (mean, std))
+    return sources.normalise(source, mean, std), (both[0], both[1])
+
+
+def _statistics(source: sources.Source, mean: Any, std: Any) -> tuple[Any, Any]:
+    """Returns the mean and the deviation of each channel, as `sources.normalise` would take them; only if needed."""
+    if mean is not None and std is not None:
+        return mean, std
+    x = source.train.x
+    seen = sources.to_float(x[:: -(-len(x) // 10_000)] if isinstance(x, lazy.Lazy) else x)
+    return seen.mean((0, 1, 2), dtype=np.float64), seen.std((0, 1, 2), dtype=np.float64)
 
 
 def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:

@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 from mvp_jax.data import tasks
 from mvp_jax.experiments import (
     bank_build,
+    bank_job,
     dense_model,
     few_shot_job,
     few_shot_report,
+    from_bank_job,
     outline,
     planning,
     pretrain_job,
@@ -108,11 +110,21 @@ def _prune(plan: prune_job.PrunePlan, work: Path, made: Mapping[str, Path]) -> l
     return prune_job.run(plan, work)
 
 
+def _bank(plan: bank_job.BankPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
+    return bank_job.run(plan, work)
+
+
+def _from_bank(plan: from_bank_job.FromBankPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
+    return from_bank_job.run(plan, work)
+
+
 JOBS: dict[str, Callable[[Any, Path, Mapping[str, Path]], list[dict[str, Any]]]] = {
     "mvp": _meta_vote,
     "sparsity": _sparsity,
     "pretrain": _pretrain,
     "prune": _prune,
+    "bank": _bank,
+    "from_bank": _from_bank,
 }
 """The function that runs a checked plan, by the config's `job`; `planning.PLANS` has the same names."""
 

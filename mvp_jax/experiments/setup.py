@@ -36,6 +36,8 @@ class Setting(NamedTuple):
         bank_tasks: the source tasks, whose pruned models make the bank.
         targets: the tasks that methods prune for.
         unseen: the numbers of the classes that neither pre-training here nor the bank sees.
+        normalised: the mean and the standard deviation of each channel by which images were normalised; `None`: they
+            were not, or a checkpoint's own processor did it.
     """
 
     pools: Pools
@@ -45,6 +47,7 @@ class Setting(NamedTuple):
     bank_tasks: tuple[tasks.Task, ...]
     targets: tuple[tasks.Task, ...]
     unseen: tuple[int, ...] = ()
+    normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

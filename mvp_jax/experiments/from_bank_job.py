@@ -1,0 +1,177 @@
+"""The job `from_bank`: a bank and a person's new task in; a pruned model and a report out, with no study around it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from mvp_jax.data.datasets import labelled
+from mvp_jax.data.datasets.labelled import LabelledData
+from mvp_jax.delivery import bank_pruning
+from mvp_jax.delivery.bank_pruning import BankPruned, BankPruningSettings
+from mvp_jax.parallel import processes
+from mvp_jax.storage import records
+
+
+def config(bank: str, target: str) -> ConfigDict:
+    """Returns the config of the job.
+
+    Args:
+        bank: the bank's folder or address.
+        target: the new task's data, as `labelled.read` takes it.
+    """
+    usual, made = BankPruningSettings(), ConfigDict()
+    made.job = "from_bank"
+    made.seed = 0
+    made.checkpoint = ""
+    made.method = usual.method
+    made.metric = usual.metric
+
+    made.bank = ConfigDict()
+    made.bank.folder = bank
+    made.bank.similarity = usual.similarity
+
+    made.data = ConfigDict()
+    made.data.name = target
+    made.data.path = ""
+    made.data.test = ""
+    for name in ("text", "pair", "label"):
+        made.data[name] = ""
+    made.data.valid_share = 0.2
+    made.data.test_share = 0.2
+    made.data.limit = config_dict.placeholder(int)
+    made.data.length = config_dict.placeholder(int)
+    made.data.size = config_dict.placeholder(int)
+
+    made.vote = ConfigDict()
+    made.vote.k = usual.k
+
+    made.finetune = ConfigDict()
+    made.finetune.steps = usual.steps
+    made.finetune.batch = usual.batch
+    made.finetune.learning_rate = config_dict.placeholder(float)
+
+    made.compilation_cache = "auto"
+    made.multihost = False
+    made.distributed = ConfigDict()
+    made.distributed.coordinator = ""
+    made.distributed.processes = config_dict.placeholder(int)
+    made.distributed.process = config_dict.placeholder(int)
+    return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FromBankPlan:
+    """The plan of the job `from_bank`.
+
+    Attributes:
+        bank: the bank's folder or address.
+        data: the new task's examples.
+        settings: how the bank's model is pruned.
+        checkpoint: the folder of the pre-trained model, for a bank that does not hold it.
+        entries: the number of the bank's entries.
+    """
+
+    bank: str
+    data: LabelledData
+    settings: BankPruningSettings
+    checkpoint: str
+    entries: int
+
+    def outline(self) -> list[str]:
+        """Returns what will be done with which data and bank, a line each."""
+        train, valid, test = (f"{len(part.y):,}" for part in (self.data.train, self.data.valid, self.data.test))
+        return [
+            f"data: {self.data.name}, {self.data.kind} of {len(self.data.class_names)} classes: {train} to train, "
+            f"{valid} to validate, {test} to test",
+            f"bank: {self.bank}, {self.entries:,} entries, of which the nearest {min(self.settings.k, self.entries)} "
+            "vote",
+            f"work: {self.settings.method}, {self.settings.steps} steps of the pruned model and of the dense one",
+            *(f"note: {note}" for note in self.data.notes),
+        ]
+
+
+def plan(config: ConfigDict) -> FromBankPlan:
+    """Returns the plan of the job; the bank and the data are read and checked.
+
+    Args:
+        config: a resolved config, such as `configs/mvp.py:bank=DIR,target=FOLDER` makes.
+
+    Raises:
+        ValueError: for anything that is wrong with the config, the bank or the data.
+    """
+    given, tune = config.data, config.finetune
+    settings = BankPruningSettings(
+        method=config.method,
+        k=config.vote.k,
+        similarity=config.bank.similarity,
+        steps=tune.steps,
+        batch=tune.batch,
+        learning_rate=tune.learning_rate,
+        length=given.length,
+        size=given.size,
+        metric=config.metric,
+        seed=config.seed,
+    )
+    data = labelled.read(
+        given.name,
+        path=given.path,
+        test=given.test,
+        text=given.text,
+        pair=given.pair,
+        label=given.label,
+        valid_share=given.valid_share,
+        test_share=given.test_share,
+        limit=given.limit,
+        seed=config.seed,
+    )
+    with bank_pruning.plan(config.bank.folder, data, settings, checkpoint=config.checkpoint) as made:
+        entries = len(made.entries)
+    return FromBankPlan(
+        bank=config.bank.folder, data=data, settings=settings, checkpoint=config.checkpoint, entries=entries
+    )
+
+
+def run(plan: FromBankPlan, work: Path) -> list[dict[str, Any]]:
+    """Prunes for the new task, writes the folder, and returns a row for the dense and the pruned model on each part.
+
+    Args:
+        plan: the job's plan.
+        work: the folder of the run.
+    """
+    found = processes.only_first("from bank", lambda: _report(plan, work))
+    return found if found is not None else records.read_csv(work / "results.csv")
+
+
+def _report(plan: FromBankPlan, work: Path) -> list[dict[str, Any]]:
+    if (work / "results.csv").exists():  # it is written last
+        return records.read_csv(work / "results.csv")
+    found = bank_pruning.prune_from_bank(
+        plan.bank, plan.data, out=work, settings=plan.settings, checkpoint=plan.checkpoint
+    )
+    records.write_csv(rows := _rows(plan, found), work / "results.csv")
+    records.say(
+        f"{plan.settings.method} took {found.seconds:.1f} s; nearest task {found.neighbours[0][0]}; wrote "
+        f"{work / 'report.html'}, {work / 'model'} and {work / 'slim'} (smaller)"
+    )
+    return rows
+
+
+def _rows(plan: FromBankPlan, found: BankPruned) -> list[dict[str, Any]]:
+    versions = {version.name: version for version in found.written.report.versions}
+    return [
+        {
+            "target": plan.data.name,
+            "seed": plan.settings.seed,
+            "method": "dense" if name == "dense" else plan.settings.method,
+            "ratio": 0.0 if name == "dense" else found.ratio,
+            "steps": plan.settings.steps,
+            "split": split,
+            "accuracy": found.valid[name] if split == "valid" else versions[name].scores[0].value,
+            "params": versions[name if name == "dense" else "slim"].parameters,
+            "flops": versions[name if name == "dense" else "slim"].flops,
+        }
+        for name in ("dense", "pruned")
+        for split in ("valid", "test")
+    ]
