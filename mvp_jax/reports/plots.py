@@ -65,7 +65,7 @@ def ink(colour: Any) -> tuple[float, float, float]:
     The contrast is that of the Web Content Accessibility Guidelines, `1.05 / (luminance + 0.05)`.
 
     >>> [round(part, 2) for part in ink("#56B4E9")]
-    [0.23, 0.5, 0.65]
+    [0.24, 0.51, 0.67]
     >>> [round(part, 2) for part in ink("#000000")]
     [0.0, 0.0, 0.0]
     """
