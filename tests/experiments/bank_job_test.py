@@ -136,6 +136,7 @@ def test_a_new_task_is_pruned_from_the_bank(grown, tmp_path):
     assert [float(r["accuracy"]) for r in again] == [float(r["accuracy"]) for r in rows]
 
 
+@pytest.mark.slow
 def test_texts_and_a_checkpoint_of_transformers(tmp_path):
     """A new bank of tables, from a checkpoint; what comes out is a folder for transformers with the tokeniser."""
     pytest.importorskip("tokenizers")
