@@ -11,14 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from mvp_jax import bank as banks
 from mvp_jax import models, pretrained
 from mvp_jax.bank import Bank, BankDescription
-from mvp_jax.delivery import bank_model, bank_tasks
+from mvp_jax.delivery import bank_model, bank_tasks, tuning
+from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.experiments import bank_build, dense_model, presets
 from mvp_jax.experiments.plans import FewShotPlan
+from mvp_jax.models.api import Model
 from mvp_jax.parallel import processes
 from mvp_jax.storage import files, records
 
@@ -38,7 +40,7 @@ def config(
         tasks: a folder whose folders (or tables of texts) are tasks; empty: tasks are drawn from `data`.
         checkpoint: the folder of the pre-trained model; empty: it is the bank's, or pre-trained here.
     """
-    full = presets.meta_vote(data, model)
+    full = presets.meta_vote(data, "checkpoint" if checkpoint else model)
     made = presets.job("bank", data, model)
     made.tasks = ConfigDict(
         {"classes_per_task": full.tasks.classes_per_task, "source_images": full.tasks.source_images}, type_safe=False
@@ -55,6 +57,11 @@ def config(
         made.model.checkpoint = checkpoint
         made.model.name = "checkpoint"
         made.model.options = ConfigDict()
+    if checkpoint and tasks:
+        made.prune.kinds = ("head", "neuron", "filter")
+        made.tune.optimizer = "auto"
+        del made.bank.learning_rate
+        made.bank.learning_rate = config_dict.placeholder(float)
     return made
 
 
@@ -132,7 +139,12 @@ def plan(config: ConfigDict, few_shot_plan: Callable[[ConfigDict], FewShotPlan])
                 f"there is no bank in {given.folder or 'the folder of the run'} yet, and no checkpoint to prune; give "
                 "checkpoint=FOLDER, or the folder of a bank to add to"
             )
-        pretrained.load(config.model.checkpoint)  # what is wrong with it is said before any task is read
+        model = pretrained.load(config.model.checkpoint)[0]
+        if given.learning_rate is None:
+            settings["learning_rate"] = DeliveryTraining().rate_for(model)
+        if config.tune.optimizer == "auto":
+            settings["optimizer"] = "adamw" if tuning.is_transformer(model) else "sgd"
+        _groups(model, made_of_own.kinds)
     else:
         bank = banks.open(given.folder)
         bank_tasks.search_of(bank.settings)
@@ -223,11 +235,7 @@ def _opened(plan: BankPlan, folder: Path) -> Bank:
     if not bank_tasks.is_new(folder):
         return banks.open(folder, write=True)
     model, variables = pretrained.load(plan.checkpoint)
-    groups = [g.name for g in model.groups if g.kind in plan.kinds]
-    if not groups:
-        raise ValueError(
-            f"prune.kinds={plan.kinds} names no group of the model; it has {sorted({g.kind for g in model.groups})}"
-        )
+    groups = _groups(model, plan.kinds)
     about = dataclasses.replace(
         plan.about,
         model=models.to_json(model.config),
@@ -238,3 +246,13 @@ def _opened(plan: BankPlan, folder: Path) -> Bank:
     if plan.store_model and not banks.has_model(bank):
         banks.store_model(bank, model, variables, source=plan.checkpoint)
     return bank
+
+
+def _groups(model: Model, kinds: tuple[str, ...]) -> list[str]:
+    """Returns the names of the model's groups of some kinds."""
+    found = [g.name for g in model.groups if g.kind in kinds]
+    if not found:
+        raise ValueError(
+            f"prune.kinds={kinds} names no group of the model; it has {sorted({g.kind for g in model.groups})}"
+        )
+    return found

@@ -1,5 +1,6 @@
 """The jobs `bank` and `from_bank`: a bank is built and given more tasks, and a person's new task is pruned from it."""
 
+import dataclasses
 import importlib
 import json
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 from mvp_jax import bank, pretrained
 from mvp_jax.data import sources
-from mvp_jax.delivery import bank_pruning
+from mvp_jax.data.datasets import labelled
+from mvp_jax.delivery import bank_pruning, sample
 from mvp_jax.delivery.bank_pruning import BankPruningSettings
 from mvp_jax.experiments import planning
 from mvp_jax.experiments import run as experiment
@@ -22,6 +24,7 @@ def of(name, arg=None):
     if "chunk" in config:
         config.chunk = 2  # whatever the number of tasks, so that all builds share their programs
         config.bank.rounds = 1
+        config.bank.steps_per_round, config.bank.final_steps = 2, 2
     return config
 
 
@@ -131,6 +134,49 @@ def test_a_new_task_is_pruned_from_the_bank(grown, tmp_path):
         assert said in report
     again = experiment.run(config, tmp_path / "out")
     assert [float(r["accuracy"]) for r in again] == [float(r["accuracy"]) for r in rows]
+
+
+@pytest.mark.slow
+def test_texts_and_a_checkpoint_of_transformers(tmp_path):
+    """A new bank of tables, from a checkpoint; what comes out is a folder for transformers with the tokeniser."""
+    pytest.importorskip("tokenizers")
+    words = [
+        ("red", "warm"),
+        ("blue", "cold"),
+        ("orange", "warm"),
+        ("grey", "cold"),
+        ("pink", "warm"),
+        ("teal", "cold"),
+    ]
+    (tmp_path / "tasks").mkdir()
+    for name, nouns in (("cars", ("car", "van")), ("hats", ("hat", "cap"))):
+        rows = [
+            f"the {colour} {noun} number {i},{label}" for noun in nouns for i in range(4) for colour, label in words
+        ]
+        (tmp_path / "tasks" / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    checkpoint = sample.sample_checkpoint(tmp_path / "bert", labelled.read("docstrings", limit=200), steps=0)
+    config = of("bank", f"bank={tmp_path / 'bank'},tasks={tmp_path / 'tasks'},checkpoint={checkpoint}")
+    config.data.length = 16
+    rows = experiment.run(config, tmp_path / "run")
+    assert [(row["task"], row["classes"]) for row in rows] == [("cars", "cold, warm"), ("hats", "cold, warm")]
+    store = bank.open(tmp_path / "bank")
+    assert bank.verify(store) == 2
+    assert store.settings["optimizer"] == "adamw"
+    assert "tokenizer_config.json" in [p.name for p in (tmp_path / "bank" / "model").iterdir()]
+    settings = BankPruningSettings(steps=2, length=16)
+    found = bank_pruning.prune_from_bank(
+        tmp_path / "bank", tmp_path / "tasks" / "cars.csv", out=tmp_path / "out", settings=settings
+    )
+    assert {task for task, _ in found.neighbours} == {"cars", "hats"}
+    assert "vocab.txt" in [p.name for p in (tmp_path / "out" / "model").iterdir()]
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["id2label"]["1"] == "warm"
+    with pytest.raises(ValueError, match="holds a run of other settings: steps is 2 there and 3 here"):
+        bank_pruning.prune_from_bank(
+            tmp_path / "bank",
+            tmp_path / "tasks" / "cars.csv",
+            out=tmp_path / "out",
+            settings=dataclasses.replace(settings, steps=3),
+        )
 
 
 def test_what_cannot_be_done_is_said_before_any_work(built, tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog, glue, joined
-from mvp_jax.experiments import papers, planning, pools, presets, prune_job, sweep
+from mvp_jax.experiments import bank_job, papers, planning, pools, presets, prune_job, sweep
 from mvp_jax.experiments import run as experiment
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -26,6 +26,8 @@ STUDIES = {
     "isp_ablations": ("members", "vote", "interval", "diversity"),
 }
 FULL = [
+    ("bank", ""),
+    ("bank", "model=vit"),
     ("compare", ""),
     ("compare", "data=docstrings"),
     ("compare", "data=npz,model=resnet8_distiller"),
@@ -60,6 +62,7 @@ FULL = [
     *(("mvp_ablations", f"data=cifar100,study={study}") for study in STUDIES["mvp_ablations"]),
 ]
 LOCAL = [
+    ("bank", "runlocal"),
     ("compare", "runlocal"),
     ("isp", "runlocal"),
     ("isp_bert", "data=mrpc,runlocal"),
@@ -87,6 +90,8 @@ def base(job):
     """All fields of a job's config."""
     if job == "prune":
         return set(flat(prune_job.config()))
+    if job == "bank":
+        return {path for path in flat(bank_job.config()) if not path.startswith("model.options")}
     made = {"mvp": presets.meta_vote, "sparsity": presets.sparsity, "pretrain": papers.pretraining}[job]
     return {path for path in flat(made("digits", "resnet")) if not path.startswith("model.options")}
 
