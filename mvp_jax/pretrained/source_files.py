@@ -43,7 +43,7 @@ _DROPPED = re.compile(
     r"|return_dict|torchscript|use_bfloat16|pruned_heads|id2label|label2id|problem_type"
 )
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_KEPT_MATTER = re.compile(r"(license\w*|language|library_name|pipeline_tag|tags)\s*:")
+_KEPT_MATTER = re.compile(r"(license\w*|language|tags)\s*:")
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 """What a model's outputs are trained for, by the names of `problem_type` in `transformers`."""
