@@ -17,8 +17,8 @@ without it the bank is in the folder `bank` of the workdir. It holds the pre-tra
 
 Lab note. On two CPU cores with other work beside it (a load of about 10): twelve tasks of digits
 (`--config.bank.tasks=12`) took five and a half minutes from an empty folder, 2:00 of CPU, most of it compiling. Adding
-two folders of 180 pictures took two minutes, 0:56 of CPU. `configs/mvp.py` then pruned for a new task of 120 pictures in
-2:17, 1:07 of CPU, and for a second one, with all programs compiled, in 38 seconds, 10 of CPU.
+two folders of 180 pictures took two minutes, 0:56 of CPU. `configs/mvp.py` then pruned for a new task of 120 pictures
+in 2:17, 1:07 of CPU, and for a second one, with all programs compiled, in 38 seconds, 10 of CPU.
 """
 
 from ml_collections import ConfigDict
