@@ -1,6 +1,6 @@
 """Does a training step wait for its data, and how fast are pictures read beside plain Grain and tf.data?
 
-    pip install 'mvp-jax[data]' tensorflow            # without TensorFlow its rows are left out
+    pip install -e '.[data]' tensorflow            # without TensorFlow its rows are left out
     python benchmarks/input_pipeline.py [--batch 128] [--steps 30] [--rounds 5] [--pictures 256] [--epochs 2] [--quick]
 
 Waiting: a ResNet-18 on uint8 images of 32 pixels, normalised, cropped and flipped on the device. Steps on a batch that

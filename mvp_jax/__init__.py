@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mvp_jax import bank as bank
     from mvp_jax import compact as compact
     from mvp_jax import data as data
+    from mvp_jax import delivery as delivery
     from mvp_jax import experiments as experiments
     from mvp_jax import graph as graph
     from mvp_jax import methods as methods
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mvp_jax.core.types import Variables as Variables
     from mvp_jax.core.units import Group as Group
     from mvp_jax.core.units import Slot as Slot
+    from mvp_jax.delivery.checkpoint_pruning import prune_checkpoint as prune_checkpoint
     from mvp_jax.parallel import processes as processes
     from mvp_jax.pretrained import export as export
     from mvp_jax.pretrained import formats as formats
@@ -59,6 +61,7 @@ _PLACES = {
     "compact": "compact",
     "cost": "compact.cost",
     "data": "data",
+    "delivery": "delivery",
     "evaluation": "train.evaluation",
     "experiments": "experiments",
     "export": "pretrained.export",
@@ -90,7 +93,12 @@ _PLACES = {
 }
 """Where each module stands that is offered here: what a researcher imports, whichever folder it lives in."""
 
-_NAMES = {"Group": "core.units", "Slot": "core.units", "Variables": "core.types"}
+_NAMES = {
+    "Group": "core.units",
+    "Slot": "core.units",
+    "Variables": "core.types",
+    "prune_checkpoint": "delivery.checkpoint_pruning",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -114,5 +122,6 @@ __all__ = [
     "Slot",
     "Variables",
     "__version__",
+    "prune_checkpoint",
     *_PLACES,
 ]

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         with compilation.announced(compilation.keep(config.get("compilation_cache", "auto"))):
             run.run(config, _WORKDIR.value)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on where it was\n")
+        sys.stderr.write("\nstopped; the same command goes on from what is saved\n")
         raise SystemExit(130) from None
     except ValueError as error:
         if not command_line.ours(error):

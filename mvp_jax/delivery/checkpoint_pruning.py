@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.models.api import Model
 from mvp_jax.reports import model_report_text
-from mvp_jax.reports.model_report import ModelReport, TrainingCurve
+from mvp_jax.reports.model_report import ModelReport, SearchTrial, TrainingCurve
 from mvp_jax.storage import files, records
 
 
@@ -93,12 +93,14 @@ class DeliveryPlan:
         inputs: the model and the data.
         settings: how it is pruned.
         method: the name of the method.
+        removal: what goes together, and which share of it.
         checkpoint: the checkpoint as the caller named it, for the report.
     """
 
     inputs: inputs.TaskInputs
     settings: DeliverySettings
     method: str
+    removal: goals.Removal
     checkpoint: str
 
 
@@ -120,11 +122,10 @@ def plan(
     if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
         raise ValueError("an ONNX program needs the package jax2onnx: pip install jax2onnx")
     method = pruning.check_method(settings.method, settings.goal.of_units, task)
-    if settings.goal.of_units:
-        groups = pruning.groups_of(task, settings.kinds)
-        quick = settings.goal if settings.goal.name != "latency" else PruningGoal(name="ratio", amount=0.5)
-        goals.removal(quick, task.model, task.variables, task.train["x"][:1], groups=groups)
-    return DeliveryPlan(inputs=task, settings=settings, method=method, checkpoint=str(checkpoint))
+    groups = pruning.groups_of(task, settings.kinds) if settings.goal.of_units else ()
+    few = task.train["x"][: min(8, task.examples)]
+    removal = goals.removal(settings.goal, task.model, task.variables, few, groups=groups)
+    return DeliveryPlan(inputs=task, settings=settings, method=method, removal=removal, checkpoint=str(checkpoint))
 
 
 def prune_checkpoint(
@@ -137,11 +138,13 @@ def prune_checkpoint(
     parameters: float | None = None,
     flops: float | None = None,
     latency: float | None = None,
+    keep_score: float | None = None,
     settings: DeliverySettings | None = None,
 ) -> PrunedCheckpoint:
     """Fine-tunes a checkpoint for a task, prunes it, judges it once on the test examples and writes it.
 
-    At most one of `sparsity`, `ratio`, `parameters`, `flops` and `latency` is given; it replaces `settings.goal`.
+    At most one of `sparsity`, `ratio`, `parameters`, `flops`, `latency` and `keep_score` is given, in the place of
+    `settings.goal`.
 
     Args:
         checkpoint: a folder as `transformers` writes it, or the id of one on the Hugging Face hub.
@@ -155,6 +158,8 @@ def prune_checkpoint(
         parameters: how many parameters may be left: a share of the dense model's, or a number above 1.
         flops: how many operations a forward pass may take: a share of the dense model's, or a number above 1.
         latency: the share of the dense model's time that a forward pass may take on this machine, in (0, 1).
+        keep_score: the share of the dense model's validation score to keep, in (0, 1]; the most weights then go that
+            leave it (for units, give a `PruningGoal` in the settings).
         settings: everything else; `None`: the defaults, 80 % of the weights.
 
     Returns:
@@ -165,12 +170,13 @@ def prune_checkpoint(
             anything is trained; or if a training diverges.
     """
     asked = {"sparsity": sparsity, "ratio": ratio, "parameters": parameters, "flops": flops, "latency": latency}
-    given = {name: amount for name, amount in asked.items() if amount is not None}
+    given = {name: amount for name, amount in (asked | {"keep_score": keep_score}).items() if amount is not None}
     if len(given) > 1:
         raise ValueError(f"got {', '.join(f'{n}={a}' for n, a in given.items())}; give one of them")
     settings = settings or DeliverySettings()
     for name, amount in given.items():
-        settings = dataclasses.replace(settings, goal=PruningGoal(name=name, amount=amount))  # type: ignore[arg-type]
+        wanted: dict[str, Any] = {"keep_score": amount} if name == "keep_score" else {"name": name, "amount": amount}
+        settings = dataclasses.replace(settings, goal=PruningGoal(**wanted))
     return run(plan(checkpoint, data, settings), out)
 
 
@@ -189,10 +195,11 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     if files.exists(root / "report.html"):  # it is written last
         return _read(root, made)
     keys = jax.random.split(jax.random.key(made.settings.seed))
-    dense, first = _dense(root, made, keys[0])
+    dense, curve = _dense(root, made, keys[0])
     task = _task(made, dense, keys[1])
     keep = made.settings.goal.keep_score
-    trials, target = [], None
+    trials: list[SearchTrial] = []
+    target = None
     if keep is None:
         found: pruning.PrunedTask | None = pruning.prune(task, task.removal.share, root / "running" / "pruned")
     else:
@@ -210,7 +217,7 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         units=found.units,
         facts=_facts(made, found),
         title=f"{pathlib.Path(made.checkpoint).name or made.checkpoint}, pruned for {made.inputs.data.name}",
-        curves=(first, found.curve),
+        curves=(curve, found.curve),
         trials=tuple(trials),
         target=target,
         notes=tuple(notes),
@@ -325,11 +332,13 @@ def _dense(root: pathlib.Path, made: DeliveryPlan, key: Any) -> tuple[Variables,
 
 
 def _task(made: DeliveryPlan, dense: Variables, key: Any) -> pruning.PruningTask:
-    settings, task = made.settings, made.inputs
-    groups: Sequence[Any] = pruning.groups_of(task, settings.kinds) if settings.goal.of_units else ()
-    removal = goals.removal(settings.goal, task.model, dense, task.test["x"][:8], groups=groups)
     return pruning.PruningTask(
-        inputs=task, dense=dense, removal=removal, method=made.method, training=settings.training, key=key
+        inputs=made.inputs,
+        dense=dense,
+        removal=made.removal,
+        method=made.method,
+        training=made.settings.training,
+        key=key,
     )
 
 
@@ -345,7 +354,7 @@ def _facts(made: DeliveryPlan, found: pruning.PrunedTask) -> tuple[tuple[str, st
         ("method", made.method),
         (
             "training",
-            f"{training.dense_for(made.inputs)} steps of the dense model, {steps} of the pruned one, "
+            f"{training.dense_for(made.inputs)} steps of the dense model, then {steps} more of the pruned one, "
             f"{training.batch} examples each, learning rate {training.rate_for(made.inputs.model):.2g}",
         ),
         ("seed", str(made.settings.seed)),

@@ -10,11 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax import pretrained
+from mvp_jax import models, pretrained
 from mvp_jax.core.types import Array, Batch, Variables
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets.labelled import LabelledData, LabelledPart
 from mvp_jax.methods.contract import CROSS_ENTROPY
+from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import tensor_files
 from mvp_jax.train import Loss, metrics
@@ -101,7 +102,10 @@ def read(
     if integer != (data.kind == "texts"):
         takes = "texts" if integer else "pictures"
         raise ValueError(f"{checkpoint} reads {takes}, and {data.name} holds {data.kind}; give data of the other kind")
-    made, notes = _texts(folder, model, data, length) if integer else _pictures(folder, model, data, size)
+    if integer:
+        made, notes = _texts(folder, model, data, length)
+    else:
+        model, made, notes = _pictures(folder, model, data, size)
     order = _order(folder, data.class_names) if trained else np.arange(max(1, len(data.class_names)))
     if not trained:
         notes = [
@@ -194,9 +198,13 @@ def _texts(
 
 def _pictures(
     folder: pathlib.Path, model: Model, data: LabelledData, size: int | None
-) -> tuple[Callable[[LabelledPart], Array], list[str]]:
-    """Returns a function that makes the model's input of a part's pictures, and what was decided."""
+) -> tuple[Model, Callable[[LabelledPart], Array], list[str]]:
+    """Returns the model for the size of the pictures, a function that makes its input of them, and what was decided."""
     process, notes = _processor(folder, model, size)
+    shape = process(pixels(data.train.x, 0, 1)).shape[1:]
+    if isinstance(model.config, resnet.ResNetConfig) and shape[0] == shape[1]:
+        # Convolutions have no size of their own; what a checkpoint says nothing of is the size of published ones.
+        model = models.build(dataclasses.replace(model.config, image_size=shape[0]))
     count = len(data.train.y) + len(data.valid.y) + len(data.test.y)
     need = 4 * count * math.prod(model.input_shape)
     if need > _MOST_BYTES:
@@ -214,7 +222,7 @@ def _pictures(
             )
         return jnp.asarray(found)
 
-    return made, notes
+    return model, made, notes
 
 
 def pixels(pictures: Sequence[Any] | np.ndarray, at: int, count: int) -> list[np.ndarray]:

@@ -22,6 +22,9 @@ from mvp_jax.train import evaluation, metrics
 _LATENCY_BATCH = 8
 _REPEATS = 21
 _MOST_EXAMPLES = 60
+NOTICEABLE = 0.25
+"""By which share of the labels' standard deviation an error has to change for an answer of a regression to count as
+changed."""
 
 
 class Answers(NamedTuple):
@@ -65,16 +68,19 @@ def test_scores(names: Sequence[str], given: Answers) -> tuple[Score, ...]:
     """
     values, count = metrics.score(names, given.outputs, given.labels), len(given.labels)
     found = []
+    low: float | None
+    high: float | None
     for name, value in values.items():
         if name == "accuracy":
             low, high = intervals.accuracy_interval(int(given.correct.sum()), count)
         else:
-            low, high = intervals.bootstrap(
+            ends = intervals.bootstrap(
                 lambda o, y, name=name: metrics.score((name,), o, y)[name],  # type: ignore[misc]
                 given.outputs if name in metrics.OF_SCORES else given.outputs.argmax(-1),
                 given.labels,
                 seed=0,
             )
+            low, high = ends or (None, None)
         found.append(Score(name, value, low, high, count))
     return tuple(found)
 
@@ -166,7 +172,7 @@ def densities(
 def changed(inputs: TaskInputs, dense: Answers, pruned: Answers) -> tuple[ChangedExample, ...]:
     """Returns test examples on which two models give different answers, those that became wrong first.
 
-    Of a regression these are the examples whose error grew most.
+    Of a regression these are the examples whose error grew most, by more than `NOTICEABLE`.
 
     Args:
         inputs: the task.
@@ -175,16 +181,12 @@ def changed(inputs: TaskInputs, dense: Answers, pruned: Answers) -> tuple[Change
     """
     if not inputs.class_names:
         before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
-        chosen = np.argsort(before - after)[: _MOST_EXAMPLES // 3]
-        return tuple(
-            _example(
-                inputs,
-                int(i),
-                *(f"{v:.2f}" for v in (dense.labels[i], dense.outputs[i, 0], pruned.outputs[i, 0])),
-                None,
-            )
-            for i in chosen
-        )
+        least = NOTICEABLE * float(np.std(dense.labels))
+        chosen = [i for i in np.argsort(before - after)[: _MOST_EXAMPLES // 3] if after[i] - before[i] > least]
+        numbers = [
+            (f"{dense.labels[i]:.2f}", f"{dense.outputs[i, 0]:.2f}", f"{pruned.outputs[i, 0]:.2f}") for i in chosen
+        ]
+        return tuple(_example(inputs, int(i), *three, None) for i, three in zip(chosen, numbers, strict=True))
     names, said, now = inputs.class_names, dense.outputs.argmax(-1), pruned.outputs.argmax(-1)
     differ = np.flatnonzero(said != now)
     order = differ[np.argsort(np.where(dense.correct, 0, np.where(pruned.correct, 1, 2))[differ], kind="stable")]

@@ -113,8 +113,9 @@ def check_method(method: str, of_units: bool, inputs: TaskInputs) -> str:
     """
     name = method or DEFAULT_METHODS["units" if of_units else "weights"]
     line = registry.chosen("sparse", [name], inputs.model)[name]
-    if line.needs:
-        raise ValueError(f"{name} needs {sorted(line.needs)}; choose another method")
+    if of_units and line.only_weights:
+        fitting = [n for n in registry.suited("sparse", inputs.model) if not registry.line(n).only_weights]
+        raise ValueError(f"{name} prunes single weights, and whole units are to go; choose one of {', '.join(fitting)}")
     return name
 
 
@@ -134,16 +135,18 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     last = max(1, steps // 2)
     what = "units" if isinstance(task.removal.pattern, patterns.WholeUnits) else "weights"
     every = task.training.every(inputs, steps)
-    training = dataclasses.replace(task.training.training(inputs.model, last), watch_every=every)
+    training = task.training.training(inputs.model, last)
     total = defaults(problem, training, max(1, steps - last)).spend.total + last
     with (
         records.progress(total, f"pruning {share:.0%} of the {what} by {task.method}") as advance,
         _saved(states) as saved,
     ):
         watch = _SavedWatch(inputs, "pruned", every, advance, saved=saved, folder=states)
-        given = defaults(problem, dataclasses.replace(training, watch=watch), max(1, steps - last))
+        training = dataclasses.replace(training, watch=watch, watch_every=watch.part)
+        given = defaults(problem, training, max(1, steps - last))
         settings = registry.line(task.method, "sparse").settings(given)
         found = registry.METHODS[task.method](problem, settings, task.key, saved=saved)
+        watch.look(found.variables)
     if not bool(found.alive):
         raise ValueError(
             f"the training diverged while {share:.0%} of the {what} were pruned by {task.method}; lower the learning "
@@ -227,6 +230,7 @@ class _SavedWatch(tuning.Watch):
     ) -> None:
         self._saved, self._path = saved, None if folder is None else folder / "curve.json"
         self._rounds: list[int] = []
+        self._open: dict[str, tuple[int, float]] = {}
         before = None
         if saved is not None and self._path is not None and files.exists(self._path):
             found, done = records.read_json(self._path), saved.latest() or 0
@@ -234,18 +238,33 @@ class _SavedWatch(tuning.Watch):
             self._rounds = [r for r in found["rounds"] if r < done]
             points = [found[part][: len(self._rounds)] for part in ("steps", "loss", "valid")]
             before = TrainingCurve(name, *map(tuple, points))
+            self._open = {r: tuple(since) for r, since in found["open"].items() if int(r) < done}
         super().__init__(inputs, name, every, advance, before)
-        if self.steps:
-            advance(self.steps[-1])
+        self._since = self._open.get(str(max(map(int, self._open), default=0)), (0, 0.0))
+        advance((self.steps[-1] if self.steps else 0) + self._since[0])
 
     def __call__(self, state: train.TrainState, seen: train.Metrics) -> None:
         super().__call__(state, seen)
         if self._saved is not None and self._path is not None:
-            self._rounds.append(self._saved.latest() or 0)
+            # The steps since the last look, as they are when the round ends that is now under way.
+            self._open[str(self._saved.latest() or 0)] = self._since
             curve = self.curve()
             records.write_json(
-                self._path, {"steps": curve.steps, "loss": curve.loss, "valid": curve.valid, "rounds": self._rounds}
+                self._path,
+                {
+                    "steps": curve.steps,
+                    "loss": curve.loss,
+                    "valid": curve.valid,
+                    "rounds": self._rounds,
+                    "open": self._open,
+                },
             )
+
+    def look(self, variables: Variables) -> None:
+        before = len(self.steps)
+        super().look(variables)
+        if self._saved is not None and len(self.steps) > before:
+            self._rounds.append(self._saved.latest() or 0)
 
 
 def _saved(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[checkpoint.Checkpoints | None]:

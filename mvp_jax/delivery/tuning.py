@@ -150,7 +150,7 @@ class Watch:
     Args:
         inputs: the task, whose validation examples are looked at.
         name: the name of the curve.
-        every: the number of steps between two calls.
+        every: the number of steps between two looks at the validation examples.
         advance: `(steps, note)`, as `records.progress` gives it.
         before: a curve to go on with.
     """
@@ -167,14 +167,35 @@ class Watch:
         self.steps = list(before.steps) if before else []
         self.losses = list(before.loss) if before else []
         self.valid = list(before.valid) if before else []
+        self._since = (0, 0.0)
+
+    @property
+    def part(self) -> int:
+        """The number of steps after which it is to be called: progress is shown more often than looks are taken."""
+        return max(1, self.every // 8)
 
     def __call__(self, state: train.TrainState, seen: train.Metrics) -> None:
-        taken = int(seen["taken"])
-        self.steps.append((self.steps[-1] if self.steps else 0) + taken)
-        self.losses.append(float(seen["loss"]))
-        first = self.inputs.metrics[0]
-        self.valid.append(scores(self.inputs, self.inputs.model, state.variables)[first])
-        self.advance(taken, f"loss {self.losses[-1]:.3f}, validation {first} {self.valid[-1]:.3f}")
+        taken, loss, first = int(seen["taken"]), float(seen["loss"]), self.inputs.metrics[0]
+        self._since = (self._since[0] + taken, self._since[1] + taken * loss)
+        note = f"loss {loss:.3f}"
+        if self._since[0] >= self.every:
+            self.look(state.variables)
+        if self.valid:
+            note += f", validation {first} {self.valid[-1]:.3f}"
+        self.advance(taken, note)
+
+    def look(self, variables: Variables) -> None:
+        """Notes the loss since the look before and the score on the validation examples.
+
+        Args:
+            variables: the model's variables now; nothing is noted if no step was taken since.
+        """
+        taken, total = self._since
+        if taken:
+            self.steps.append((self.steps[-1] if self.steps else 0) + taken)
+            self.losses.append(total / taken)
+            self.valid.append(scores(self.inputs, self.inputs.model, variables)[self.inputs.metrics[0]])
+        self._since = (0, 0.0)
 
     def curve(self) -> TrainingCurve:
         """Returns what was noted so far."""
@@ -203,6 +224,13 @@ def with_head(inputs: TaskInputs) -> Variables:
     heads = [probe.linear(seen, y, model.num_classes, loss=inputs.loss, l2=l2) for l2 in _PENALTIES]
     losses = [float(jnp.mean(inputs.loss(held_out @ kernel + bias, inputs.valid["y"]))) for kernel, bias in heads]
     kernel, bias = heads[int(np.argmin(losses))]
+    # Features that hardly vary need a large kernel, which the first steps of the body would turn into huge logits: a
+    # change by a hundredth of the features' length may change logits by 1.
+    length = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(seen), -1)))
+    factor = jnp.minimum(1.0, 100.0 / jnp.maximum(length * jnp.linalg.norm(kernel), 1e-6))
+    if not inputs.class_names:
+        factor = jnp.ones(())
+    kernel, bias = factor * kernel, factor * bias
     return replace_head(bare, model, kernel=kernel, bias=bias)
 
 
@@ -239,17 +267,18 @@ def train_dense(
             assert states is not None
             watch = Watch(inputs, "dense", every, advance, _read_curve(states / "curve.json", int(state.step)))
             advance(int(state.step))
-        for done in range(int(state.step), steps, every):
-            state, seen = train.fit(
-                recipe, state, inputs.train, min(every, steps - done), learning_rate=how.learning_rate, total=steps
-            )
+        while (done := int(state.step)) < steps:
+            count = min(watch.part, every - done % every, steps - done)
+            state, seen = train.fit(recipe, state, inputs.train, count, learning_rate=how.learning_rate, total=steps)
             watch(state, seen)
+            if done + count == steps:
+                watch.look(state.variables)
             if not bool(state.alive):
                 raise ValueError(
                     f"the training of the dense model diverged before step {int(state.step) + 1}: a loss or a weight "
                     f"is not finite; lower the learning rate, which is {how.learning_rate:.2g}"
                 )
-            if saved is not None and states is not None:
+            if saved is not None and states is not None and ((done + count) % every == 0 or done + count == steps):
                 records.write_json(states / "curve.json", watch.curve()._asdict())
                 saved.save(int(state.step), state)
     variables = evaluation.reestimate(inputs.model, state.variables, inputs.train["x"][: how.norm_examples])

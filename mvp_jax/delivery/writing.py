@@ -16,9 +16,11 @@ from mvp_jax.delivery import judging
 from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import export
+from mvp_jax.pretrained.source_files import Problem
 from mvp_jax.reports import intervals, model_report_html, model_report_text
 from mvp_jax.reports.model_report import ChangedCounts, ModelReport, SearchTrial, TrainingCurve, WrittenFile
 from mvp_jax.storage import files, records
+from mvp_jax.train import metrics
 
 _COMPARED = 8
 """How many examples the outputs of what is written are compared on."""
@@ -84,7 +86,7 @@ def hand_over(
         Sentences that a reader should know.
     """
     x = inputs.test["x"][:_COMPARED]
-    problem = "single_label_classification" if inputs.class_names else "regression"
+    problem: Problem = "single_label_classification" if inputs.class_names else "regression"
     source = inputs.source if inputs.source.is_dir() else None
     try:
         written = export.checkpoint(
@@ -220,15 +222,14 @@ def _compared(inputs: TaskInputs, dense: judging.Answers, pruned: judging.Answer
         counts = ChangedCounts(*(int(a.sum()) for a in (worse, better, other)))
         if first == "accuracy":
             return intervals.paired_difference(dense.correct, pruned.correct), counts
-        predictions = [a.outputs.argmax(-1) for a in (dense, pruned)]
+        before, after = dense.outputs.argmax(-1), pruned.outputs.argmax(-1)
     else:
-        predictions = [a.outputs[:, 0] for a in (dense, pruned)]
-        before, after = (np.abs(p - dense.labels) for p in predictions)
-        counts = ChangedCounts(int((after > before).sum()), int((after < before).sum()), int((after == before).sum()))
-    from mvp_jax.train import metrics
-
+        before, after = (np.abs(a.outputs[:, 0] - a.labels) for a in (dense, pruned))
+        grown = np.abs(after - before) > judging.NOTICEABLE * float(np.std(dense.labels))
+        counts = ChangedCounts(int((grown & (after > before)).sum()), int((grown & (after < before)).sum()), 0)
+        before, after = dense.outputs[:, 0], pruned.outputs[:, 0]
     difference = intervals.bootstrap_difference(
-        lambda p, y: metrics.score((first,), p, y)[first], *predictions, dense.labels, seed=0
+        lambda p, y: metrics.score((first,), p, y)[first], before, after, dense.labels, seed=0
     )
     return difference, counts
 

@@ -55,7 +55,7 @@ def classes(config: ConfigDict, name: str, home: int, hidden: int, *, apart: boo
     """
     wanted = config.pretrain.classes
     if home < 2:
-        raise ValueError(f"{name} has {home} class; there is something to tell apart from two classes on")
+        raise ValueError(f"{name} has {home} class; a model needs at least 2 classes to tell apart")
     if not 0 <= hidden < home:
         raise ValueError(
             f"data.unseen_classes is {hidden}, but {name} has {home} classes, of which pre-training and the bank need "
@@ -67,17 +67,20 @@ def classes(config: ConfigDict, name: str, home: int, hidden: int, *, apart: boo
         raise ValueError(
             f"pretrain.classes is {wanted}, but {name} has {home} classes{kept}; set it to 1 to {home - hidden}"
         )
-    if "targets" in config and "tasks" in config and not apart:
-        least, size = config.targets.unseen_at_least, config.tasks.classes_per_task
+    size = config.tasks.classes_per_task if "tasks" in config else 2
+    most = home - hidden if "bank" in config else home
+    if size < 2 or (size > most and not apart):
+        where = f" that are not unseen (data.unseen_classes={hidden})" if "bank" in config and hidden else ""
+        raise ValueError(
+            f"tasks.classes_per_task is {size}, but a task tells at least 2 classes apart, and {name} has {most}{where}"
+        )
+    if "targets" in config and not apart:
+        least = config.targets.unseen_at_least
         if not 0 <= least <= min(hidden, size):
             raise ValueError(
                 f"targets.unseen_at_least is {least}, but there are {hidden} unseen classes (data.unseen_classes) and "
                 f"a target has {size} classes (tasks.classes_per_task); set it to at most {min(hidden, size)}"
             )
-    if "tasks" in config and config.tasks.classes_per_task < 2:
-        raise ValueError(
-            f"tasks.classes_per_task is {config.tasks.classes_per_task}; a task tells at least 2 classes apart"
-        )
 
 
 def unseen(setting: Setting, *, pretrained_here: bool) -> None:

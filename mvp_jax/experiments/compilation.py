@@ -18,8 +18,9 @@ from mvp_jax.storage import records
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 
-_LEAST = 0.2
-"""Seconds that a program compiles at least to be kept: thousands of small files would cost more than they save."""
+_LEAST = 0.0
+"""Seconds that a program compiles at least to be kept: all are, where JAX by itself keeps those of a second. What that
+is worth is in `docs/experiments.md`."""
 
 
 def folder_of(setting: str) -> pathlib.Path | None:
@@ -136,9 +137,9 @@ def announced(folder: str, *, after: float = 5.0, least: float = 10.0) -> Iterat
         jax.monitoring.unregister_scalar_listener(watch.begins)
         jax.monitoring.unregister_event_duration_listener(watch.ends)
         watch.close()
-        if watch.seconds >= least:
-            last = f"; programs are kept in {folder} for the next run" if folder else ""
-            records.say(f"{time.monotonic() - start:.0f} s, of which compiling took {watch.seconds:.0f} s{last}")
+    if watch.seconds >= least:  # not after an error or Ctrl-C, which end in their own line
+        took = f"{time.monotonic() - start:.0f} s, of which {watch.seconds:.0f} s were for compiling programs"
+        records.say(took + (f" or reading them from {folder}, where they are kept" if folder else ""))
 
 
 __all__ = ["announced", "folder_of", "keep"]

@@ -61,21 +61,21 @@ def _device() -> str:
 
 def _data(name: str, setting: Setting) -> str:
     source, target, valid, test = (f"{len(pool.y):,}" for pool in setting.pools)
-    uses = [f"{source} to pre-train on" + (" and for the bank" if setting.bank_tasks else "")]
+    uses = [f"{source} for pre-training" + (" and the bank" if setting.bank_tasks else "")]
     uses += [f"{target} for the targets"] if setting.targets else []
     uses += [f"{valid} to validate", f"{test} to test"]
     shape = " x ".join(map(str, setting.image_shape))
-    hidden = f"; {len(setting.unseen)} of the classes are unseen until the targets" if setting.unseen else ""
-    return f"{name}, {len(setting.class_names)} classes, examples of {shape}: {', '.join(uses)}{hidden}"
+    return f"{name}, {_count(len(setting.class_names), 'class', 'classes')}, examples of {shape}: {', '.join(uses)}"
 
 
 def _model(name: str, plan: Any) -> str:
-    text = f"{name}, {parameters(plan.model):,} parameters"
-    if isinstance(plan, PretrainPlan):
-        return text
-    if plan.checkpoint:
-        return f"{text}, pre-trained weights of {plan.checkpoint}"
-    return f"{text}, to be pre-trained here on {len(plan.setting.pretrain_classes)} classes"
+    text, hidden = f"{name}, {_count(parameters(plan.model), 'parameter')}", len(plan.setting.unseen)
+    if getattr(plan, "checkpoint", ""):
+        kept = f"; the bank has no task with {_count(hidden, 'class', 'classes')}" if plan.setting.bank_tasks else ""
+        return f"{text}, with the weights of {plan.checkpoint}{kept if hidden else ''}"
+    kept = f"; {hidden} are unseen" + (" until the targets" if plan.setting.targets else "")
+    seen = _count(len(plan.setting.pretrain_classes), "class", "classes")
+    return f"{text}, pre-trained here on {seen}{kept if hidden else ''}"
 
 
 def _work(plan: Any) -> str:
@@ -110,8 +110,8 @@ def _written(plan: Any) -> str:
     return ""
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, what: str, many: str = "") -> str:
+    return f"{number:,} {what if number == 1 else many or f'{what}s'}"
 
 
 __all__ = ["lines", "parameters"]

@@ -332,7 +332,7 @@ def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, ti
     """
     if not lines:
         raise ValueError("no lines of metrics to draw; give those of metrics.jsonl")
-    figure = plots.make_figure(8.4, 3.4)
+    figure = plots.make_figure(plots.WIDTH, 3.4)
     left, right = figure.subplots(1, 2)
     steps = [line["step"] for line in lines]
     left.plot(steps, [line["loss"] for line in lines], color=plots.COLOURS[0], marker="o", markersize=3)
@@ -354,7 +354,7 @@ def plot(lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, ti
         axes.set_xlabel("steps")
         plots.tidy(axes)
     plots.name_lines(right, ends, 3.4)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    plots.head(figure, title)
     plots.save(figure, path)
 
 

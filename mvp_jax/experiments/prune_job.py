@@ -232,12 +232,13 @@ def _rows(made: DeliveryPlan, found: PrunedCheckpoint) -> list[dict[str, Any]]:
     """Returns the first metric of the dense and the pruned model on both parts, as rows of a table of results."""
     versions = {version.name: version for version in found.report.versions}
     steps = made.settings.training.steps_for(made.inputs.examples)
+    removed = "ratio" if found.units else "sparsity"
     return [
         {
             "target": made.inputs.data.name,
             "seed": made.settings.seed,
             "method": "unpruned" if name == "dense" else made.method,
-            "ratio": 0.0 if name == "dense" else found.share,
+            removed: 0.0 if name == "dense" else found.share,
             "steps": made.settings.training.dense_for(made.inputs) if name == "dense" else steps,
             "split": split,
             "accuracy": found.valid[name] if split == "valid" else versions[name].scores[0].value,

@@ -12,9 +12,7 @@ steps, seeds) compiles once for all points. The second command makes the table o
 
 import argparse
 import collections
-import csv
 import functools
-import io
 import itertools
 import json
 import math
@@ -28,9 +26,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mvp_jax.experiments import command_line
+from mvp_jax.experiments import command_line, sweep_report
 from mvp_jax.parallel import processes
-from mvp_jax.reports import plots
 from mvp_jax.storage import files, records
 
 _LATER = {
@@ -168,7 +165,7 @@ def run(
         job(own, folders[name], {stage: folders[first] for stage, first in shared[name].items()})
         processes.only_first("point", functools.partial(records.write_json, folders[name] / _FINISHED, {"point": name}))
     rows = summarise(list(folders.values()), [path for path, _ in config.sweep.over], apart=config.sweep.apart)
-    processes.only_first("summary", lambda: write(rows, work))
+    processes.only_first("summary", lambda: sweep_report.write(rows, work))
     return rows
 
 
@@ -205,10 +202,11 @@ def summarise(
         apart: the settings whose values do not compete: the best row is chosen for each of their values.
 
     Returns:
-        Rows with the settings, `method`, `ratio`, `steps` (the last number of fine-tuning steps), `valid` (accuracy on
-        the validation split, in [0, 1], mean over targets and seeds), `sd` (of the seeds' means; `None` for one seed),
-        `seeds` (their number), `chosen` (whether the row is the best on validation among all settings of its method and
-        ratio), and, for chosen rows only, `test` and `test_sd` on the test split.
+        Rows with the settings, `method`, `ratio` or `sparsity` (whichever the runs have), `steps` (the last number of
+        fine-tuning steps), `valid` (accuracy on the validation split, in [0, 1], mean over targets and seeds), `sd` (of
+        the seeds' means; `None` for one seed), `seeds` (their number), `chosen` (whether the row is the best on
+        validation among all settings of its method and ratio), and, for chosen rows only, `test` and `test_sd` on the
+        test split.
 
     Raises:
         ValueError: if a folder holds no finished run, or the runs share no settings to compare.
@@ -224,23 +222,25 @@ def summarise(
     for settings, rows in runs:
         last: dict[tuple[Any, ...], int] = {}
         for row in rows:
-            at = (row["ratio"], row["method"])
+            at = (records.share(row), row["method"])
             last[at] = max(last.get(at, 0), row["steps"])
         own = tuple(json.dumps(settings.get(path)) for path in shown)
         for row in rows:
-            if row["steps"] == last[row["ratio"], row["method"]] and row.get("view", "whole") == "whole":
-                groups[own, row["ratio"], row["method"]].append((settings.get("seed"), row))
-    table = [_line(shown, own, ratio, method, members) for (own, ratio, method), members in groups.items()]
+            at = (records.share(row), row["method"])
+            if row["steps"] == last[at] and row.get("view", "whole") == "whole":
+                groups[own, *at].append((settings.get("seed"), row))
+    removed = records.share_name([row for _, rows in runs for row in rows])
+    table = [_line(shown, own, {removed: share}, method, members) for (own, share, method), members in groups.items()]
     best: dict[Any, dict[str, Any]] = {}
     for line in table:
-        among = (line["ratio"], line["method"], *(json.dumps(line[path]) for path in apart))
+        among = (line[removed], line["method"], *(json.dumps(line[path]) for path in apart))
         if among not in best or line["valid"] > best[among]["valid"]:
             best[among] = line
     for line in table:
         line["chosen"] = any(line is b for b in best.values())
         if not line["chosen"]:
             line["test"] = line["test_sd"] = None
-    return sorted(table, key=lambda r: (r["ratio"], r["method"], -r["valid"]))
+    return sorted(table, key=lambda r: (r[removed], r["method"], -r["valid"]))
 
 
 def _read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -265,9 +265,13 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _line(
-    shown: Sequence[str], own: tuple[str, ...], ratio: float, method: str, members: Sequence[tuple[Any, records.Row]]
+    shown: Sequence[str],
+    own: tuple[str, ...],
+    removed: Mapping[str, float],
+    method: str,
+    members: Sequence[tuple[Any, records.Row]],
 ) -> dict[str, Any]:
-    line = dict(zip(shown, map(json.loads, own), strict=True)) | {"method": method, "ratio": ratio}
+    line = dict(zip(shown, map(json.loads, own), strict=True)) | {"method": method, **removed}
     line["steps"] = members[0][1]["steps"]
     for split, name, spread in (("valid", "valid", "sd"), ("test", "test", "test_sd")):
         by_seed: dict[Any, list[float]] = collections.defaultdict(list)
@@ -280,97 +284,6 @@ def _line(
         if split == "valid":
             line["seeds"] = len(means)
     return line
-
-
-def write(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> None:
-    """Writes the rows that `summarise` returns into a folder: `summary.csv`, `summary.md` and `summary.png`."""
-    folder, names = files.path(folder), list(rows[0])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(row[name]) for name in names] for row in rows)
-    records.write_text(folder / "summary.csv", text.getvalue())
-    records.write_text(folder / "summary.md", to_markdown(rows))
-    plot(rows, folder / "summary.png")
-
-
-def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows that `summarise` returns as a Markdown table, in percent, chosen rows in bold."""
-
-    def text(name: str, value: Any) -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return ""
-        if name in ("valid", "sd", "test", "test_sd"):
-            return f"{100 * value:.1f}"
-        return f"{value:g}" if isinstance(value, float) else str(_cell(value))
-
-    names = [n for n in rows[0] if n != "chosen" and any(text(n, row[n]) for row in rows)]
-    lines = [[text(name, row[name]) for name in names] for row in rows]
-    lines = [
-        [
-            f"**{t}**" if row["chosen"] and name in ("valid", "test") and t else t
-            for name, t in zip(names, line, strict=True)
-        ]
-        for row, line in zip(rows, lines, strict=True)
-    ]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (names, ["--"] * len(names), *lines))
-    return (
-        f"{table}\n\nAccuracies in percent: means over targets and seeds, and their spread (sd) over seeds. `test` is "
-        "given only for the setting with the best `valid` of a method and ratio.\n"
-    )
-
-
-def plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, most: int = 5) -> None:
-    """Draws validation accuracy against the first setting, at the best of the others, and writes the picture.
-
-    There is a line for each of the `most` methods of highest accuracy, at the highest ratio in the rows.
-    """
-    setting = next((n for n in rows[0] if n not in ("method", "ratio")), "steps")
-    ratio = max(row["ratio"] for row in rows)
-    here = [row for row in rows if row["ratio"] == ratio]
-    hardest = {json.dumps(r[setting]) for r in here} == {json.dumps(r[setting]) for r in rows}
-    here = here if hardest else list(rows)  # if the setting is the ratio itself, all ratios are shown
-    places = sorted(
-        {json.dumps(row[setting]) for row in here}, key=lambda v: (isinstance(json.loads(v), str), _order(v))
-    )
-    best: dict[str, dict[str, Mapping[str, Any]]] = collections.defaultdict(dict)
-    for row in here:
-        at = json.dumps(row[setting])
-        if at not in best[row["method"]] or row["valid"] > best[row["method"]][at]["valid"]:
-            best[row["method"]][at] = row
-    methods = sorted(best, key=lambda m: -max(r["valid"] for r in best[m].values()))[:most]
-    figure = plots.make_figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    for i, method in enumerate(methods):
-        found = [(x, best[method][at]) for x, at in enumerate(places) if at in best[method]]
-        axes.errorbar(
-            [x + 0.03 * (i - (len(methods) - 1) / 2) for x, _ in found],
-            [100 * r["valid"] for _, r in found],
-            yerr=[100 * (r["sd"] or 0.0) for _, r in found],
-            color=plots.COLOURS[i],
-            marker=plots.MARKERS[i],
-            markersize=4,
-            linewidth=1.2,
-            capsize=2,
-            label=method,
-        )
-    axes.set_xticks(range(len(places)), [str(_cell(json.loads(v))) for v in places])
-    axes.set_xlabel(setting)
-    axes.set_ylabel("validation accuracy (%)")
-    pruned = f", {ratio:.0%} pruned" if hardest else ""
-    axes.set_title(f"Best over the other settings{pruned}; bars: sd over seeds", fontsize=9, loc="left")
-    axes.legend(frameon=False, fontsize=8)
-    plots.tidy(axes)
-    plots.save(figure, path)
-
-
-def _order(text: str) -> Any:
-    value = json.loads(text)
-    return (0, value, "") if isinstance(value, int | float) else (1, 0, text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -386,14 +299,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         rows = summarise(given.runs)
         if given.out:
-            write(rows, given.out)
+            sweep_report.write(rows, given.out)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    sys.stdout.write(to_markdown(rows))
+    sys.stdout.write(sweep_report.to_markdown(rows))
 
 
 if __name__ == "__main__":
     main()
 
 
-__all__ = ["configs", "over", "plot", "points", "run", "sharing", "summarise", "to_markdown", "write"]
+__all__ = ["configs", "over", "points", "run", "sharing", "summarise"]

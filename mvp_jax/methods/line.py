@@ -11,7 +11,7 @@ from mvp_jax.models.api import Model
 MAX_TITLE = 28
 """The most characters of a method's title: what fits beside a picture of 7.5 inches."""
 
-Role = Literal["reference", "proposed", "variant", "baseline", "control", "random"]
+ComparisonRole = Literal["reference", "proposed", "variant", "baseline", "control", "random"]
 """What a method is in a comparison; see `Line`."""
 
 
@@ -38,6 +38,7 @@ class Line(NamedTuple):
         needs: the fields that the problem must have besides a model and data: `neighbours` or `universal`.
         suits: `(model) -> bool`: whether the method can prune the model; a comparison of all methods leaves out those
             that cannot.
+        only_weights: whether the method prunes single weights and no other pattern, such as whole units.
         unsuited: what such a model is or lacks, as the end of the sentence "it ...", for the error message.
     """
 
@@ -46,10 +47,11 @@ class Line(NamedTuple):
     summary: str
     kind: Literal["few_shot", "sparse"]
     title: str
-    role: Role = "baseline"
+    role: ComparisonRole = "baseline"
     needs: frozenset[str] = frozenset()
     suits: Callable[[Model], bool] = any_model
     unsuited: str = ""
+    only_weights: bool = False
 
 
 def fixed(method: Callable[..., Pruned], settings_type: type, /, **fields: Any) -> Callable[..., Pruned]:

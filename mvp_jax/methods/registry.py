@@ -10,7 +10,7 @@ from typing import Literal
 
 from mvp_jax.methods.contract import Pruned
 from mvp_jax.methods.few_shot import lines as few_shot_lines
-from mvp_jax.methods.line import Line, Role
+from mvp_jax.methods.line import ComparisonRole, Line
 from mvp_jax.methods.sparse import lines as sparse_lines
 from mvp_jax.models.api import Model
 
@@ -128,7 +128,7 @@ def titles(kind: ProblemKind | None = None) -> dict[str, str]:
     return {name: found.title for table in _tables(kind) for name, found in table.items()}
 
 
-def roles(kind: ProblemKind | None = None) -> dict[str, Role]:
+def roles(kind: ProblemKind | None = None) -> dict[str, ComparisonRole]:
     """Returns what every method is in a comparison, `{name: role}`, as `Line` describes it.
 
     Args:

@@ -1,5 +1,5 @@
 """BERT (Devlin et al., 2019, arXiv:1810.04805), RoBERTa (Liu et al., 2019, arXiv:1907.11692) and DistilBERT (Sanh et
-al., 2019, arXiv:1910.01108), under a head for classes of texts or for masked words.
+al., 2019, arXiv:1910.01108), under a head for classes of texts or for masked words, or bare, for embeddings of texts.
 
 The architectures are the published ones, so that their checkpoints fit: embeddings added and normalised, layers that
 normalise after each addition, a pooler on the first token. Where the three differ, a field says which; `roberta` and
@@ -42,9 +42,12 @@ class BertConfig:
         pad: the id of padding, which no token attends to.
         separator: the id that ends a segment: token types are 0 up to and including the first separator, and 1 after
             it until padding. `None`: all of type 0.
-        pool: the head reads the `first` token, through the pooler.
+        pool: what stands for a text: its `first` token, or under `embed` also the `mean` of its tokens without padding.
+            A classifier reads the first token, through the pooler.
         pooler: the pooler's activation function, `tanh`, or `relu` in DistilBERT.
-        task: `classify` texts, or `masked_lm`: logits over the vocabulary for each token.
+        task: `classify` texts; `masked_lm`: logits over the vocabulary for each token; or `embed`: the encoder alone,
+            without pooler and head, gives the embedding of a text.
+        normalise: under `embed`, whether embeddings are divided by their Euclidean norm.
         skip_padding: positions count what is not padding, from `pad + 1` on, and padding is at `pad` (RoBERTa). The
             table then has `positions + pad + 1` rows.
         epsilon: the ε of every LayerNorm; 1e-5 in RoBERTa.
@@ -66,9 +69,10 @@ class BertConfig:
     dropout: float = 0.0
     pad: int = 0
     separator: int | None = None
-    pool: Literal["first"] = "first"
+    pool: Literal["first", "mean"] = "first"
     pooler: Literal["tanh", "relu"] = "tanh"
-    task: Literal["classify", "masked_lm"] = "classify"
+    task: Literal["classify", "masked_lm", "embed"] = "classify"
+    normalise: bool = False
     skip_padding: bool = False
     epsilon: float = 1e-12
     activation: str = "gelu"
@@ -88,10 +92,17 @@ class BertConfig:
             )
         if self.separator is not None and self.types < 2:
             raise ValueError(f"a separator makes two token types, but types={self.types}; give types=2")
-        if self.pool != "first" or self.pooler not in ("tanh", "relu"):
-            raise ValueError(f"unknown pool={self.pool!r} or pooler={self.pooler!r}; choose first, and tanh or relu")
-        if self.task not in ("classify", "masked_lm"):
-            raise ValueError(f"unknown task={self.task!r}; choose classify or masked_lm")
+        if self.task not in ("classify", "masked_lm", "embed"):
+            raise ValueError(f"unknown task={self.task!r}; choose classify, masked_lm or embed")
+        if self.pool not in ("first", "mean") or self.pooler not in ("tanh", "relu"):
+            raise ValueError(
+                f"unknown pool={self.pool!r} or pooler={self.pooler!r}; choose first or mean, tanh or relu"
+            )
+        if self.task != "embed" and (self.pool != "first" or self.normalise):
+            raise ValueError(
+                f"pool={self.pool!r} and normalise={self.normalise} under task={self.task!r}; only embed takes the "
+                "mean of tokens and normalises, its classifier reads the first token"
+            )
 
     @property
     def rates(self) -> tuple[float, float, float]:
@@ -178,13 +189,40 @@ class WordHead(nnx.Module):
         return jnp.einsum("nld,vd->nlv", x, word, preferred_element_type=wide) + self.bias[...]
 
 
+def pooled(x: Array, real: Array, *, pool: str, normalise: bool) -> Array:
+    """The embedding of each text.
+
+    Args:
+        x: `[N, L, D]`, what the last layer gives.
+        real: `bool[N, L]`, what is not padding.
+        pool: `first` or `mean`.
+        normalise: whether embeddings are divided by their Euclidean norm.
+
+    Returns:
+        `[N, D]`. The mean over a text without tokens is zero.
+
+    >>> x = jnp.array([[[3.0, 0.0], [3.0, 8.0], [9.0, 9.0]]])
+    >>> pooled(x, jnp.array([[True, True, False]]), pool="mean", normalise=True).tolist()
+    [[0.6000000238418579, 0.800000011920929]]
+    """
+    if pool == "mean":
+        kept = jnp.where(real[..., None], x, 0)
+        x = jnp.sum(kept, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None].astype(x.dtype)
+    else:
+        x = x[:, 0]
+    # The least divisor is PyTorch's; the root of a number above zero has a gradient.
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24)) if normalise else x
+
+
 class Bert(nnx.Module):
-    """Embedding and layers, then pooler and head, or transform, norm and words."""
+    """Embedding and layers, then pooler and head, or transform, norm and words, or the embedding of the text."""
 
     def __init__(self, config: BertConfig, *, noise: Noise):
         self.config = config
         self.embed = Embedding(config, noise=noise)
         self.layers = layers.children([Layer(config, i, noise=noise) for i in range(len(config.heads))])
+        if config.task == "embed":
+            return
         dense = layers.Projection((config.dim,), (config.dim,), compute=config.compute, noise=noise)
         if config.task == "classify":
             self.pooler = dense
@@ -204,8 +242,11 @@ class Bert(nnx.Module):
         if c.task == "masked_lm":
             x = self.norm(layers.ACTIVATIONS[c.activation](self.transform(x)))
             return self.head(x, self.embed.word[...]), x
-        pooled = (jnp.tanh if c.pooler == "tanh" else layers.ACTIVATIONS["relu"])(self.pooler(x[:, 0]))
-        return self.head(hooks.dropout(pooled, head_rate))
+        if c.task == "embed":
+            made = pooled(x, real, pool=c.pool, normalise=c.normalise)
+            return made, made
+        first = (jnp.tanh if c.pooler == "tanh" else layers.ACTIVATIONS["relu"])(self.pooler(x[:, 0]))
+        return self.head(hooks.dropout(first, head_rate))
 
 
 @functools.cache
@@ -241,6 +282,9 @@ def build(config: BertConfig) -> api.Model:
     embedding of words serves, `logits = features @ word.T + bias`. Its `with_classes` is the classifier over the same
     body; embedding and layers of its variables fit there, pooler and head are to be made anew.
 
+    Under `task="embed"` logits and features are the embeddings, `[N, D]`, and there is no head; `with_classes` is the
+    classifier over the same body, whose pooler reads the first token.
+
     >>> import jax
     >>> model = build(micro(layers=1, dim=8, heads=2, mlp=16))
     >>> [(g.name, g.size) for g in model.groups]
@@ -250,6 +294,9 @@ def build(config: BertConfig) -> api.Model:
     >>> words = build(micro(16, layers=1, dim=8, heads=2, mlp=16, task="masked_lm"))
     >>> words.apply(words.init(jax.random.key(0)), jnp.array([[1, 7, 9, 2, 0]]))[0].shape
     (1, 5, 16)
+    >>> sentences = build(micro(layers=1, dim=8, heads=2, mlp=16, task="embed", pool="mean"))
+    >>> sentences.apply(sentences.init(jax.random.key(0)), jnp.array([[1, 7, 9, 2, 0]]))[0].shape
+    (1, 8)
     """
     groups = _groups(config)
 
@@ -263,9 +310,11 @@ def build(config: BertConfig) -> api.Model:
         groups=groups,
         prunable=widths.KERNELS,
         resize=resize,
-        with_classes=lambda n: build(dataclasses.replace(config, classes=n, task="classify")),
+        with_classes=lambda n: build(
+            dataclasses.replace(config, classes=n, task="classify", pool="first", normalise=False)
+        ),
         input_shape=(config.positions,),
-        num_classes=config.classes if config.task == "classify" else config.vocab,
+        num_classes={"classify": config.classes, "masked_lm": config.vocab, "embed": config.dim}[config.task],
         dropout=max(config.rates),
         input_dtype=jnp.int32,
     )

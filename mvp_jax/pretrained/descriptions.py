@@ -38,6 +38,13 @@ def described(
     if source is None and not made.get("architecture"):
         kind = "tokeniser" if hasattr(config, "vocab") else "image processor"
         notes.append(f"no source was given, so no {kind} was copied; give the checkpoint's folder as `source`")
+    if getattr(config, "task", None) == "embed" and made.get("model_type") != "distilbert":
+        notes.append(
+            "the model has no pooler, so `transformers.AutoModel` makes a random one and says so; embeddings do not "
+            "depend on it (add_pooling_layer=False leaves it out)"
+        )
+    if "head_dim" in made:
+        notes.append("there are fewer heads than hidden_size / head_dim, which transformers reads from version 5 on")
     n = len(made.get("id2label", ())) or made.get("num_classes", 0)
     theirs = None if source is None else source.class_names
     same = theirs is not None and len(theirs) == n

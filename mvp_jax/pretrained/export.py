@@ -20,12 +20,22 @@ from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Array, Units, Variables
 from mvp_jax.models import clip
 from mvp_jax.models.api import Model
-from mvp_jax.pretrained import descriptions, formats, key_table, loading, saving, source_files
+from mvp_jax.pretrained import (
+    descriptions,
+    expressible,
+    formats,
+    key_table,
+    loading,
+    saving,
+    sentence_files,
+    source_files,
+)
 from mvp_jax.pretrained.comparison import Written, difference, examples
+from mvp_jax.pretrained.expressible import why_not
 from mvp_jax.pretrained.onnx_graphs import onnx
 from mvp_jax.pretrained.programs import REPORT, load_program, program
 
-__all__ = ["Written", "checkpoint", "clip_pair", "load_program", "onnx", "program"]
+__all__ = ["Written", "checkpoint", "clip_pair", "load_program", "onnx", "program", "why_not"]
 
 
 def checkpoint(
@@ -44,12 +54,16 @@ def checkpoint(
     """Writes a model as another library keeps it, in its names and layouts, so that its own code loads it unchanged.
 
     Pruned weights are zeros there. With `units`, the MLPs of a transformer become smaller as well: all as wide as the
-    widest that is left, which is what a `config.json` can say, and filled up with zeros; other units stay, masked.
+    widest that is left, which is what a `config.json` can say, and filled up with zeros; the heads of a ViT too, in the
+    same way (`transformers` from version 5 on); other units stay, masked. Without `units`, a slim transformer is
+    written with its own widths if the library has such a model (`why_not` says why it has not), else filled up with
+    zeros.
 
     Args:
         directory: the folder to write; if it is there already, it is replaced as a whole. It gets `model.safetensors`,
             `config.json` where the library keeps one, and `report.json`; with `source` also a `README.md`.
-        model: the dense model.
+        model: the dense model, or without `units` a slim one. For a model of embeddings, the files by which
+            `sentence-transformers` pools are written too.
         variables: the model's variables, zero where they are pruned.
         units: `{name: bool[C]}`, the kept units of any of the model's groups; `None`: nothing becomes smaller.
         origin: the library: `Hugging Face`, `timm`, `torchvision` or `CIFAR`.
@@ -71,6 +85,7 @@ def checkpoint(
             the source's tokeniser or type is another than the model's, or the folder cannot be written.
     """
     taken = None if source is None else source_files.gather(source, model.config)
+    beside: dict[str, bytes] = {}
     classes = model.num_classes if getattr(model.config, "task", "classify") == "classify" else None
     labels = source_files.checked_labels(labels, classes)
     x = examples(model) if x is None else jnp.asarray(x)
@@ -81,12 +96,16 @@ def checkpoint(
         given = compact.mask(given, groups, units)
     wanted = model.apply(given, x)[0]
     if units:
-        model, given = _narrower(model, given, units)
+        model, given = expressible.narrower(model, given, units, origin)
+    model, given, widened = expressible.filled(model, given, origin)
     form = formats.for_config(model.config, origin)
     described, notes = descriptions.described(form, model.config, taken, labels, problem)
     tensors = dict(key_table.stored(form, given, model.config))
     apart = difference(model.apply(loading.convert(tensors, model), x)[0], wanted)
-    return _written(directory, tensors, described, taken, _sentences([given]) + about, apart, form.name, notes)
+    if getattr(model.config, "task", None) == "embed":
+        beside = sentence_files.written(model.config, {} if taken is None else taken.files)
+    report = {"difference": apart, "format": form.name, "notes": (*notes, *widened)}
+    return _written(directory, tensors, described, taken, _sentences([given]) + about, report, beside)
 
 
 def _written(
@@ -95,21 +114,21 @@ def _written(
     described: dict[str, Any],
     taken: source_files.SourceFiles | None,
     said: str,
-    apart: float,
-    form: str,
-    notes: tuple[str, ...],
+    report: dict[str, Any],
+    beside: Mapping[str, bytes],
 ) -> Written:
     """Writes the folder: weights, configuration, what is taken over of the source, README and report."""
     # transformers loads no file that does not say whose tensors these are.
-    files = {"model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"})}
+    files = {**beside, "model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"})}
     if described:
         files["config.json"] = json.dumps(described, indent=2, ensure_ascii=False).encode()
     if taken is not None:
         files = taken.files | files
         files["README.md"] = source_files.readme(taken, said, list(taken.files))
-    report = {"difference": apart, "format": form, "source": taken and taken.name, "notes": notes}
+        report = report | {"source": taken.name}
     files[REPORT] = json.dumps(report, indent=1).encode()
-    return Written(saving.write_folder(directory, files), apart, sum(map(len, files.values())), notes)
+    path = saving.write_folder(directory, files)
+    return Written(path, report["difference"], sum(map(len, files.values())), report["notes"])
 
 
 def _sentences(given: Sequence[Variables]) -> str:
@@ -188,16 +207,5 @@ def clip_pair(
     }
     tensors["logit_scale"] = np.array(logit_scale, np.float32)
     said = _sentences([vision[1], text[1]]) + about
-    return _written(directory, tensors, described, taken, said, apart, "clip (Hugging Face)", ())
-
-
-def _narrower(model: Model, variables: Variables, units: Units) -> tuple[Model, Variables]:
-    """All MLPs cut to the widest that is left; what fills the others up is pruned, and zero."""
-    kept = {g.name: np.asarray(units[g.name]) for g in model.groups if g.kind == "neuron" and g.name in units}
-    whole = any(g.kind == "neuron" and g.name not in units for g in model.groups)
-    if not kept or whole:  # a layer that is whole keeps all at its width
-        return model, variables
-    width = max(1, *(int(u.sum()) for u in kept.values()))
-    # The kept ones first, then others until it is `width`.
-    chosen = {name: np.argsort(np.argsort(~u, kind="stable"), kind="stable") < width for name, u in kept.items()}
-    return compact.rebuild(model, variables, {name: jnp.asarray(u) for name, u in chosen.items()})
+    report = {"difference": apart, "format": "clip (Hugging Face)", "notes": () if taken is None else taken.notes}
+    return _written(directory, tensors, described, taken, said, report, {})

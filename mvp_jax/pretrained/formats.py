@@ -12,15 +12,15 @@ from mvp_jax.pretrained.tensor_files import TensorSource
 FAMILIES: dict[str, tuple[Format, ...]] = {
     "resnet": resnet.FORMATS,
     "vit": vit.FORMATS,
-    "bert": bert.FORMATS,
+    "bert": (*bert.FORMATS, *bert.ENCODERS),
     "clip_vision": (clip.VISION,),
     "clip_text": (clip.TEXT,),
 }
 """The formats of each family, by the names that `models.to_json` gives families. Of two formats that fit equally well,
 the first counts."""
 
-FORMATS: tuple[Format, ...] = tuple(form for forms in FAMILIES.values() for form in forms)
-"""All formats of all families, in the order of `FAMILIES`."""
+FORMATS: tuple[Format, ...] = tuple(form for forms in FAMILIES.values() for form in forms if form not in bert.ENCODERS)
+"""The formats that are told from one another by names, in the order of `FAMILIES`."""
 
 
 def bare(key: str) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 from mvp_jax import models
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
-from mvp_jax.pretrained import formats, key_table, saving, tensor_files
+from mvp_jax.pretrained import formats, key_table, saving, sentence_files, tensor_files
 from mvp_jax.pretrained.key_table import Format
-from mvp_jax.pretrained.keys import clip
+from mvp_jax.pretrained.keys import bert, clip
 from mvp_jax.pretrained.tensor_files import TensorSource
 
 Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -39,6 +39,8 @@ def load(
         source: a file, a folder or the id of one on the Hugging Face hub, as `tensor_files.open`
             takes it; or what that returned; or a folder that `save` wrote, whose model may be dense or slim.
         model: the dense model that the weights belong to; without one it is made from the folder's `config.json`.
+            An encoder of texts without a head becomes, without `classes`, a model of embeddings: `task="embed"`, which
+            pools as the files of `sentence-transformers` in the folder say, else takes the first token.
         classes: leaves the stored head out, if there is one, and gives the model a head of zeros for so many classes.
             A pooler before it that the checkpoint of an encoder lacks is drawn, always the same: of zeros it would
             never learn.
@@ -62,14 +64,25 @@ def load(
     if model is None:
         if opened.described is None:
             raise ValueError(f"{opened.name} has no config.json that says what model it is; pass `model`")
-        form = formats.detect(opened.entries, opened.described)
-        model = models.build(formats.configure(form, opened.described))
+        form, config = _described(opened, classes)
+        model = models.build(config)
     if classes is None:
         return model, _assembled(opened, form, model, set(), sharding)
     target = model.with_classes(classes)
     one, other = saving.shapes(target), saving.shapes(model.with_classes(classes + 1))
     heads = {path for path in one if one[path] != other[path]} | (set(saving.shapes(model)) - set(one))
     return target, _assembled(opened, None, target, heads, sharding)
+
+
+def _described(source: TensorSource, classes: int | None) -> tuple[Format, Any]:
+    """The format of a checkpoint and our configuration of the model that its `config.json` describes."""
+    assert source.described is not None
+    form = formats.detect(source.entries, source.described)
+    alone = bert.alone(map(formats.bare, source.entries), source.described) if classes is None else None
+    if alone is None:
+        return form, formats.configure(form, source.described)
+    pooling = sentence_files.Pooling() if source.folder is None else sentence_files.read(source.folder)
+    return alone, dataclasses.replace(formats.configure(alone, source.described), **pooling._asdict())
 
 
 def _saved(
@@ -150,6 +163,8 @@ def _assembled(
 ) -> Variables:
     """The variables of a model; `heads` are paths whose tensors are left out and which become zero."""
     expected = saving.shapes(model)
+    if getattr(model.config, "task", None) == "embed":  # whose names are a part of those of every other task
+        form = formats.for_config(model.config)
     form = form or formats.detect(source.entries, source.described, set(expected) - heads)
     readers, problems = _planned(source, form, model.config, expected, heads)
     there = key_table.keys(form, model.config, expected)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from mvp_jax.data.checkpoint_inputs import images
 from mvp_jax.pretrained import tensor_files
 from mvp_jax.storage import files as storage
 from mvp_jax.storage import json_files
@@ -29,14 +30,8 @@ TOKENIZER = (
 """The files of a tokeniser, by the names that `transformers` gives them."""
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 """The files of an image processor."""
-SENTENCES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
-)
-"""The files by which `sentence-transformers` makes an embedding of a sentence of what an encoder computes."""
+SENTENCES = ("sentence_bert_config.json", "config_sentence_transformers.json")
+"""The files in which `sentence-transformers` keeps lengths and versions; how to pool follows from the model."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _LEGAL = re.compile(r"(licen[cs]e|notice|copying)[\w.-]*", re.IGNORECASE)
@@ -48,7 +43,7 @@ _DROPPED = re.compile(
     r"|return_dict|torchscript|use_bfloat16|pruned_heads|id2label|label2id|problem_type"
 )
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_KEPT_MATTER = re.compile(r"(license\w*|language|library_name|pipeline_tag|tags)\s*:")
+_KEPT_MATTER = re.compile(r"(license\w*|language|tags)\s*:")
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 """What a model's outputs are trained for, by the names of `problem_type` in `transformers`."""
@@ -87,7 +82,7 @@ def gather(source: str | os.PathLike[str], *configs: Any) -> SourceFiles:
 
     Raises:
         ValueError: if there is no such folder, a file is a link out of it or too large or no JSON where it must be, or
-            the tokeniser has ids that the model has no embedding for.
+            the tokeniser has ids that the model has no embedding for, or the processor makes pictures of another size.
     """
     folder = tensor_files.local(source)
     if not folder.is_dir():
@@ -110,6 +105,8 @@ def gather(source: str | os.PathLike[str], *configs: Any) -> SourceFiles:
     for config in configs:
         if hasattr(config, "vocab"):
             _check_vocabulary(folder, copied, config)
+        elif hasattr(config, "patch"):
+            _check_size(folder, config)
     readme = next((text for name in ("README.md", "README", "README.txt") if (text := _content(folder, name))), b"")
     return SourceFiles(
         name=folder.resolve().name,
@@ -295,6 +292,20 @@ def _check_vocabulary(folder: pathlib.Path, copied: Mapping[str, bytes], config:
         raise ValueError(
             f"the tokeniser in {folder} pads with id {pad}, the model takes id {own} for padding; give the folder that "
             "the model was loaded from"
+        )
+
+
+def _check_size(folder: pathlib.Path, config: Any) -> None:
+    """Raises if an image processor of a known kind makes pictures of another size than the model's."""
+    try:
+        made = images.processor(folder)
+    except ValueError:
+        return
+    size = made.crop or made.size
+    if isinstance(size, tuple) and size != (config.image_size, config.image_size):
+        raise ValueError(
+            f"the image processor in {folder} makes pictures of {size[0]} x {size[1]} pixels, the model takes "
+            f"{config.image_size} x {config.image_size}; give the folder that the model was loaded from"
         )
 
 

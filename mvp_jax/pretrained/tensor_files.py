@@ -60,11 +60,13 @@ class TensorSource:
         name: where it lies, for messages.
         entries: its tensors by their names.
         described: the content of its `config.json`; `None` if it has none.
+        folder: the folder in which it lies with its other files; `None`: in no folder of its own.
     """
 
     name: str
     entries: Mapping[str, TensorEntry]
     described: dict[str, Any] | None = None
+    folder: pathlib.Path | None = None
 
     def get(self, name: str) -> np.ndarray:
         """Reads one tensor and returns it in float32.
@@ -161,7 +163,9 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ValueError(f"{lost}: huggingface_hub is not installed; install it or give a local path") from error
+        raise ValueError(
+            f"{lost}: huggingface_hub is not installed; pip install -e '.[hub]', or give a local path"
+        ) from error
     wanted = ["*.json", f"*{_SAFETENSORS}", "*.txt", "*.model", *_NOTICES]
     try:
         # Files of subfolders are other exports of the same model, except how `sentence-transformers` pools.
@@ -180,14 +184,14 @@ def _folder(folder: pathlib.Path) -> TensorSource:
     described = _json(_inside(folder, "config.json")) if (folder / "config.json").exists() else None
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).exists():
-            return TensorSource(str(folder), _entries(_inside(folder, single)), described)
+            return TensorSource(str(folder), _entries(_inside(folder, single)), described, folder)
         if (folder / f"{single}.index.json").exists():
-            return TensorSource(str(folder), _shards(folder, f"{single}.index.json"), described)
+            return TensorSource(str(folder), _shards(folder, f"{single}.index.json"), described, folder)
     if (folder / "model.json").exists():
         raise ValueError(f"{folder} holds a model that `pretrained.save` wrote; read it by `pretrained.load`")
     found = sorted(p for p in folder.iterdir() if p.suffix in (_SAFETENSORS, *_PICKLES))
     if len(found) == 1:
-        return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described)
+        return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described, folder)
     raise ValueError(
         f"{folder} has neither model.safetensors nor an index of its shards, but {[p.name for p in found[:5]]}; give "
         "one file, or convert to safetensors"

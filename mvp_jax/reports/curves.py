@@ -89,10 +89,18 @@ def _draw(
         if style.ours and sd is not None:
             axes.fill_between(x, mean - sd, mean + sd, color=style.colour, alpha=0.15, linewidth=0)
         if style.named:
-            name = plots.wrapped(f"{names.get(method, method)}  {mean[-1]:.1f}", 34)
+            name = plots.wrapped(f"{names.get(method, method)}  {mean[-1]:.1f}", _BESIDE)
             colour = plots.GREY if style.colour == plots.PALE else style.colour
             ends.append((x[-1], float(mean[-1]), name, colour, style.ours))
     return ends
+
+
+_BESIDE = 34
+"""How many characters of a name and an accuracy stand in a line beside a picture."""
+
+
+def _room(methods: Iterable[str], names: Mapping[str, str]) -> float:
+    return plots.room([f"{names.get(m, m)}  99.9" for m in methods], _BESIDE)
 
 
 def _limits(lines: Iterable[MethodLine], named: Iterable[str], levels: Sequence[float] = ()) -> tuple[float, float]:
@@ -194,7 +202,7 @@ def plot_accuracy_against_steps(
     styles = chosen_lines.styles(methods, chosen, ours, roles, every=every)
     ratios = sorted({records.share(r) for r in rows})
     ticks = sorted({r["steps"] for r in rows})
-    tall = max(3.2, 0.16 * (len(methods) if every else len(chosen)) + 0.6)
+    tall = max(3.2, _room(methods if every else chosen, names) + 0.5)
     figure = plots.make_figure(plots.WIDTH, len(ratios) * tall + 1.0)
     panels = figure.subplots(len(ratios), 1, squeeze=False, sharex=True)[:, 0]
     notes: list[str] = []
@@ -269,14 +277,14 @@ def plot_accuracy_against_sparsity(
     sparsities = sorted({records.share(r) for r in pruned})
     places = {s: float(x) for x, s in enumerate(sparsities)}
     lines = {m: _line(m, [r for r in pruned if r["method"] == m], places, records.share) for m in methods}
-    tall = max(3.4, 0.16 * (len(methods) if every else len(chosen)) + 0.8)
+    tall = max(3.4, _room([*(methods if every else chosen), *mean_accuracies(whole)], names) + 0.5)
     figure = plots.make_figure(plots.WIDTH, tall + 1.0)
     axes = figure.subplots()
     ends = _draw(axes, lines, styles, names)
     level = [100 * value for value in mean_accuracies(whole).values()]
     for method, value in zip(mean_accuracies(whole), level, strict=True):
         axes.axhline(value, color=plots.BLACK, linewidth=1.2)
-        label = plots.wrapped(f"{names.get(method, method)}  {value:.1f}", 34)
+        label = plots.wrapped(f"{names.get(method, method)}  {value:.1f}", _BESIDE)
         ends.append((len(sparsities) - 1.0, value, label, plots.BLACK, False))
     low, high = _limits(lines.values(), methods if every else chosen, level)
     notes = _chance(axes, (low, high), chance) + _notes(list(lines.values()), styles, names, low)

@@ -232,8 +232,10 @@ def _curve(report: ModelReport, curve: TrainingCurve) -> str:
         told = "" if valid is None else report_numbers.score(name, valid)
         rows.append([f"{curve.steps[k]:,}", f"{curve.loss[k]:.4g}", told])
     some = f" ({len(rows)} of {len(curve.steps):,} points; all are in the JSON)" if len(rows) < len(curve.steps) else ""
-    table = _table(("steps", "training loss", f"validation {report_numbers.metric(name)}"), rows, right=(0, 1, 2))
-    return f"**{_cell(curve.name, 60)}**{some}\n\n{table}"
+    table = _table(
+        ("steps", "training loss", f"validation {_cell(report_numbers.metric(name), 60)}"), rows, right=(0, 1, 2)
+    )
+    return f"### {_cell(curve.name, 60) or '(no name)'}{some}\n\n{table}"
 
 
 def _examples(report: ModelReport) -> str:

@@ -21,7 +21,7 @@ _KEYS = 0.6
 def front(points: Sequence[Point]) -> list[Point]:
     """Returns the points of the Pareto front, from the cheapest: each is more accurate than all that cost no more.
 
-    >>> front([(2.0, 70.0, "b"), (1.0, 60.0, "a"), (3.0, 65.0, "c"), (2.0, 60.0, "d")])
+    >>> front([(2.0, 70.0, "b"), (1.0, 60.0, "a"), (3.0, 65.0, "c"), (2.0, 65.0, "d")])
     [(1.0, 60.0, 'a'), (2.0, 70.0, 'b')]
     """
     best, found = -np.inf, []
@@ -76,7 +76,7 @@ def plot_accuracy_against_cost(
     shares = sorted({records.share(r) for r in rows})
     columns = 1 if every or len(shares) == 1 else 2
     lines = -(-len(shares) // columns)
-    tall = max(2.6, 0.16 * len(methods) + 0.5) if every else 2.6
+    tall = max(2.6, plots.room([(names or {}).get(m, m) for m in methods]) + 0.7) if every else 2.6
     figure = plots.make_figure(plots.WIDTH, lines * tall + 0.8 + (0 if every else _KEYS))
     grid = figure.add_gridspec(lines + 1, columns, height_ratios=[tall] * lines + [1e-3 if every else _KEYS])
     for k, share in enumerate(shares):

@@ -4,7 +4,6 @@ Colours are Okabe and Ito's, told apart by every kind of sight, and black; each 
 beside it. Pictures are as wide as a page of text or a notebook's cell, and no text is below 8 points.
 """
 
-import colorsys
 import os
 import textwrap
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ def make_figure(width: float, height: float) -> Any:
     # Without pyplot: no window, no global list of figures, no backend to choose.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08)  # names beside the axes are measured a little too short
     return figure
 
@@ -60,18 +59,23 @@ def legend(axes: Any, keys: Sequence[Any], *, columns: int) -> None:
     axes.legend(handles=keys, loc="center left", ncols=columns, fontsize=SMALL, frameon=False, borderaxespad=0)
 
 
-def ink(colour: str) -> tuple[float, float, float]:
-    """Returns a colour dark enough for text on white: of the same hue, with a lightness of at most 0.4.
+def ink(colour: Any) -> tuple[float, float, float]:
+    """Returns a colour dark enough for small text on white: of the same hue, with a contrast of at least 4.2.
+
+    The contrast is that of the Web Content Accessibility Guidelines, `1.05 / (luminance + 0.05)`.
 
     >>> [round(part, 2) for part in ink("#56B4E9")]
-    [0.09, 0.49, 0.71]
+    [0.24, 0.51, 0.67]
     >>> [round(part, 2) for part in ink("#000000")]
     [0.0, 0.0, 0.0]
     """
     from matplotlib.colors import to_rgb
 
-    hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
-    return colorsys.hls_to_rgb(hue, min(light, 0.4), saturation)
+    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)])
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    linear *= min(1.0, 0.2 / max(luminance, 1e-9))
+    red, green, blue = (float(12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055) for c in linear)
+    return red, green, blue
 
 
 def wrapped(name: str, width: int = 30) -> str:
@@ -133,6 +137,16 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     found = np.empty(len(places))
     found[order] = places
     return [round(float(p), 12) for p in found]
+
+
+def room(names: Sequence[str], width: int = 30) -> float:
+    """Returns the height in inches that names beside axes need, the longest in lines of `width` characters.
+
+    >>> room(["a", "b"]) < room(["a", "b b b b b b b b b b b b b b b b b b"])
+    True
+    """
+    tall = max((1 + wrapped(name, width).count("\n") for name in names), default=0)
+    return len(names) * 1.25 * tall * SMALL / 72
 
 
 def name_lines(axes: Any, ends: Sequence[tuple[float, float, str, Any, bool]], height: float, size: float = 8) -> None:

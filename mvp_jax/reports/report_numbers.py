@@ -56,7 +56,7 @@ def number(value: float, digits: int) -> str:
     """
     if not math.isfinite(value):
         return "no value"
-    shown = f"{value:.{digits}f}"
+    shown = f"{value:.{digits}f}" if abs(value) < 1e9 else f"{value:.3g}"
     if not float(shown):
         shown = shown.lstrip("-")
     return shown.replace("-", "−")
@@ -116,11 +116,11 @@ def share(part: float, whole: float) -> str:
 def size(count: float) -> str:
     """Returns a number of bytes in units of 1000.
 
-    >>> size(90_912_000), size(812), size(45_000)
-    ('90.9 MB', '812 bytes', '45.0 kB')
+    >>> size(90_912_000), size(812), size(999_990)
+    ('90.9 MB', '812 bytes', '1.0 MB')
     """
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= 0.99995 * unit:  # less would be rounded to 1000.0 of the smaller unit
             return f"{count / unit:.1f} {name}"
     return f"{count:,.0f} bytes"
 
@@ -128,13 +128,13 @@ def size(count: float) -> str:
 def operations(count: float) -> str:
     """Returns a large number to three digits.
 
-    >>> operations(1.2345e9), operations(500)
-    ('1.23 G', '500')
+    >>> operations(1.2345e9), operations(500), operations(999_900)
+    ('1.23 G', '500', '1 M')
     """
     if not math.isfinite(count):
         return "no value"
     for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= unit:
+        if count >= 0.9995 * unit:
             return f"{count / unit:.3g}{name}"
     return f"{count:.3g}"
 

@@ -91,10 +91,11 @@ footer{margin-top:2.5rem;padding-top:.7rem;border-top:1px solid var(--rule)}
 .facts th,.facts td{display:block;width:auto;border:0;padding:0}.facts td{padding-bottom:.5rem}
 .versions th,.versions td{font-size:.875rem;padding-right:.45rem}.versions thead td{width:24%}.versions td,
 .versions th{padding-right:.3rem}.versions .value{font-size:.78rem}.versions .beside{font-size:.75rem}
-.density .bar{width:2.7rem}.density thead th{font-size:.75rem}.density th,.density td{padding-right:.35rem}
+.density .bar{width:2.7rem}.density.few .bar{width:5.2rem}
+.density thead th{font-size:.75rem}.density th,.density td{padding-right:.35rem}
 .pictures{grid-template-columns:repeat(2,1fr)}}
 @media print{body{font-size:10.5pt}main{max-width:none;padding:0}h2,h3{break-after:avoid}tr,figure{break-inside:avoid}
-.text{max-height:none}details::details-content{content-visibility:visible;block-size:auto}summary{color:var(--soft)}}
+.text{max-height:none}details:not([open]){display:none}summary{color:var(--soft)}}
 """
 
 __all__ = ["STYLE"]

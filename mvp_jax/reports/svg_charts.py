@@ -208,21 +208,25 @@ class _Frame:
     def axes(self, x_label: str, y_label: str, *, whole: bool = False) -> str:
         end, floor = self.width - self.right, self.height - _BOTTOM
         parts = []
-        for tick in ticks(*self.along):
+        for tick, words in _labelled(ticks(*self.along)):
             y = self.y(tick)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(_text(_LEFT - 6, y + 4, _tick(tick), "tick", "end"))
-        for tick in ticks(*self.across, 5, whole=whole):
-            parts.append(_text(self.x(tick), floor + 15, _tick(tick), "tick", "middle"))
+            parts.append(_text(_LEFT - 6, y + 4, words, "tick", "end"))
+        for tick, words in _labelled(ticks(*self.across, 5, whole=whole)):
+            parts.append(_text(self.x(tick), floor + 15, words, "tick", "middle"))
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
         parts.append(_text((_LEFT + end) / 2, self.height - 5, x_label, "label", "middle"))
         parts.append(_text(2, 11, y_label, "label", "start"))
         return "".join(parts)
 
 
-def _tick(value: float) -> str:
-    shown = f"{value:,.10g}" if abs(value) < 1e6 else f"{value:.3g}"
-    return shown.replace("-", "−")
+def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Numbers with their words: all with as many decimals, or with three digits where they are far from 1."""
+    largest = max(map(abs, values))
+    if largest and not 1e-3 <= largest < 1e6:
+        return [(v, f"{v:.3g}".replace("-", "−")) for v in values]
+    digits = max(len(f"{v:.6f}".rstrip("0").partition(".")[2]) for v in values)
+    return [(v, f"{v:,.{digits}f}".replace("-", "−")) for v in values]
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -20,7 +20,7 @@ from mvp_jax.storage import files
 def check() -> None:
     """Raises `ValueError` if `tensorboardX`, which writes event files, is not installed."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError("event files for TensorBoard need tensorboardX; pip install 'mvp-jax[tensorboard]'")
+        raise ValueError("event files for TensorBoard need tensorboardX; pip install -e '.[tensorboard]'")
 
 
 class Board:

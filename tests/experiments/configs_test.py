@@ -208,6 +208,8 @@ def test_the_full_config_fits_its_data(name, arg, faked):
 def test_the_brief_config_needs_no_data(name, arg):
     for config in jobs(of(name, arg)):
         assert config.data.name in ("digits", "docstrings")
+        if config.job == "prune":
+            continue
         assert config.model.name in ("resnet8", "vit_micro", "bert_micro", "clip_vision_micro")
         assert not config.model.checkpoint
         planning.plan(config)

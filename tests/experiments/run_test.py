@@ -3,10 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +17,12 @@ from mvp_jax.core import units
 from mvp_jax.data import tasks
 from mvp_jax.experiments import bank_build, dense_model, planning, setup, universal
 from mvp_jax.experiments import run as experiment
+from mvp_jax.methods import registry
 from mvp_jax.models.api import replace_head
 from mvp_jax.storage import checkpoint, records
 from mvp_jax.train import evaluation
 
 METHODS = ("mvp", "copy_farthest", "ifp", "dense")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(arg="model=vit,runlocal", **fields):
@@ -78,7 +74,7 @@ def test_the_rows_are_those_of_every_method_target_and_step(job):
     cost = {(r["method"], r["steps"]): r["cost_examples"] for r in rows}
     assert cost["dense", 0] == 0 < cost["mvp", 0] < cost["mvp", 2]
     table = (work / "results.md").read_text()
-    assert all(f"| {m} |" in table for m in METHODS)
+    assert all(f"| {title} |" in table for name, title in registry.titles().items() if name in METHODS)
 
 
 def test_config_tasks_and_neighbours_are_on_file(job):
@@ -123,7 +119,7 @@ def test_overlap_and_pictures(job):
         assert values
         assert all(0 <= v <= 1 for v in values)
         assert {row["group"] for row in overlap[name]} == {g.name for g in planning.few_shot_plan(config()).groups}
-    for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "cost"):
+    for name in ("overlap_by_similarity", "overlap_by_shared_classes", "accuracy", "accuracy_all", "cost"):
         image = matplotlib.image.imread(work / f"{name}.png")
         assert min(image.shape[:2]) > 150
         assert image.std() > 0.01
@@ -137,9 +133,9 @@ def test_the_slim_models_on_file_have_the_accuracy_of_their_rows(job):
     assert max(costs["random_cuts"]["differences"]) < 1e-5
     assert min(costs["random_cuts"]["changes"]) > 1e-2
     dense, slim = costs["models"]
-    assert slim["params"] < dense["params"]
-    assert slim["flops"] < dense["flops"]
-    assert slim["bytes"] < dense["bytes"]
+    assert all(slim[name] < dense[name] for name in ("params", "flops", "bytes"))
+    times = [(*m["latency_quartiles_ms"], m["latency_ms"]) for m in (dense, slim)]
+    assert all(0 < low <= median <= high for low, high, median in times)
     for target in plan.setting.targets:
         folder = work / "slim" / target.name
         model, variables = pretrained.reload(folder)
@@ -198,9 +194,42 @@ def test_what_is_missing_is_made_again_to_the_same_bits(job, tmp_path):
 def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(job):
     work, _ = job
     before = state_of(work)
-    with pytest.raises(ValueError, match=r"holds a run of another config \(they differ in \['seed', 'vote'\]\)"):
+    with pytest.raises(ValueError, match=r": seed is 0 there and 1 here, vote.k is 2 there and 3 here;"):
         experiment.run(config(**{"seed": 1, "vote.k": 3}), work)
     assert state_of(work) == before
+
+
+def continued(job, where):
+    """A longer run, in a copy of the folder of the shorter one."""
+    work, _ = job
+    shutil.copytree(work, where)
+    before = {p: state_of(where, p) for p in ("bank/**/*", "pretrain/**/*")}
+    rows = experiment.run(config(steps=(0, 2, 4)), where)
+    assert {p: state_of(where, p) for p in before} == before
+    return rows
+
+
+def test_more_steps_continue_a_shorter_run(job, tmp_path):
+    work, rows = job
+    longer = by_name(continued(job, tmp_path / "run"))
+    assert {at[3] for at in longer} == {0, 2, 4}
+    # The learning rate is constant, so the longer run passes through the shorter one.
+    shorter = {at: value for at, value in by_name(rows).items() if at in longer}
+    assert len({at[3] for at in shorter}) == 2
+    assert {at: longer[at] for at in shorter} == pytest.approx(shorter)
+    aside = tmp_path / "run" / "until-2"
+    assert (aside / "results.csv").read_bytes() == (work / "results.csv").read_bytes()
+    assert json.loads((aside / "config.json").read_text())["steps"] == [0, 2]
+    assert len(list((aside / "rows").iterdir())) == len(METHODS)
+    with pytest.raises(ValueError, match=r"steps is \(0, 2, 4\) there and \(0, 2\) here; .* higher last number would"):
+        experiment.run(config(), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_continued_run_is_that_of_one_long_run(job, tmp_path):
+    whole = experiment.run(config(steps=(0, 2, 4)), tmp_path / "whole")
+    assert continued(job, tmp_path / "run") == whole
+    assert (tmp_path / "run" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_refused(job, tmp_path):
@@ -271,55 +300,6 @@ def test_config_arguments():
     for wrong in ("runlocal=1", "model", "modell=vit", "vit", "data=digits,fast"):
         with pytest.raises(ValueError, match=r"unknown config argument .*; allowed are data=NAME, model=NAME, "):
             config_file.get_config(wrong)
-
-
-def command(work, *flags):
-    """The job as a person starts it."""
-    fields = [
-        "--config.model.options.width=4",
-        "--config.pretrain.steps=6",
-        "--config.pretrain.save_every=3",
-        "--config.bank.tasks=3",
-        "--config.bank.rounds=1",
-        "--config.mapping=loop",
-        "--config.methods=('mvp','dense')",
-    ]
-    main = [sys.executable, "-m", "mvp_jax.main", "--config=configs/mvp.py:runlocal", f"--workdir={work}"]
-    return [*main, *fields, *flags]
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    done = subprocess.run(
-        command(tmp_path / "run", "--config.model.name=resnet9"), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "error: unknown model 'resnet9'; choose 'checkpoint' or one of" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), cwd=ROOT, capture_output=True, check=True, timeout=1200)
-    for awaited in ("pretrain/states/3", "bank/entries/source-0000", "rows/mvp-0000.json"):
-        run = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            until = time.monotonic() + 1200
-            while not (killed / awaited).exists():
-                assert run.poll() is None, f"the run ended before {awaited} was there"
-                assert time.monotonic() < until
-                time.sleep(0.01)
-        finally:
-            run.kill()  # signal 9: nothing is tidied up
-            run.wait()
-    assert not (killed / "results.csv").exists()
-    subprocess.run(command(killed), cwd=ROOT, capture_output=True, check=True, timeout=1200)
-    assert (killed / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
-    assert len(records.read_csv(killed / "results.csv")) == 16
-    for folder in sorted((whole / "bank" / "entries").iterdir()):
-        file = Path("bank/entries") / folder.name / "arrays.safetensors"
-        assert (killed / file).read_bytes() == (whole / file).read_bytes()
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ from configs import compare
 from configs import isp as isp_config
 from mvp_jax.core import patterns, trees
 from mvp_jax.experiments import planning, presets, run, sparsity_job, sparsity_report
-from mvp_jax.methods import sparse
+from mvp_jax.methods import registry, sparse
 from mvp_jax.methods.sparse import lines
-from mvp_jax.reports import curves, plots
 from mvp_jax.storage import records
 from tests import mlp
 from tests.methods.sparse import contract_test as contract
@@ -42,7 +41,7 @@ def job(tmp_path_factory):
 
 def test_the_rows_are_those_of_every_method_sparsity_and_seed(job):
     work, rows = job
-    got = {(r["method"], r["ratio"], r["seed"], r["view"], r["split"]) for r in rows}
+    got = {(r["method"], r["sparsity"], r["seed"], r["view"], r["split"]) for r in rows}
     pruned = itertools.product(METHODS[1:], (0.5, 0.75), (0, 1), ("whole",), ("valid", "test"))
     alone = itertools.product(METHODS[2:], (0.5, 0.75), (0, 1), ("mask",), ("valid", "test"))
     level = itertools.product(("unpruned",), (0.0,), (0, 1), ("whole",), ("valid", "test"))
@@ -54,12 +53,16 @@ def test_the_rows_are_those_of_every_method_sparsity_and_seed(job):
     assert [r["accuracy"] for r in read] == pytest.approx([r["accuracy"] for r in rows])
     assert {r["cost_steps"] for r in rows if r["method"] == "magnitude"} == {2}
     # 50 %: one round of 2 and 1 steps for `isp_one` and as much after it (40 examples, batches of 32).
-    assert {r["cost_steps"] for r in rows if r["method"] == "isp_one" and r["ratio"] == 0.5} == {1 + 1 + 2}
+    assert {r["cost_steps"] for r in rows if r["method"] == "isp_one" and r["sparsity"] == 0.5} == {1 + 1 + 2}
     assert all(r["cost_flops"] == pytest.approx(3 * r["flops"] * r["cost_examples"]) for r in rows)
     text = (work / "results.md").read_text()
     assert "masks alone" in text
-    assert all(f"| {m} |" in text for m in METHODS)
-    for name in ("accuracy.png", "cost.png"):
+    assert text.startswith("## End to end\n\n| sparsity | steps | method |")
+    titles = registry.titles("sparse")
+    assert all(f"| {titles[m]} |" in text for m in METHODS)
+    assert all(f"| {titles[m]} | `{m}` |" in text for m in METHODS if titles[m] != m)
+    assert text.count("- `sparsity`: ") == 1
+    for name in ("accuracy.png", "accuracy_all.png", "cost.png", "cost_all.png"):
         assert matplotlib.image.imread(work / name).std() > 0.01
 
 
@@ -77,8 +80,8 @@ def test_masks_on_file_have_the_sparsity_and_their_likeness_is_numpys(job):
     table = json.loads((work / "similarity.json").read_text())
     assert {r["method"] for r in table} == set(METHODS) - {"unpruned", "imp"}
     for row in table:
-        a = [bits[row["method"], row["ratio"], s] for s in (0, 1)]
-        b = [bits["imp", row["ratio"], s] for s in (0, 1)]
+        a = [bits[row["method"], row["sparsity"], s] for s in (0, 1)]
+        b = [bits["imp", row["sparsity"], s] for s in (0, 1)]
         names = list(a[0]) if row["leaf"] == "total" else [row["leaf"]]
         cosines = []
         for x, y in zip(a, b, strict=True):
@@ -89,7 +92,7 @@ def test_masks_on_file_have_the_sparsity_and_their_likeness_is_numpys(job):
         assert 0 < row["iou"] <= row["cosine"] <= 1
     assert len({round(r["cosine"], 6) for r in table}) > 5
     dense = json.loads((work / "density.json").read_text())
-    one = next(r for r in dense if r["method"] == "imp" and r["ratio"] == 0.5 and r["kind"] == "fc1")
+    one = next(r for r in dense if r["method"] == "imp" and r["sparsity"] == 0.5 and r["kind"] == "fc1")
     fc1 = [v[n].mean() for (m, s, _), v in bits.items() if (m, s) == ("imp", 0.5) for n in v if "fc1" in n]
     assert one["kept"] == pytest.approx(np.mean(fc1))
 
@@ -97,6 +100,24 @@ def test_masks_on_file_have_the_sparsity_and_their_likeness_is_numpys(job):
 def prunable(model):
     params = jax.eval_shape(model.init, jax.random.key(0)).params
     return trees.flatten(trees.select(params, model.prunable))
+
+
+def test_more_cases_continue_a_run_of_fewer(job, tmp_path):
+    short = {"methods": ("unpruned", "magnitude"), "sparsities": (0.5,), "targets.seeds": 1, "reference": "magnitude"}
+    long = {"methods": ("unpruned", "magnitude", "imp"), "sparsities": (0.5, 0.75), "targets.seeds": 2}
+    run.run(config(**short), tmp_path)
+    first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()}
+    rows = run.run(config(**short | long), tmp_path)
+    assert len(first) == 2 < len(list((tmp_path / "rows").iterdir()))
+    assert all((tmp_path / "rows" / name).stat().st_mtime_ns == at for name, at in first.items())
+
+    def results(found):
+        names = ("method", "ratio", "seed", "view", "split", "accuracy", "params", "cost_examples")
+        return sorted(tuple(row[name] for name in names) for row in found if row["method"] in long["methods"])
+
+    assert results(rows) == results(job[1]), "the cases of the job that ran in one go"
+    with pytest.raises(ValueError, match=r"targets.seeds is 2 there and 1 here"):
+        run.run(config(**short | long | {"targets.seeds": 1}), tmp_path)
 
 
 def test_what_is_done_is_not_done_again(job, monkeypatch):
@@ -223,52 +244,6 @@ def test_likeness_by_hand():
     assert (x["cosine"], x["iou"]) == (0.5, pytest.approx(1 / 3))
     assert (y["cosine"], y["iou"]) == (1.0, 1.0)
     assert (total["leaf"], total["iou"]) == ("total", pytest.approx(1 / 3))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    kept = []
-    save = plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, path: (kept.append(figure), save(figure, path)))
-    return kept
-
-
-def results(methods, ratios=(0.5, 0.9)):
-    for (k, m), t, s, r in itertools.product(enumerate(methods), range(2), range(2), ratios):
-        yield {
-            "target": t,
-            "seed": s,
-            "method": m,
-            "ratio": r,
-            "steps": 10,
-            "split": "test",
-            "accuracy": 0.9 - 0.02 * k - 0.2 * r + 0.01 * s,
-            "cost_flops": 1e9 * (1 + (k - 2) ** 2),
-        }
-
-
-def test_curves_hold_the_numbers(drawn, tmp_path):
-    methods = ["isp", *(f"method_{k}" for k in range(8))]
-    rows = [*results(methods), *({**r, "ratio": 0.0} for r in results(["unpruned"], (0.5,)))]
-    curves.plot_accuracy_against_sparsity(rows, tmp_path / "a.png", chance=0.1)
-    curves.plot_accuracy_against_cost(rows, tmp_path / "c.svg")
-    (axes,) = drawn[0].axes
-    ours = max(axes.lines[: len(methods)], key=lambda line: line.get_linewidth())
-    np.testing.assert_allclose(ours.get_ydata(), [100 * (0.9 - 0.2 * r + 0.005) for r in (0.5, 0.9)])
-    assert {t.get_text() for t in axes.texts} == {*methods, "unpruned"}
-    panels = drawn[1].axes
-    assert [p.get_title() for p in panels] == ["50 % pruned", "90 % pruned"]
-    front = panels[0].lines[0].get_xydata()
-    # Methods 2, 1, 0 are ever better and ever dearer; the others are both worse and dearer.
-    np.testing.assert_allclose(front[:, 0], [1e9, 2e9, 5e9])
-    assert np.all(np.diff(front[:, 1]) > 0)
-    assert matplotlib.image.imread(tmp_path / "a.png").std() > 0.01
-    with pytest.raises(ValueError, match="no rows of split"):
-        curves.plot_accuracy_against_sparsity(rows, tmp_path / "b.png", split="valid")
-    with pytest.raises(ValueError, match="highlight"):
-        curves.plot_accuracy_against_sparsity(rows, tmp_path / "b.png", highlight=["none"])
-    with pytest.raises(ValueError, match="cost"):
-        curves.plot_accuracy_against_cost([{**r, "cost_flops": None} for r in rows], tmp_path / "b.png")
 
 
 def test_patterns_of_the_config():

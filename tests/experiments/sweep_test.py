@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import isp, mvp
-from mvp_jax.experiments import command_line, planning, run
+from mvp_jax.experiments import command_line, planning, run, sweep_report
 from mvp_jax.experiments import sweep as sweeping
 from mvp_jax.storage import records
 
@@ -234,7 +234,7 @@ def test_spread_is_over_seeds_and_choice_is_by_validation(tmp_path):
     assert other["steps"] == 10
     apart = sweeping.summarise(runs, ["train.rate", "seed"], apart=["train.rate"])
     assert [r["test"] is not None for r in apart] == [True, True]
-    assert "| **60.0** |" in sweeping.to_markdown([best, other])
+    assert "| **60.0** |" in sweep_report.to_markdown([best, other])
 
 
 def test_finished_runs_are_summarised_by_command(tmp_path, capsys):

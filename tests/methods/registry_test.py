@@ -149,7 +149,7 @@ def test_every_kind_of_problem_has_a_reference_a_proposed_method_and_one_at_rand
     for kind in registry.TABLES:
         roles = list(registry.roles(kind).values())
         assert [roles.count(role) for role in ("reference", "proposed", "random")] == [1, 1, 1]
-        assert set(roles) <= set(typing.get_args(lines.Role))
+        assert set(roles) <= set(typing.get_args(lines.ComparisonRole))
         controls = {n for n, found in registry.TABLES[kind].items() if found.summary.startswith("control")}
         assert controls <= {n for n, r in registry.roles(kind).items() if r == "control"}
 

@@ -224,6 +224,14 @@ def test_a_checkpoint_of_pictures_carries_its_processor(picture, tmp_path):
     assert pretrained.class_names(out.path) == ("cat", "dog", "hen")
 
 
+def test_a_processor_of_another_size_is_refused(picture, tmp_path):
+    _, model, variables = picture
+    settings = PROCESSOR | {"size": {"height": 8, "width": 9}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="pictures of 8 x 9 pixels, the model takes 8 x 8"):
+        export.checkpoint(tmp_path / "out", model, variables, source=tmp_path)
+
+
 @pytest.mark.parametrize("slim", [False, True])
 def test_a_saved_folder_is_complete_and_loads_in_one_call(slim, bert, tmp_path):
     source, model, variables = bert

@@ -1,6 +1,7 @@
 """Statistics against scipy and loops, tables by what they say, pictures by what is drawn."""
 
 import itertools
+import re
 
 import hypothesis
 import numpy as np
@@ -60,7 +61,7 @@ def test_paired_uses_pairs_only():
     got = reports.paired(rows, "mvp", "ifp", steps=0)
     assert (got.n, got.targets) == (10, 4)
     one = reports.paired([r for r in rows if r["target"] == "t1"], "mvp", "ifp", steps=0)
-    assert one.targets == 1
+    assert (one.n, one.targets) == (3, 1), "three seeds of one target are no three independent pairs"
     assert np.isfinite(one.mean)
     assert np.isnan(one.low)
     later = reports.paired(rows, "mvp", "ifp", steps=0, their_steps=25)
@@ -77,18 +78,19 @@ def test_summary_by_hand():
 
     rows = [
         {**row(m, t, s, a), "split": "test", "cost_examples": c}
-        for m, c, values in (("mvp", 640, (0.5, 0.7, 0.6, 0.8)), ("ifp", 320, (0.4, 0.5, 0.6, 0.7)))
-        for (t, s), a in zip((("a", 0), ("a", 1), ("b", 0), ("b", 1)), values, strict=True)
+        for m, c, values in (("mvp", 640, (0.5, 0.7, 0.6, 0.8, 0.7, 0.9)), ("ifp", 320, (0.4, 0.5, 0.6, 0.7, 0.7, 0.9)))
+        for (t, s), a in zip(itertools.product("abc", (0, 1)), values, strict=True)
     ]
     best, other = reports.summary([*rows, {**rows[0], "split": "valid", "accuracy": 0.0}])
     assert (best["method"], other["method"]) == ("mvp", "ifp")
-    assert best["accuracy"] == pytest.approx(0.65)
-    assert best["sd"] == pytest.approx(np.std([0.55, 0.75], ddof=1))
-    assert (best["n"], best["targets"], best["seeds"], best["cost_examples"]) == (4, 2, 2, 640)
+    assert best["accuracy"] == pytest.approx(0.7)
+    assert best["sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert (best["n"], best["targets"], best["seeds"], best["cost_examples"]) == (6, 3, 2, 640)
     assert best["difference"] is best["wins"] is best["params"] is None
-    assert other["difference"] == pytest.approx(0.1)  # a: (.1 + .2)/2, b: (0 + .1)/2
-    half = 12.706 * np.std([0.15, 0.05], ddof=1) / np.sqrt(2)
-    assert (other["low"], other["high"]) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-4)
+    mean = (0.15 + 0.05 + 0.0) / 3  # a: (.1 + .2)/2, b: (0 + .1)/2, c: 0
+    assert other["difference"] == pytest.approx(mean)
+    half = 4.302653 * np.std([0.15, 0.05, 0.0], ddof=1) / np.sqrt(3)
+    assert (other["low"], other["high"]) == pytest.approx((mean - half, mean + half), abs=1e-6)
     assert other["wins"] == 2
     with pytest.raises(ValueError, match=r"there are \['test'\]"):
         reports.summary(rows, split="valid")
@@ -108,9 +110,13 @@ def test_summary_is_sorted_and_says_when_nothing_is_paired():
 def test_tables_say_the_same(tmp_path):
     rows = reports.summary(table())
     lines = reports.to_markdown(rows).splitlines()
-    assert lines[0] == "| ratio | steps | method | accuracy % | sd | mvp − it [95 %] | wins | n | examples | params |"
-    assert len(lines[2:-2]) == 6
-    assert {line.count("|") for line in lines[:-2]} == {11}
+    headings = ["ratio", "steps", "method", "accuracy %", "sd", "mvp − it [95 %]", "wins", "n", "examples", "params"]
+    assert lines[0] == f"| {' | '.join(headings)} |"
+    assert lines[8] == ""
+    assert {line.count("|") for line in lines[:8]} == {11}
+    # Every column but the methods' is explained below the table, in order.
+    explained = [line.split("`")[1] for line in lines[9:]]
+    assert explained == ["ratio", "steps", "accuracy %", "sd", "mvp − it", "wins", "n", "examples", "params"]
     worst = next(r for r in rows if r["method"] == "random" and r["steps"] == 0)
     assert worst["low"] > 0, "the planted difference of 10 points"
     shown = f"**{100 * worst['difference']:+.1f}** [{100 * worst['low']:+.1f}, {100 * worst['high']:+.1f}] | 4/4"
@@ -122,6 +128,61 @@ def test_tables_say_the_same(tmp_path):
     console.file.close()
     assert shown.split(" |")[0].replace("*", "") in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize("targets", [1, 2, 3])
+def test_an_interval_needs_three_targets(targets, tmp_path):
+    """Of two targets Student's interval is 12.7 standard errors wide each way: tables printed +-158 points."""
+    rows = reports.summary(table(targets=targets, seeds=5, steps=(0,)))
+    others = [r for r in rows if r["method"] != "mvp"]
+    assert [np.isfinite(r["low"]) for r in others] == [targets == 3] * 2
+    assert all(np.isfinite(r["difference"]) for r in others)
+    text = reports.to_markdown(rows)
+    console = rich.console.Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    console.print(reports.to_terminal(rows))
+    shown = console.export_text()
+    console.file.close()
+    assert "…" not in shown
+    if targets == 3:
+        assert "| mvp − it [95 %] |" in text
+        assert "no interval" not in text + shown
+    else:
+        assert f"| mvp − it ({targets} target{'s' * (targets > 1)}, no interval) |" in text
+        assert not re.search(r"\d \[", text), "a number with an interval"
+        assert "an interval needs at least 3 targets" in text
+
+
+def test_a_row_of_too_few_targets_says_so_where_others_have_an_interval():
+    rows = [r for r in table(steps=(0,)) if r["method"] != "ifp" or r["target"] in ("t0", "t1")]
+    lines = {
+        line.split(" | ")[2]: line for line in reports.to_markdown(reports.summary(rows)).splitlines() if "|" in line
+    }
+    assert "(2 targets, no interval)" in lines["ifp"]
+    assert "[" in lines["random"]
+
+
+def test_methods_have_their_names_and_a_table_says_how_to_type_them(tmp_path):
+    rows = [{("sparsity" if k == "ratio" else k): v for k, v in r.items()} for r in table(steps=(25,))]
+    names = {"mvp": "MVP", "ifp": "IFP, same steps"}
+    found = reports.summary(rows)
+    assert {r["sparsity"] for r in found} == {0.5}
+    text = reports.to_markdown(found, names=names)
+    assert text.startswith("| sparsity | steps | method | accuracy % | sd | MVP − it [95 %] |")
+    for name in ("MVP", "IFP, same steps", "random"):
+        assert f"| 25 | {name} |" in text
+    assert text.count("`mvp`") == 1
+    assert "| method | its name in a config |\n|:--|:--|\n| MVP | `mvp` |\n| IFP, same steps | `ifp` |\n" in text
+    assert "`random`" not in text, "a name that is no other than its title needs no line"
+    assert "- `sparsity`: the share of the weights" in text
+    assert "explained" not in reports.to_markdown(found, names=names, explained=False)
+    assert "`mvp`" not in reports.to_markdown(found, names=names, explained=False)
+    assert reports.to_markdown(found, value="100 × f1").startswith("| sparsity | steps | method | 100 × f1 |")
+    shown = [str(cell) for column in reports.to_terminal(found, names=names).columns for cell in column.cells]
+    assert "IFP, same steps" in shown
+    got = reports.paired(rows, "mvp", "ifp", sparsity=0.5)
+    assert got.n == 12
+    with pytest.raises(ValueError, match=r"at steps None, sparsity 0.9, split 'test'; .*\(method, sparsity, steps"):
+        reports.paired(rows, "mvp", "ifp", sparsity=0.9)
 
 
 def test_overlap_of_tasks_by_hand():
@@ -143,6 +204,7 @@ def test_overlap_of_tasks_by_hand():
     # Two of four at random: 0, 1 or 2 shared with probabilities 1/6, 4/6, 1/6.
     assert [r["chance"] for r in got] == pytest.approx([1, 1, 4 / 6 / 3 + 1 / 6, 4 / 6 / 3 + 1 / 6])
     assert got[3]["label"].startswith("more similar")
+    assert [np.isfinite(r["low"]) for r in got] == [True, False, True, False], "two pairs have no interval"
 
 
 @hypothesis.given(

@@ -107,7 +107,7 @@ def test_tables_become_curves_and_replace_one_another(tmp_path):
 
 def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(event_files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"need tensorboardX; pip install 'mvp-jax\[tensorboard\]'"):
+    with pytest.raises(ValueError, match=r"need tensorboardX; pip install -e '\.\[tensorboard\]'"):
         event_files.Board(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

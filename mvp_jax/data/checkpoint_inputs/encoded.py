@@ -87,7 +87,7 @@ def words(texts: Iterable[str], size: int = 2048) -> Tokenizer:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError("a vocabulary of words needs the package `tokenizers`: pip install 'mvp-jax[text]'") from error
+        raise ValueError("a vocabulary of words needs the package `tokenizers`: pip install -e '.[text]'") from error
     special = len(text.SPECIAL)
     if size <= special:
         raise ValueError(f"size={size} has no room for words beside {special} special tokens; give at least 5")

@@ -32,7 +32,7 @@ def library() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError("tokenisers need the package `tokenizers`: pip install 'mvp-jax[text]'") from error
+        raise ValueError("tokenisers need the package `tokenizers`: pip install -e '.[text]'") from error
     return tokenizers
 
 

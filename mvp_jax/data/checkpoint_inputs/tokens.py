@@ -1,7 +1,7 @@
 """Texts as the token ids that a checkpoint was trained on, by its own tokeniser.
 
 Texts become one array of one length, with the checkpoint's own special tokens and padding. The tokeniser's files are
-understood by `tokenizer_files`; the work is done by `tokenizers`, an extra (`pip install 'mvp-jax[text]'`).
+understood by `tokenizer_files`; the work is done by `tokenizers`, an extra (`pip install -e '.[text]'`).
 """
 
 import dataclasses

@@ -123,7 +123,7 @@ def prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir and str(manual_dir))
         )
     except ImportError as error:
-        raise ValueError(f"preparing {name} needs another library: {error}; pip install 'mvp-jax[prepare]'") from error
+        raise ValueError(f"preparing {name} needs another library: {error}; pip install -e '.[prepare]'") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,7 +176,7 @@ def _info(name: str, entry: CatalogEntry, home: pathlib.Path) -> tuple[Any, path
         command = f"from mvp_jax.data import prepared; prepared.prepare('{name}', '{home}'{by_hand})"
         raise ValueError(
             f"{name} is not prepared in {str(home)!r} (data_dir; data.path in a config); prepare it once: "
-            f"pip install 'mvp-jax[prepare]' && python -c \"{command}\""
+            f"pip install -e '.[prepare]' && python -c \"{command}\""
         )
     where = versions[-1]
     try:
@@ -214,7 +214,7 @@ def _records(name: str, where: pathlib.Path, info: Any, split: str) -> _Records:
     try:
         from array_record.python import array_record_data_source
     except ImportError as error:
-        raise ValueError(f"reading {name} needs array_record ({error}): pip install 'mvp-jax[data]'") from error
+        raise ValueError(f"reading {name} needs array_record ({error}): pip install -e '.[data]'") from error
     try:
         return _Records(split, files, array_record_data_source.ArrayRecordDataSource(instructions).__getitem__)
     except (OSError, ValueError, RuntimeError) as error:

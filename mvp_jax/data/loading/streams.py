@@ -219,7 +219,7 @@ def _grain() -> Any:
     try:
         import grain  # here, because it takes a second, and only streams need it
     except ImportError as error:
-        raise ValueError("streams need Grain, which is not installed: pip install 'mvp-jax[data]'") from error
+        raise ValueError("streams need Grain, which is not installed: pip install -e '.[data]'") from error
     return grain
 
 

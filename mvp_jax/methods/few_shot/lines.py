@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from mvp_jax.methods.few_shot import api, ifp, metasoup, mvp, oneshot, reptile
-from mvp_jax.methods.line import Line, Role, fixed
+from mvp_jax.methods.line import ComparisonRole, Line, fixed
 from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
 
@@ -66,7 +66,9 @@ def _oneshot(given: FewShotDefaults) -> oneshot.Settings:
     return oneshot.Settings(examples=given.examples, tuning=given.tuning)
 
 
-def _voting(name: str, slots: mvp.MetaVote, title: str, summary: str, role: Role, settings: Any = _vote) -> Line:
+def _voting(
+    name: str, slots: mvp.MetaVote, title: str, summary: str, role: ComparisonRole, settings: Any = _vote
+) -> Line:
     needs = frozenset({"neighbours"})
     return Line(mvp.by(slots, name), settings, summary, kind="few_shot", title=title, role=role, needs=needs)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mvp_jax.methods import weak_members
-from mvp_jax.methods.line import Line, Role, fixed
+from mvp_jax.methods.line import ComparisonRole, Line, fixed
 from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
 from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
@@ -166,7 +166,7 @@ def _vote(
     summary: str,
     settings: Callable[[SparsityDefaults], Any] = _isp,
     *,
-    role: Role = "variant",
+    role: ComparisonRole = "variant",
     **fields: Any,
 ) -> Line:
     run = fixed(isp.isp, isp.Settings, **fields) if fields else isp.isp
@@ -175,6 +175,10 @@ def _vote(
 
 def _score(score: oneshot.WeightCriterion, title: str, summary: str, **more: Any) -> Line:
     return _line(fixed(oneshot.oneshot, oneshot.Settings, score=score), _oneshot, title, summary, **more)
+
+
+def _weight_score(score: oneshot.WeightCriterion, title: str, summary: str, **more: Any) -> Line:
+    return _score(score, title, summary, only_weights=True, **more)
 
 
 def _can_be_linear(model: Model) -> bool:
@@ -187,29 +191,32 @@ LINES: dict[str, Line] = {
     "magnitude": _score("magnitude", "magnitude, one-shot", "the largest weights stay, at once"),
     "random": _score("random", "random weights", "weights drawn at random stay", role="random"),
     "taylor": _score("taylor", "Taylor, one-shot", "weights of largest squared first-order effect on the loss stay"),
-    "fisher": _score("fisher", "Fisher, one-shot", "weights of largest diagonal Fisher information stay"),
-    "snip": _score("snip", "SNIP", "SNIP: weights of largest absolute first-order effect on the loss stay"),
-    "grasp": _score("grasp", "GraSP", "GraSP: weights whose removal harms the gradient's norm most stay"),
-    "synflow": _score(
+    "fisher": _weight_score("fisher", "Fisher, one-shot", "weights of largest diagonal Fisher information stay"),
+    "snip": _weight_score("snip", "SNIP", "SNIP: weights of largest absolute first-order effect on the loss stay"),
+    "grasp": _weight_score("grasp", "GraSP", "GraSP: weights whose removal harms the gradient's norm most stay"),
+    "synflow": _weight_score(
         "synflow",
         "SynFlow",
         "SynFlow: synaptic flow, without data",
         suits=_can_be_linear,
         unsuited="cannot be made linear",
     ),
-    "wanda": _score("wanda", "Wanda", "Wanda: magnitude times the norm of the input, within every output"),
+    "wanda": _weight_score("wanda", "Wanda", "Wanda: magnitude times the norm of the input, within every output"),
     "gradual_main": _line(
         gradual.gradual, _gradual_main, "gradual, main cost of ISP", "gradual magnitude pruning at the main cost of ISP"
     ),
     "gradual": _line(
         gradual.gradual, _gradual, "gradual, total cost of ISP", "gradual magnitude pruning at the total cost of ISP"
     ),
-    "movement": _line(movement.movement, _movement, "movement", "movement pruning at the total cost of ISP"),
+    "movement": _line(
+        movement.movement, _movement, "movement", "movement pruning at the total cost of ISP", only_weights=True
+    ),
     "movement_soft": _line(
         fixed(movement.movement, movement.Settings, kind="soft"),
         _movement,
         "movement, soft",
         "soft movement pruning at the total cost of ISP",
+        only_weights=True,
     ),
     "set": _line(
         fixed(dynamic.dynamic, dynamic.Settings, grow="random"),

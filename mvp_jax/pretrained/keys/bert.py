@@ -1,19 +1,20 @@
-"""Hugging Face's BERT, RoBERTa and DistilBERT, as classifiers of texts and as masked language models.
+"""Hugging Face's BERT, RoBERTa and DistilBERT: classifiers of texts, masked language models, and encoders alone.
 
-An encoder without a head (`BertModel`) is read as a classifier whose head is missing. A classifier reads past what a
-masked language model has besides the encoder, and the other way round, so that either can be made of a checkpoint of
-both. Left out is one dropout of theirs: RoBERTa also has one before the dense layer of its head.
+An encoder without a head (`BertModel`) is read as what gives embeddings, or under a new head as a classifier. A
+classifier reads past what a masked language model has besides the encoder, and the other way round, so that either can
+be made of a checkpoint of both. Left out is one dropout of theirs: RoBERTa also has one before the dense layer of its
+head.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from mvp_jax.models import bert, layers
 from mvp_jax.pretrained import key_table
 
-_Task = Literal["classify", "masked_lm"]
+_Task = Literal["classify", "masked_lm", "embed"]
 
 
 class Kin(NamedTuple):
@@ -81,7 +82,7 @@ DISTILBERT = Kin(
 )
 
 _HEADS = ("ForSequenceClassification", "ForMaskedLM", "ForPreTraining", "Model")
-"""Endings of their classes that one of our two tasks can be made of."""
+"""Endings of their classes that one of our tasks can be made of."""
 
 
 def _config(kin: Kin, task: _Task, described: Mapping[str, Any]) -> bert.BertConfig:
@@ -108,7 +109,13 @@ def _config(kin: Kin, task: _Task, described: Mapping[str, Any]) -> bert.BertCon
     for rate in ("attention_dropout", "head_dropout"):
         if fields[rate] == fields["dropout"]:
             fields[rate] = None
-    return bert.uniform(fields.pop("dim"), classes=key_table.classes(described), **fields)
+    if task != "embed":
+        fields["classes"] = key_table.classes(described)
+    return bert.uniform(fields.pop("dim"), **fields)
+
+
+_CLASSES = {"classify": "ForSequenceClassification", "masked_lm": "ForMaskedLM", "embed": "Model"}
+"""What the names of their classes end in, by our tasks."""
 
 
 def _check(kin: Kin, fields: Mapping[str, Any]) -> None:
@@ -145,20 +152,21 @@ def _describe(kin: Kin, task: _Task, config: Any) -> dict[str, Any]:
     if uneven or d * config.heads[0] != config.dim or abs(config.attention_scale * d**0.5 - 1) > 1e-6:
         raise ValueError(
             f"the layers of {kin.name} are all alike, with dim / heads dimensions in each head and scores scaled by "
-            f"its root; this encoder has {uneven or config}: give the dense one"
+            f"its root, so fewer heads or head dimensions cannot be said; this encoder has "
+            f"heads={config.heads}, qk_dim={config.qk_dim}, v_dim={config.v_dim} and mlp={config.mlp} at "
+            f"dim={config.dim}"
         )
     values = dataclasses.asdict(config) | alike | {"layers": len(config.heads)}
     values["activation"] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
     values["positions"] += config.pad + 1 if config.skip_padding else 0
     values["dropout"], values["attention_dropout"], values["head_dropout"] = config.rates
     _check(kin, values)
-    architecture = kin.prefix + ("ForSequenceClassification" if task == "classify" else "ForMaskedLM")
     return {
-        "architectures": [architecture],
+        "architectures": [kin.prefix + _CLASSES[task]],
         "model_type": kin.name,
         **{theirs: values[ours] for ours, theirs in kin.words.items()},
         **({} if "separator" in kin.fixed else {"sep_token_id": config.separator}),
-        **key_table.labels(config.classes),
+        **({} if task == "embed" else key_table.labels(config.classes)),
     }
 
 
@@ -244,33 +252,46 @@ def _blind(given: tuple[key_table.KeyRule, ...]) -> tuple[key_table.KeyRule, ...
     return tuple(dataclasses.replace(rule, path=(), layout=key_table.SAME, tied=False) for rule in given)
 
 
-def _formats(
-    kin: Kin,
-    encoder: tuple[key_table.KeyRule, ...],
-    classifier: tuple[key_table.KeyRule, ...],
-    words: tuple[key_table.KeyRule, ...],
-    past: tuple[key_table.KeyRule, ...] = (),
-) -> tuple[key_table.Format, key_table.Format]:
-    """Of one kin, for each task; what only the other task has is read past."""
+class _Parts(NamedTuple):
+    """The rules of one kin, by what they are of.
 
-    def made(
-        task: _Task, label: str, own: tuple[key_table.KeyRule, ...], other: tuple[key_table.KeyRule, ...]
-    ) -> key_table.Format:
-        table = _old_norms((*encoder, *own, *_blind(other), *past))
-        return key_table.Format(
-            f"{kin.name}{label} (Hugging Face)",
-            key_table.with_aliases(table, f"{kin.name}.", ""),  # a bare encoder has no prefix
-            functools.partial(_config, kin, task),
-            functools.partial(_describe, kin, task),
-        )
+    Attributes:
+        kin: the kin.
+        encoder: makes the rules of embeddings and layers, of a prefix.
+        classifier: the rules of pooler and head.
+        words: the rules of the head for words.
+        past: rules of what is always read past.
+    """
 
-    return made("classify", "", classifier, words), made("masked_lm", " for words", words, classifier)
+    kin: Kin
+    encoder: Callable[[str], tuple[key_table.KeyRule, ...]]
+    classifier: tuple[key_table.KeyRule, ...]
+    words: tuple[key_table.KeyRule, ...]
+    past: tuple[key_table.KeyRule, ...] = ()
 
 
-FORMATS: tuple[key_table.Format, ...] = (
-    *_formats(
+def _format(parts: _Parts, task: _Task) -> key_table.Format:
+    """The format of one kin for a task; what only other tasks have is read past."""
+    kin = parts.kin
+    own: tuple[key_table.KeyRule, ...] = {"classify": parts.classifier, "masked_lm": parts.words}.get(task, ())
+    others = {"classify": parts.words, "masked_lm": parts.classifier}.get(task, parts.classifier + parts.words)
+    # In a file of a bare encoder no name has a prefix.
+    prefix, other = (f"{kin.name}.", "") if task != "embed" else ("", f"{kin.name}.")
+    body, past = _old_norms(parts.encoder(prefix)), _old_norms((*own, *_blind(others), *parts.past))
+    rules = (*key_table.with_aliases(body, prefix, other), *key_table.with_aliases(past, f"{kin.name}.", ""))
+    label = {"masked_lm": " for words", "embed": " alone"}.get(task, "")
+    return key_table.Format(
+        f"{kin.name}{label} (Hugging Face)",
+        rules,
+        functools.partial(_config, kin, task),
+        functools.partial(_describe, kin, task),
+    )
+
+
+_KINS = (
+    _Parts(
         BERT,
-        _encoder("bert."),
+        _encoder,
         (*key_table.affine("bert.pooler.dense", "pooler"), *key_table.affine("classifier", "head")),
         _words(
             "cls.predictions.transform.dense",
@@ -280,18 +301,50 @@ FORMATS: tuple[key_table.Format, ...] = (
         ),
         _past("cls.seq_relationship"),
     ),
-    *_formats(
+    _Parts(
         ROBERTA,
-        _encoder("roberta."),
+        _encoder,
         (*key_table.affine("classifier.dense", "pooler"), *key_table.affine("classifier.out_proj", "head")),
         _words("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
         _past("roberta.pooler.dense"),
     ),
-    *_formats(
+    _Parts(
         DISTILBERT,
-        _distilled("distilbert."),
+        _distilled,
         (*key_table.affine("pre_classifier", "pooler"), *key_table.affine("classifier", "head")),
         _words("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector"),
     ),
 )
+
+FORMATS: tuple[key_table.Format, ...] = tuple(
+    _format(parts, task) for parts in _KINS for task in ("classify", "masked_lm")
+)
 """For each of the three a classifier and a masked language model."""
+ENCODERS: tuple[key_table.Format, ...] = tuple(_format(parts, "embed") for parts in _KINS)
+"""For each of the three the encoder alone. Its names are some of those of the others, so they do not tell it apart."""
+
+
+def alone(names: Iterable[str], described: Mapping[str, Any]) -> key_table.Format | None:
+    """The format of an encoder, if the names of a checkpoint's tensors are those of an encoder alone.
+
+    Args:
+        names: the names of the tensors.
+        described: the content of the `config.json`.
+
+    Returns:
+        The format; `None` if there is a head for classes or words, or the `config.json` says that there should be.
+
+    >>> names = ["embeddings.word_embeddings.weight", "pooler.dense.weight"]
+    >>> alone(names, {"model_type": "bert"}).name
+    'bert alone (Hugging Face)'
+    >>> alone([*names, "classifier.weight"], {"model_type": "bert"})
+    """
+    found = [
+        (form, kin) for form, kin in zip(ENCODERS, _KINS, strict=True) if kin.kin.name == described.get("model_type")
+    ]
+    if not found or any(str(a).endswith("ForSequenceClassification") for a in described.get("architectures") or ()):
+        return None
+    form, parts = found[0]
+    # A pooler between encoder and head may be there without a head; RoBERTa's and DistilBERT's belong to the head.
+    heads = {rule.key for rule in (*parts.classifier, *parts.words) if not rule.key.startswith(f"{parts.kin.name}.")}
+    return None if any(name in heads for name in names) else form

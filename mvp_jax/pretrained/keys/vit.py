@@ -76,19 +76,20 @@ def _hugging_face(prefix: str, *heads: tuple[str, str]) -> tuple[KeyRule, ...]:
     )
 
 
-def _dense(config: Any) -> vit.ViTConfig:
-    """The configuration, if it is a transformer whose layers are all alike and none is pruned."""
+def _dense(config: Any, *, any_heads: bool = False) -> vit.ViTConfig:
+    """The configuration, if its layers are all alike: with dim / heads dimensions a head, or any with `any_heads`."""
     if not isinstance(config, vit.ViTConfig):
         raise ValueError(f"a {type(config).__name__} is no vision transformer")
     if config.pool != "cls":
         raise ValueError(f"pool={config.pool!r}, while theirs read the class token; no other format can say it")
-    heads, d = config.heads[0], config.dim // config.heads[0]
-    n = len(config.heads)
+    heads, n = config.heads[0], len(config.heads)
+    d = config.qk_dim[0] if any_heads else config.dim // heads
     alike = (config.heads, config.qk_dim, config.v_dim) == ((heads,) * n, (d,) * n, (d,) * n)
     if not alike or len(set(config.mlp)) > 1 or abs(config.attention_scale * d**0.5 - 1) > 1e-6:
         raise ValueError(
-            "their layers are all alike, with dim / heads dimensions in each head and scores scaled by its root; this "
-            "transformer is pruned: give the dense one"
+            f"their layers are all alike, with {'as many' if any_heads else 'dim / heads'} dimensions in each head and "
+            f"scores scaled by its root; this transformer is pruned, with heads={config.heads}, "
+            f"qk_dim={config.qk_dim}, v_dim={config.v_dim} and mlp={config.mlp} at dim={config.dim}"
         )
     return config
 
@@ -155,11 +156,18 @@ def _config(described: Mapping[str, Any], *, kind: str, tokens: Mapping[str, boo
     depth = key_table.field(described, "num_hidden_layers", 12)
     if heads < 1 or not 0 < depth < 10_000:
         raise ValueError(f"config.json has num_attention_heads={heads} and num_hidden_layers={depth}")
-    return vit.uniform(
-        dim,
-        heads=heads,
-        layers=depth,
-        mlp=key_table.field(described, "intermediate_size", 3072),
+    size = key_table.field(described, "head_dim", dim // heads)
+    if size < 1:
+        raise ValueError(f"config.json has head_dim={size}; it must be at least 1")
+    if dim % heads and "head_dim" not in described:
+        raise ValueError(f"{heads} heads do not divide an embedding of {dim}")
+    made = vit.ViTConfig(
+        dim=dim,
+        heads=(heads,) * depth,
+        qk_dim=(size,) * depth,
+        v_dim=(size,) * depth,
+        attention_scale=size**-0.5,
+        mlp=(key_table.field(described, "intermediate_size", 3072),) * depth,
         image_size=_side(described, "image_size", 224),
         patch=_side(described, "patch_size", 16),
         channels=key_table.field(described, "num_channels", 3),
@@ -167,12 +175,12 @@ def _config(described: Mapping[str, Any], *, kind: str, tokens: Mapping[str, boo
         dropout=key_table.field(described, "hidden_dropout_prob", 0.0),
         epsilon=key_table.field(described, "layer_norm_eps", 1e-12),
         activation=activation,
-        **tokens,
     )
+    return dataclasses.replace(made, **tokens)  # type: ignore[arg-type]
 
 
 def _describe(config: Any, *, kind: str, architecture: str, tokens: Mapping[str, bool]) -> dict[str, Any]:
-    config = _dense(config)
+    config = _dense(config, any_heads=True)
     for name, value in tokens.items():
         if getattr(config, name) != value:
             raise ValueError(f"{architecture} has {name}={value}, this transformer {getattr(config, name)}")
@@ -182,6 +190,8 @@ def _describe(config: Any, *, kind: str, architecture: str, tokens: Mapping[str,
         "hidden_size": config.dim,
         "num_hidden_layers": len(config.heads),
         "num_attention_heads": config.heads[0],
+        # From version 5 on; without it there are dim / heads.
+        **({} if config.heads[0] * config.qk_dim[0] == config.dim else {"head_dim": config.qk_dim[0]}),
         "intermediate_size": config.mlp[0],
         "hidden_act": "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else config.activation,
         "hidden_dropout_prob": config.dropout,

@@ -178,5 +178,5 @@ def test_refused(tmp_path, known, monkeypatch):
     with pytest.raises(ValueError, match="no words to make"):
         encoded.words(["", " "])
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"pip install 'mvp-jax\[text\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[text\]'"):
         encoded.words(TEXTS)

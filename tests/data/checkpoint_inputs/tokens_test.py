@@ -302,7 +302,7 @@ def test_a_tokeniser_without_marks_is_refused(tmp_path):
 def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for call in (lambda: tokens.tokenizer(tmp_path), lambda: tokens.clip_bpe(tmp_path / "x.gz")):
-        with pytest.raises(ValueError, match=r"pip install 'mvp-jax\[text\]'"):
+        with pytest.raises(ValueError, match=r"pip install -e '\.\[text\]'"):
             call()
 
 

@@ -54,6 +54,13 @@ def test_equal_examples_stay_together(members, shares, seed):
             assert abs(got - max(1, share * total)) <= max(map(len, members))
 
 
+def test_every_part_gets_some_where_all_examples_have_equals():
+    keys = np.repeat([0, 1, 2], 5)  # none fits into a part of two
+    for seed in range(5):
+        parts = partition.cut(keys.tolist(), np.zeros(15, int), [0.1, 0.1], seed)
+        assert [len(part) for part in parts] == [5, 5, 5]
+
+
 def test_seeds_and_classes_are_independent():
     strata = np.repeat([0, 1], [50, 50])
     first, second = (partition.cut(range(100), strata, [0.2], seed)[1].tolist() for seed in (0, 1))

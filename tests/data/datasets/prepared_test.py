@@ -229,7 +229,7 @@ def test_the_newest_version_is_read(toy):
         ({"name": "caltech_birds2010"}, "did you mean 'cub200'"),
         (
             {"name": "cifar10"},
-            r"cifar10 is not prepared in .*prepare it once: pip install 'mvp-jax\[prepare\]' && pyth",
+            r"cifar10 is not prepared in .*prepare it once: pip install -e '\.\[prepare\]' && pyth",
         ),
         ({"name": "imagenet"}, r"prepared.prepare\('imagenet', '.*', 'FOLDER_OF_ITS_ARCHIVES'\)"),
         ({"name": "gtsrb", "data_dir": None}, "read from a folder, which data_dir .* gives, from https://benchmark"),
@@ -261,7 +261,7 @@ def test_the_command_that_prepares_runs_as_it_is_printed(toy, monkeypatch):
     with pytest.raises(ValueError, match="gtsrb has no builder; it is read from a folder with Train/00000"):
         prepared.prepare("gtsrb")
     monkeypatch.setattr(tfds, "builder", lambda *a, **k: (_ for _ in ()).throw(ImportError("No module 'tensorflow'")))
-    with pytest.raises(ValueError, match=r"No module 'tensorflow'; pip install 'mvp-jax\[prepare\]'"):
+    with pytest.raises(ValueError, match=r"No module 'tensorflow'; pip install -e '\.\[prepare\]'"):
         prepared.prepare("cifar10", toy)
 
 
@@ -270,7 +270,7 @@ def test_files_that_are_not_as_they_should_be(toy, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="cannot read data_dir"):
         prepared.open("toy", data_dir=tmp_path / "file")
     monkeypatch.setitem(sys.modules, "array_record.python", None)
-    with pytest.raises(ValueError, match=r"needs array_record .*pip install 'mvp-jax\[data\]'"):
+    with pytest.raises(ValueError, match=r"needs array_record .*pip install -e '\.\[data\]'"):
         prepared.open("toy", data_dir=toy)
     monkeypatch.delitem(sys.modules, "array_record.python")
     info = version(toy) / "dataset_info.json"

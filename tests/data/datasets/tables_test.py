@@ -167,6 +167,7 @@ ROW = ("aaa bb", "cc dd", "x", "7")
         (("question", "sentence", "label", "index"), {}, ("question", "sentence", "label")),
         (("title", "text", "score", "label"), {}, ("text", "label")),
         (("sentence1", "sentence2", "label", "idx"), {"text": "sentence2"}, ("sentence2", "label")),
+        (("sentence1", "sentence2", "label", "note"), {"text": "note"}, ("note", "label")),
         (("a", "b", "label", "idx"), {"text": "a", "pair": "b"}, ("a", "b", "label")),
         (("text", "target", "class", "idx"), {"label": "target"}, ("text", "target")),
     ],

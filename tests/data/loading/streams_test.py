@@ -339,5 +339,5 @@ def test_without_grain_one_line_says_so(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ValueError, match=r"pip install 'mvp-jax\[data\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[data\]'"):
         streams.stream(numbered(4), batch=1, seed=0)
