@@ -14,6 +14,11 @@ the model is pre-trained here (`model=resnet|vit|NAME`) or read from `checkpoint
 A task that the bank has already is skipped, and a killed build goes on. `bank` is a folder or an address in a bucket;
 without it the bank is in the folder `bank` of the workdir. It holds the pre-trained model too, unless
 `bank.store_model=False`. `python -m mvp_jax.bank BANK` lists, verifies, exports and imports it.
+
+Lab note. On two CPU cores with other work beside it (a load of about 10): twelve tasks of digits
+(`--config.bank.tasks=12`) took five and a half minutes from an empty folder, 2:00 of CPU, most of it compiling. Adding
+two folders of 180 pictures took two minutes, 0:56 of CPU. `configs/mvp.py` then pruned for a new task of 120 pictures
+in 2:17, 1:07 of CPU, and for a second one, with all programs compiled, in 38 seconds, 10 of CPU.
 """
 
 from ml_collections import ConfigDict

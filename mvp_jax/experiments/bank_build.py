@@ -159,6 +159,8 @@ def settings_of(plan: FewShotPlan) -> dict[str, Any]:
         "images": plan.sizes.source_images,
         "classes_per_task": plan.sizes.classes_per_task,
         "seed": plan.seed,
+        # Left out where it is 1, as in banks of earlier releases.
+        **({"min_units": plan.search.min_units} if plan.search.min_units != 1 else {}),
     }
 
 

@@ -5,6 +5,7 @@ tasks that are missing.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ class BankPlan:
         if self.drawn is not None:
             count = len(self.drawn.setting.bank_tasks)
             return [f"work: a bank of {count} tasks drawn from the classes of the data, in {where}"]
-        return [f"work: {len(self.own)} tasks of your own, added to the bank in {where}: {', '.join(self.own)[:200]}"]
+        return [
+            f"work: {len(self.own)} tasks of your own, added to the bank in {where}, by the settings of its other "
+            f"entries: {', '.join(self.own)[:200]}"
+        ]
 
 
 def plan(config: ConfigDict, few_shot_plan: Callable[[ConfigDict], FewShotPlan]) -> BankPlan:
@@ -209,7 +213,7 @@ def _add(plan: BankPlan, folder: Path) -> Bank:
         bank_model.located(bank, plan.checkpoint) as (source, variables),
         records.progress(len(plan.own), "tasks of your own") as advance,
     ):
-        for number, (name, path) in enumerate(plan.own.items()):
+        for name, path in plan.own.items():
             if banks.has(bank, name):
                 advance(1, f"{name} is there")
                 continue
@@ -220,7 +224,8 @@ def _add(plan: BankPlan, folder: Path) -> Bank:
                 source,
                 data,
                 name=name,
-                key=jax.random.fold_in(jax.random.key(plan.seed + 1), number),
+                # By its name, so that an entry does not depend on what else is in the folder.
+                key=jax.random.fold_in(jax.random.key(plan.seed + 1), zlib.crc32(name.encode())),
                 length=plan.length if data.kind == "texts" else None,
             )
             if entry is None:

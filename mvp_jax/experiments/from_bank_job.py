@@ -11,7 +11,7 @@ from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import bank_pruning
 from mvp_jax.delivery.bank_pruning import BankPruned, BankPruningSettings
 from mvp_jax.parallel import processes
-from mvp_jax.storage import records
+from mvp_jax.storage import files, records
 
 
 def config(bank: str, target: str) -> ConfigDict:
@@ -145,7 +145,7 @@ def run(plan: FromBankPlan, work: Path) -> list[dict[str, Any]]:
 
 
 def _report(plan: FromBankPlan, work: Path) -> list[dict[str, Any]]:
-    if (work / "results.csv").exists():  # it is written last
+    if files.exists(work / "results.csv"):  # it is written last
         return records.read_csv(work / "results.csv")
     found = bank_pruning.prune_from_bank(
         plan.bank, plan.data, out=work, settings=plan.settings, checkpoint=plan.checkpoint

@@ -128,6 +128,7 @@ def rewritten(name, old, new):
 HOSTILE = {
     "up": (lambda m: with_sums([*m, (plain("../outside"), b"x")]), "'../outside': a bank has no such file"),
     "deep up": (lambda m: with_sums([*m, (plain("entries/../../x/entry.json"), b"")]), "a bank has no such file"),
+    "longer": (lambda m: with_sums([*m, (plain("entries/a/entry.json/../../../x"), b"")]), "a bank has no such file"),
     "dots": (lambda m: with_sums([*m, (plain("entries/../entry.json"), b"")]), "a bank has no such file"),
     "absolute": (lambda m: with_sums([*m, (plain("/tmp/entry.json"), b"")]), "a bank has no such file"),
     "backslash": (lambda m: with_sums([*m, (plain("entries\\x\\entry.json"), b"")]), "a bank has no such file"),
@@ -150,6 +151,7 @@ HOSTILE = {
         lambda m: with_sums([x for x in m if x[0].filename != "model/model.json"]),
         "lacks .'model/model.json",
     ),
+    "wrong sum": (lambda m: [(i, c + b" " * (i.filename == "README.md")) for i, c in m], "README.md has the checksum"),
     "another format": (rewritten("manifest.json", b"mvp_jax bank", b"something"), "is not a bank of version 1"),
     "another model": (rewritten("entries/a/entry.json", MARK[:8].encode(), b"x" * 8), "another pre-trained model"),
     "other arrays": (rewritten("entries/a/arrays.safetensors", b"\x07", b"\x08"), "are not those that it was written"),
