@@ -31,12 +31,12 @@ def test_the_model_is_the_banks_or_the_persons(tmp_path):
         with bank_model.located(store, checkpoint) as (found, variables):
             assert found == folder
             jax.tree.map(np.testing.assert_array_equal, variables, VARIABLES)
-    with pytest.raises(ValueError, match="other is not the pre-trained model of the bank"):
-        with bank_model.located(bare, tmp_path / "other"):
-            pass
-    with pytest.raises(ValueError, match="does not hold its pre-trained model: it needs .* as the checkpoint"):
-        with bank_model.located(bare):
-            pass
+    wrong = "other is not the pre-trained model of the bank"
+    with pytest.raises(ValueError, match=wrong), bank_model.located(bare, tmp_path / "other"):
+        pass
+    missing = r"does not hold its pre-trained model: it needs .* as the checkpoint"
+    with pytest.raises(ValueError, match=missing), bank_model.located(bare):
+        pass
 
 
 def test_each_folder_and_table_is_a_task(tmp_path):
