@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvp_jax import compact, pretrained
+from mvp_jax import bank, compact, pretrained
 from mvp_jax.core import trees
 from mvp_jax.core import units as units_lib
 from mvp_jax.core.types import Masks, Units, Variables
@@ -95,6 +95,7 @@ class DeliveryPlan:
         method: the name of the method.
         removal: what goes together, and which share of it.
         checkpoint: the checkpoint as the caller named it, for the report.
+        data: the path of the data, if they are on this machine; empty: the caller read them.
     """
 
     inputs: inputs.TaskInputs
@@ -102,6 +103,7 @@ class DeliveryPlan:
     method: str
     removal: goals.Removal
     checkpoint: str
+    data: str = ""
 
 
 def plan(
@@ -117,6 +119,7 @@ def plan(
     Raises:
         ValueError: for anything wrong with the checkpoint, the data or the settings.
     """
+    where = "" if isinstance(data, LabelledData) else str(data)
     found = data if isinstance(data, LabelledData) else labelled.read(data)
     task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
     if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
@@ -125,7 +128,9 @@ def plan(
     groups = pruning.groups_of(task, settings.kinds) if settings.goal.of_units else ()
     few = task.train["x"][: min(8, task.examples)]
     removal = goals.removal(settings.goal, task.model, task.variables, few, groups=groups)
-    return DeliveryPlan(inputs=task, settings=settings, method=method, removal=removal, checkpoint=str(checkpoint))
+    return DeliveryPlan(
+        inputs=task, settings=settings, method=method, removal=removal, checkpoint=str(checkpoint), data=where
+    )
 
 
 def prune_checkpoint(
@@ -191,8 +196,10 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         ValueError: if the folder holds the results of another plan, or a training diverges.
     """
     root = files.path(out)
-    claim(root, made)
+    check_apart(root, made)
+    made = claim(root, made)
     if files.exists(root / "report.html"):  # it is written last
+        files.remove(root / "running")
         return _read(root, made)
     keys = jax.random.split(jax.random.key(made.settings.seed))
     dense, curve = _dense(root, made, keys[0])
@@ -270,49 +277,73 @@ def _read(root: pathlib.Path, made: DeliveryPlan) -> PrunedCheckpoint:
     )
 
 
-def claim(root: pathlib.Path, made: DeliveryPlan) -> None:
-    """Makes a folder this plan's: writes `settings.json`, or checks that the one there says the same.
+def check_apart(root: pathlib.Path, made: DeliveryPlan) -> None:
+    """Checks that a folder is neither the checkpoint's nor within the data's, where results would be read as data.
 
     Args:
         root: the folder.
         made: the plan.
 
     Raises:
+        ValueError: if it is.
+    """
+    if files.is_remote(root):
+        return
+    out = pathlib.Path(root).resolve()
+    if out == made.inputs.source.resolve():
+        raise ValueError(f"{root} is the folder of the checkpoint; choose another folder for what is written")
+    data = pathlib.Path(made.data).resolve() if made.data and pathlib.Path(made.data).exists() else None
+    if data is not None and (out == data or data in out.parents):
+        raise ValueError(f"{root} lies in the folder of the data, {made.data}; choose a folder outside of it")
+
+
+def claim(root: pathlib.Path, made: DeliveryPlan) -> DeliveryPlan:
+    """Makes a folder this plan's: writes `settings.json`, or checks that the one there says the same.
+
+    Args:
+        root: the folder.
+        made: the plan.
+
+    Returns:
+        The plan, with the share that was found when the folder was claimed: a latency may be measured otherwise now.
+
+    Raises:
         ValueError: if the folder cannot be written, or holds results of other settings, data or of another checkpoint.
     """
-    text = json.dumps(_described(made), indent=1, sort_keys=True)
+    path, new = root / "settings.json", _described(made)
     files.writable(root)
-    path = root / "settings.json"
     if not files.exists(path):
         there = [name for name in ("model", "slim", "dense", "report.html") if files.exists(root / name)]
         if there:
             raise ValueError(f"{root} holds {there} that were not made by this function; choose an empty folder")
-        records.write_text(path, text)
-        return
-    old, new = json.loads(path.read_text()), json.loads(text)
-    differ = [f"{name} is {old.get(name)} there and {new.get(name)} here" for name in new if old.get(name) != new[name]]
+        records.write_json(path, {**new, "share": made.removal.share})
+        return made
+    old = records.read_json(path)
+    differ = [f"{name} is {old.get(name)} there and {new[name]} here" for name in new if old.get(name) != new[name]]
     if differ:
         raise ValueError(f"{root} holds a run of other settings: {'; '.join(differ)}; choose an empty folder")
+    return dataclasses.replace(made, removal=made.removal._replace(share=old["share"]))
 
 
 def _described(made: DeliveryPlan) -> dict[str, Any]:
     """Returns what decides the result, as JSON."""
-    data = made.inputs.data
+    task, data = made.inputs, made.inputs.data
     settings = dataclasses.asdict(made.settings) | {"method": made.method}
-    flat = {**settings, **settings.pop("training"), "goal": made.settings.goal.in_words()}
-    del flat["training"], flat["programs"]
-    return json.loads(
-        json.dumps(
-            flat
-            | {
-                "checkpoint": made.checkpoint,
-                "data": data.name,
-                "examples": [len(part.y) for part in (data.train, data.valid, data.test)],
-                "classes": list(data.class_names),
-            },
-            default=str,
-        )
-    )
+    training = settings.pop("training")
+    content = {part: getattr(task, part) for part in ("train", "valid", "test")}
+    described = {
+        **settings,
+        **training,
+        "goal": made.settings.goal.in_words(),
+        "checkpoint": made.checkpoint,
+        "data": data.name,
+        "examples": [len(part.y) for part in (data.train, data.valid, data.test)],
+        "classes": list(data.class_names),
+        "digest of the checkpoint's weights": bank.fingerprint(task.variables)[:16],
+        "digest of the examples": bank.fingerprint(content)[:16],
+    }
+    as_json: dict[str, Any] = json.loads(json.dumps(described))
+    return as_json
 
 
 def _dense(root: pathlib.Path, made: DeliveryPlan, key: Any) -> tuple[Variables, TrainingCurve]:

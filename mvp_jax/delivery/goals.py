@@ -100,9 +100,7 @@ class Removal(NamedTuple):
     share: float
 
 
-def removal(
-    goal: PruningGoal, model: Model, variables: Variables, x: Array, *, groups: Sequence[Group], min_units: int = 1
-) -> Removal:
+def removal(goal: PruningGoal, model: Model, variables: Variables, x: Array, *, groups: Sequence[Group]) -> Removal:
     """Returns what a method has to remove for a goal; budgets become the ratio of every group's units that meets them.
 
     Args:
@@ -111,7 +109,6 @@ def removal(
         variables: its variables.
         x: a batch of examples `[N, ...]`, at whose size latency is measured.
         groups: the groups whose units may go; for single weights they do not matter.
-        min_units: the least number of units that stay in a group.
 
     Raises:
         ValueError: if whole units are to go and there are no groups, or the budget cannot be met.
@@ -123,7 +120,7 @@ def removal(
             f"{goal.name} removes whole units, and this model has none of the kinds that were asked for; it has "
             f"{sorted({g.kind for g in model.groups})}. Name some of those in `kinds`, or give a sparsity"
         )
-    pattern = patterns.WholeUnits(tuple(groups), min_units)
+    pattern = patterns.WholeUnits(tuple(groups))
     if goal.amount is None or goal.name == "ratio":
         return Removal(pattern, goal.amount or 0.0)
     target = goal.amount
@@ -143,6 +140,5 @@ def removal(
         x if goal.name == "latency" else jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),
         target=target,
         measure=_BUDGETS[goal.name],  # type: ignore[arg-type]
-        min_units=min_units,
     )
     return Removal(pattern, found.ratio)

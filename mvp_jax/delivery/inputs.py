@@ -18,6 +18,7 @@ from mvp_jax.methods.contract import CROSS_ENTROPY
 from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import tensor_files
+from mvp_jax.storage import json_files
 from mvp_jax.train import Loss, metrics
 
 _MOST_BYTES = 8 * 2**30
@@ -96,6 +97,9 @@ def read(
     """
     names = _metrics(data, metric)
     data = _with_fewer_to_validate(data)
+    # Files are often sorted by class, and heads and batch statistics are fitted to the first examples.
+    order_of = np.random.default_rng(0).permutation(len(data.train.y))
+    data = dataclasses.replace(data, train=_taken(data.train, order_of))
     folder = tensor_files.local(checkpoint)
     model, variables, trained = _model(folder, data)
     integer = jnp.issubdtype(model.input_dtype, jnp.integer)
@@ -106,7 +110,9 @@ def read(
         made, notes = _texts(folder, model, data, length)
     else:
         model, made, notes = _pictures(folder, model, data, size)
-    order = _order(folder, data.class_names) if trained else np.arange(max(1, len(data.class_names)))
+    order = np.arange(max(1, len(data.class_names)))
+    if trained and data.class_names:
+        order = _order(folder, data.class_names)
     if not trained:
         notes = [
             *notes,
@@ -141,16 +147,22 @@ def _with_fewer_to_validate(data: LabelledData) -> LabelledData:
     if count <= most:
         return data
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:most])
-    x, pairs = data.valid.x, data.valid.pairs
-    valid = LabelledPart(
-        x=x[chosen] if isinstance(x, np.ndarray) else [x[i] for i in chosen],
-        pairs=None if pairs is None else [pairs[i] for i in chosen],
-        y=data.valid.y[chosen],
-    )
+    valid = _taken(data.valid, chosen)
     note = (
         f"{most:,} of {count:,} validation examples are used, drawn at random, so that looking at them takes less time"
     )
     return dataclasses.replace(data, valid=valid, notes=(*data.notes, note))
+
+
+def _taken(part: LabelledPart, chosen: np.ndarray) -> LabelledPart:
+    """Returns some examples of a part in another order; pictures that are not decoded yet stay so."""
+
+    def take(values: Any) -> Any:
+        if isinstance(values, np.ndarray):
+            return values[chosen]
+        return values.take(chosen) if hasattr(values, "take") else [values[i] for i in chosen]
+
+    return LabelledPart(x=take(part.x), pairs=None if part.pairs is None else take(part.pairs), y=part.y[chosen])
 
 
 def _metrics(data: LabelledData, first: str) -> tuple[str, ...]:
@@ -164,9 +176,21 @@ def _metrics(data: LabelledData, first: str) -> tuple[str, ...]:
 def _model(folder: pathlib.Path, data: LabelledData) -> tuple[Model, Variables, bool]:
     """Returns the model under a head for the task, and whether that is the checkpoint's own."""
     known = pretrained.class_names(folder) or ()
+    if data.regression and _estimates(folder):
+        model, variables = pretrained.load(folder)
+        if model.num_classes == 1:
+            return model, variables, True
     if data.class_names and sorted(known) == sorted(data.class_names):
         return *pretrained.load(folder), True
     return *pretrained.load(folder, classes=max(1, len(data.class_names))), False
+
+
+def _estimates(folder: pathlib.Path) -> bool:
+    """Whether a folder's model was trained for a regression."""
+    if pretrained.is_saved(folder):
+        return bool(pretrained.describe(folder)["extra"].get("problem") == "regression")
+    described = json_files.read_json(folder / "config.json", missing={})
+    return bool(described.get("problem_type") == "regression")
 
 
 def _order(folder: pathlib.Path, class_names: Sequence[str]) -> np.ndarray:

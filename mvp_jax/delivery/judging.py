@@ -1,8 +1,6 @@
 """What is measured of a finished model: scores on the test examples, sizes, latency, densities, changed answers."""
 
 import io
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,24 +83,6 @@ def test_scores(names: Sequence[str], given: Answers) -> tuple[Score, ...]:
     return tuple(found)
 
 
-def latencies(programs: Sequence[Callable[[], Any]], batch: int) -> list[Latency]:
-    """Returns how long calls take, measured in turns so that what else the machine does meets all of them.
-
-    Args:
-        programs: functions without arguments that return arrays; the first calls, which compile, are not counted.
-        batch: the number of examples that each call computes.
-    """
-    for program in (*programs, *programs):
-        jax.block_until_ready(program())
-    times: list[list[float]] = [[] for _ in programs]
-    for _ in range(_REPEATS):
-        for program, own in zip(programs, times, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            own.append(1000 * (time.perf_counter() - start))
-    return [Latency(batch, *(float(q) for q in (statistics.median(t), *np.quantile(t, (0.25, 0.75))))) for t in times]
-
-
 def versions(
     inputs: TaskInputs,
     found: Sequence[tuple[str, Model, Variables, int, bool]],
@@ -124,7 +104,11 @@ def versions(
         compiled = jax.jit(lambda v, x: model.apply(v, x)[0])
         return lambda: compiled(variables, x)
 
-    took = dict(zip(timed, latencies([program(i) for i in timed], int(x.shape[0])), strict=True))
+    spreads = cost.latencies([program(i) for i in timed], repeats=_REPEATS) if timed else ()
+    took = {
+        i: Latency(int(x.shape[0]), *(1000 * seconds for seconds in (spread.median, spread.low, spread.high)))
+        for i, spread in zip(timed, spreads, strict=True)
+    }
     made = []
     for i, (name, model, variables, size, _) in enumerate(found):
         of = cost.of(model, variables)

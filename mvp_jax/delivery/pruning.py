@@ -1,6 +1,5 @@
 """The pruning of a person's model by any method for a sparsity, and the search for the most that can go."""
 
-import contextlib
 import dataclasses
 import math
 import pathlib
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mvp_jax import train
 from mvp_jax.core import patterns
@@ -130,6 +130,9 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     Raises:
         ValueError: if the training diverges, or the method cannot solve this problem.
     """
+    result = None if states is None else states / "result.safetensors"
+    if result is not None and files.exists(result):
+        return _read(result, share)
     problem, inputs = task.problem(share), task.inputs
     steps = task.training.steps_for(inputs.examples)
     last = max(1, steps // 2)
@@ -139,7 +142,7 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     total = defaults(problem, training, max(1, steps - last)).spend.total + last
     with (
         records.progress(total, f"pruning {share:.0%} of the {what} by {task.method}") as advance,
-        _saved(states) as saved,
+        tuning.saved_in(None if states is None else states / "rounds") as saved,
     ):
         watch = _SavedWatch(inputs, "pruned", every, advance, saved=saved, folder=states)
         training = dataclasses.replace(training, watch=watch, watch_every=watch.part)
@@ -152,7 +155,27 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
             f"the training diverged while {share:.0%} of the {what} were pruned by {task.method}; lower the learning "
             f"rate, which is {training.learning_rate:.2g}"
         )
-    return PrunedTask(found.variables, found.masks, found.units, watch.curve(), share)
+    made = PrunedTask(found.variables, found.masks, found.units, watch.curve(), share)
+    if result is not None and states is not None:
+        _write(result, made)
+        files.remove(states / "rounds")
+    return made
+
+
+def _write(result: pathlib.Path, made: PrunedTask) -> None:
+    """Keeps a finished attempt; what is read back is what was computed."""
+    records.write_json(result.with_suffix(".json"), made.curve._asdict())
+    arrays = {"variables": made.variables, "masks": made.masks, "units": made.units}
+    checkpoint.save_arrays(result, jax.tree.map(np.asarray, {name: tree for name, tree in arrays.items() if tree}))
+
+
+def _read(result: pathlib.Path, share: float) -> PrunedTask:
+    found, curve = checkpoint.load_arrays(result), records.read_json(result.with_suffix(".json"))
+    found = jax.tree.map(jnp.asarray, found)
+    points = (tuple(curve[part]) for part in ("steps", "loss", "valid"))
+    return PrunedTask(
+        found["variables"], found["masks"], found.get("units", {}), TrainingCurve(curve["name"], *points), share
+    )
 
 
 def defaults(problem: sparse.SparsityProblem, training: sparse.SparsityTraining, steps: int) -> sparse.SparsityDefaults:
@@ -265,12 +288,6 @@ class _SavedWatch(tuning.Watch):
         super().look(variables)
         if self._saved is not None and len(self.steps) > before:
             self._rounds.append(self._saved.latest() or 0)
-
-
-def _saved(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[checkpoint.Checkpoints | None]:
-    if folder is None:
-        return contextlib.nullcontext()
-    return checkpoint.Checkpoints(folder / "rounds", keep=1, alone=True)
 
 
 __all__ = [

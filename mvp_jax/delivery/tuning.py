@@ -1,10 +1,10 @@
 """How a person's model is trained: the settings of both trainings, and the training of the dense model."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -260,7 +260,10 @@ def train_dense(
     )
     state = train.create(jax.tree.map(jnp.asarray, with_head(inputs)), how.tx, key)
     every = training.every(inputs, steps)
-    with _saved(states) as saved, records.progress(steps, "fine-tuning the dense model") as advance:
+    with (
+        saved_in(None if states is None else states / "states") as saved,
+        records.progress(steps, "fine-tuning the dense model") as advance,
+    ):
         watch = Watch(inputs, "dense", every, advance)
         if saved is not None and saved.latest() is not None:
             state = saved.restore(state)
@@ -292,7 +295,14 @@ def _read_curve(path: pathlib.Path, step: int) -> TrainingCurve:
     return TrainingCurve(found["name"], *(tuple(found[name][:count]) for name in ("steps", "loss", "valid")))
 
 
-def _saved(folder: pathlib.Path | None) -> Any:
-    import contextlib
+def saved_in(
+    folder: pathlib.Path | None,
+) -> contextlib.AbstractContextManager[checkpoint.Checkpoints | None]:
+    """Returns a context that gives where states are saved in a folder, the newest of them; `None`: nowhere.
 
-    return contextlib.nullcontext() if folder is None else checkpoint.Checkpoints(folder / "states", keep=1, alone=True)
+    Args:
+        folder: the folder; `None`: nothing is saved.
+    """
+    if folder is None:
+        return contextlib.nullcontext()
+    return checkpoint.Checkpoints(folder, keep=1, alone=True)

@@ -88,16 +88,14 @@ def hand_over(
     x = inputs.test["x"][:_COMPARED]
     problem: Problem = "single_label_classification" if inputs.class_names else "regression"
     source = inputs.source if inputs.source.is_dir() else None
-    try:
-        written = export.checkpoint(
-            directory, model, variables, x=x, source=source, labels=inputs.class_names or None, problem=problem, **more
-        )
-    except ValueError as error:
-        if "has no format for this" not in str(error):
-            raise
-        pretrained.save(directory, model, variables, source=source, labels=inputs.class_names or None)
-        reason = str(error).splitlines()[0]
-        return [f"{directory.name}/ is a folder of this package, as transformers has no such model: {reason}"]
+    reason = export.why_not(model)
+    if reason is not None:
+        _save(directory, model, variables, inputs, "The model")
+        first = reason.splitlines()[0]
+        return [f"{directory.name}/ is a folder of this package, as transformers has no such model: {first}"]
+    written = export.checkpoint(
+        directory, model, variables, x=x, source=source, labels=inputs.class_names or None, problem=problem, **more
+    )
     return [f"{directory.name}/: {note}" for note in written.notes]
 
 
@@ -134,7 +132,9 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
         inputs,
         **({"units": finished.units} if finished.units else {}),
     )
-    _save_slim(root / "slim", slim_model, slim, finished)
+    what = "heads, neurons or filters" if finished.units else "weights, whose zeros are left out of the file"
+    about = f"{finished.title}: without the pruned {what}."
+    _save(root / "slim", slim_model, slim, inputs, about, units=finished.units or None, sparse=not finished.units)
     has_dense = (root / "dense").is_dir()
     written = [
         ("model", "the pruned model with zeros in the dense shapes, for transformers"),
@@ -147,19 +147,27 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
     return WrittenModel(report, slim_model, slim)
 
 
-def _save_slim(folder: pathlib.Path, model: Model, variables: Variables, finished: FinishedModel) -> None:
-    inputs = finished.inputs
-    source = inputs.source if inputs.source.is_dir() else None
-    what = "heads, neurons or filters" if finished.units else "weights, whose zeros are left out of the file"
+def _save(
+    folder: pathlib.Path,
+    model: Model,
+    variables: Variables,
+    inputs: TaskInputs,
+    about: str,
+    *,
+    units: Units | None = None,
+    sparse: bool = False,
+) -> None:
+    """Writes a folder of this package, with what lies beside the weights in the checkpoint."""
     pretrained.save(
         folder,
         model,
         variables,
-        units=finished.units or None,
-        source=source,
+        units=units,
+        extra={"problem": "single_label_classification" if inputs.class_names else "regression"},
+        source=inputs.source if inputs.source.is_dir() else None,
         labels=inputs.class_names or None,
-        about=f"{finished.title}: without the pruned {what}.",
-        sparse=not finished.units,
+        about=about,
+        sparse=sparse,
     )
 
 

@@ -192,7 +192,7 @@ def plan(config: ConfigDict) -> PrunePlan:
         return PrunePlan(
             data=data,
             settings=wanted,
-            made=checkpoint_pruning.plan(config.checkpoint, data, wanted),
+            made=dataclasses.replace(checkpoint_pruning.plan(config.checkpoint, data, wanted), data=given.name),
             seed=config.seed,
         )
     if data.name not in ("digits", "docstrings"):

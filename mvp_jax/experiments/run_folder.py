@@ -6,6 +6,7 @@ A longer run may continue a shorter one, where that gives what one long run woul
   was made of them is made again, as fine-tuned models are not kept. The shorter run's results move to `until-N/`.
 - the job `sparsity` with more `sparsities` (above the first), `targets.seeds` or `methods`: every case stands alone, so
   those that are there are read, and the new ones are run.
+- the job `bank` with more `bank.tasks`: entries that are there stay, the new ones are made.
 
 A pre-training cannot be made longer: its learning rate falls over all of its steps, so that a longer one is another one
 from the first step.
@@ -191,13 +192,18 @@ def _continues(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
             return False
         if path == "steps":
             return bool(a and b) and b[-1] > a[-1]
-        if path == "targets.seeds":
+        if path in ("targets.seeds", "bank.tasks"):
             return bool(b > a)
         if path == "sparsities":  # the first is that at which the unpruned model is judged
             return bool(a and b) and a[0] == b[0] and set(a) <= set(b)
         return not b or (bool(a) and set(a) <= set(b))  # no methods: all of them
 
-    may = {"mvp": ("steps",), "sparsity": ("sparsities", "targets.seeds", "methods")}.get(str(old.get("job")), ())
+    growing = {
+        "mvp": ("steps",),
+        "sparsity": ("sparsities", "targets.seeds", "methods"),
+        "bank": ("bank.tasks",),
+    }
+    may = growing.get(str(old.get("job")), ())
     return all(path in may and more(path) for path, _, _ in differences(old, new))
 
 

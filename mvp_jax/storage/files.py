@@ -215,7 +215,7 @@ def _publish(fresh: pathlib.Path, folder: pathlib.Path) -> None:
     """Renames a complete folder of this machine to where readers look for it."""
     if folder.is_dir() and any(folder.iterdir()):
         # A folder cannot be renamed over a full one; the old one steps aside first.
-        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        old = hidden(folder.parent)
         os.replace(folder, old)
         os.replace(fresh, folder)
         shutil.rmtree(old)
@@ -247,16 +247,11 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], mar
             for name in sorted(files, key=lambda n: n == marker):
                 (folder / name).write_bytes(files[name])
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with _aside(folder) as fresh:
             for name, content in files.items():
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(fresh / name, content)
-            fresh.chmod(0o755)  # mkdtemp makes it private
             _publish(fresh, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 

@@ -125,7 +125,7 @@ def test_the_model_folder_has_the_processor_and_the_names(done, vit):
 
 def test_a_finished_folder_is_read_and_other_settings_are_refused(done, photos, vit, monkeypatch):
     found, out = done
-    settings = DeliverySettings(training=BRIEF, goal=PruningGoal(name="ratio", amount=0.5))
+    settings = DeliverySettings(training=BRIEF, goal=PruningGoal(name="ratio", amount=0.5), programs=("stablehlo",))
     monkeypatch.setattr(pruning, "prune", lambda *_: pytest.fail("pruned again"))
     again = checkpoint_pruning.prune_checkpoint(vit, photos, out=out, settings=settings)
     assert again.report == found.report
@@ -202,7 +202,7 @@ def test_a_head_that_knows_the_classes_is_kept_whatever_their_order(vit):
     task = inputs.read(vit, data)
     assert task.trained
     assert task.class_names == known
-    assert np.asarray(task.train["y"]).tolist() == [1, 0, 0, 1], "labels are numbers of outputs now"
+    assert np.asarray(task.valid["y"]).tolist() == [1, 0, 0, 1], "labels are numbers of outputs now"
     assert DeliveryTraining().dense_for(task) == 0
 
 
@@ -314,3 +314,58 @@ def test_wrong_calls(bert, vit, photos, tmp_path):
     with pytest.raises(ValueError, match="unknown programs"):
         DeliverySettings(programs=("tflite",))
     assert writing.size_of(data) == data.stat().st_size
+
+
+def test_the_first_training_examples_are_of_all_classes(vit, photos):
+    """Files are sorted by class; heads and batch statistics are fitted to the first examples."""
+    task = inputs.read(vit, labelled.read(photos))
+    y = np.asarray(task.train["y"])
+    assert len(set(y[:16].tolist())) == 4
+    names = [task.class_names[i] for i in y]
+    for i in (0, 5):  # pictures and labels were moved together
+        bright = np.asarray(task.train["x"][i]).mean(-1)
+        sides = {
+            "left": bright[:, :4],
+            "right": bright[:, 4:],
+            "upper": bright[:4],
+            "lower": bright[4:],
+        }
+        assert max(sides, key=lambda side: sides[side].mean()) == names[i]
+
+
+def test_other_data_under_the_same_name_are_refused(bert, tmp_path):
+    """Not the number of examples or the names of the classes, but their labels changed."""
+    settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=2, looks=1))
+    made = checkpoint_pruning.plan(bert, reviews(tmp_path / "r.csv"), settings)
+    checkpoint_pruning.claim(tmp_path / "out", made)
+    text = (tmp_path / "r.csv").read_text().splitlines()
+    text[1], text[2] = text[1].replace("good", "bad"), text[2].replace("bad", "good")
+    (tmp_path / "r.csv").write_text("\n".join(text))
+    other = checkpoint_pruning.plan(bert, tmp_path / "r.csv", settings)
+    with pytest.raises(ValueError, match="digest of the examples"):
+        checkpoint_pruning.claim(tmp_path / "out", other)
+
+
+def test_a_share_that_was_measured_is_taken_up_again(bert, tmp_path):
+    made = checkpoint_pruning.plan(bert, reviews(tmp_path / "r.csv"), DeliverySettings())
+    checkpoint_pruning.claim(tmp_path / "out", dataclasses.replace(made, removal=made.removal._replace(share=0.123)))
+    assert checkpoint_pruning.claim(tmp_path / "out", made).removal.share == 0.123
+
+
+def test_results_do_not_go_among_data_or_into_the_checkpoint(vit, photos):
+    made = checkpoint_pruning.plan(vit, photos, DeliverySettings())
+    for out, words in ((photos / "out", "folder of the data"), (photos, "folder of the data"), (vit, "the checkpoint")):
+        with pytest.raises(ValueError, match=words):
+            checkpoint_pruning.run(made, out)
+    assert not (photos / "out").exists()
+    assert not (vit / "settings.json").exists()
+
+
+def test_a_regression_s_own_head_is_kept(bert, tmp_path):
+    data = reviews(tmp_path / "scores.csv", numbers=True)
+    settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=2, looks=1))
+    checkpoint_pruning.prune_checkpoint(bert, data, out=tmp_path / "out", sparsity=0.3, settings=settings)
+    for folder in ("dense", "slim"):
+        task = inputs.read(tmp_path / "out" / folder, labelled.read(data))
+        assert task.trained, folder
+        assert settings.training.dense_for(task) == 0

@@ -12,7 +12,13 @@ from tests.experiments import command_line_test, configs_test
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CASES = [*configs_test.FULL, *configs_test.LOCAL, ("sweep", "base=mvp"), ("sweep", "base=isp")]
+CASES = {
+    *configs_test.FULL,
+    *configs_test.LOCAL,
+    *((name, "") for name in configs_test.NAMES),
+    ("mvp", "bank=BANK,target=FOLDER"),
+    ("sweep", "base=mvp"),
+}
 
 
 def test_every_setting_has_a_sentence_and_every_sentence_a_setting():

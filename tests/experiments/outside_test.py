@@ -84,6 +84,39 @@ def test_a_longer_run_keeps_the_bank_and_puts_the_rest_aside(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def config_of(values):
+    """A config of settings given by path."""
+    found = ConfigDict()
+    for path, value in values.items():
+        group, _, name = path.rpartition(".")
+        if group and group not in found:
+            found[group] = ConfigDict()
+        (found[group] if group else found)[name] = value
+    return found
+
+
+def test_what_may_grow_depends_on_the_job(tmp_path):
+    grown = {
+        "sparsity": {"sparsities": (0.5, 0.75, 0.9), "targets.seeds": 2, "methods": ()},
+        "bank": {"bank.tasks": 9},
+        "mvp": {"steps": (0, 3)},
+    }
+    start = {"sparsities": (0.5, 0.9), "targets.seeds": 1, "methods": ("mvp",), "bank.tasks": 4, "steps": (0, 2)}
+    for job in grown:
+        old = config_of({"job": job} | start)
+        for path, value in ((p, v) for fields in grown.values() for p, v in fields.items()):
+            new = config_of({"job": job} | start | {path: value})
+            folder = tmp_path / f"{job}-{path}"
+            run_folder.claim(folder, old)
+            if path in grown[job]:
+                run_folder.claim(folder, new)
+            with pytest.raises(ValueError, match=f"{path} is .* there and .* here"):  # what has grown shrinks no more
+                run_folder.claim(folder, old if path in grown[job] else new)
+    run_folder.claim(tmp_path / "first", ConfigDict({"job": "sparsity", "sparsities": (0.5, 0.9)}))
+    with pytest.raises(ValueError, match="sparsities is"):  # the first is that of the unpruned model's rows
+        run_folder.claim(tmp_path / "first", ConfigDict({"job": "sparsity", "sparsities": (0.1, 0.5, 0.9)}))
+
+
 def test_a_killed_continuation_is_begun_again(tmp_path, monkeypatch):
     folder = begun(tmp_path / "run")
     replace = os.replace
