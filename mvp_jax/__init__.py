@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mvp_jax.core.types import Variables as Variables
     from mvp_jax.core.units import Group as Group
     from mvp_jax.core.units import Slot as Slot
+    from mvp_jax.delivery.bank_pruning import prune_from_bank as prune_from_bank
     from mvp_jax.delivery.checkpoint_pruning import prune_checkpoint as prune_checkpoint
     from mvp_jax.parallel import processes as processes
     from mvp_jax.pretrained import export as export
@@ -98,6 +99,7 @@ _NAMES = {
     "Slot": "core.units",
     "Variables": "core.types",
     "prune_checkpoint": "delivery.checkpoint_pruning",
+    "prune_from_bank": "delivery.bank_pruning",
 }
 
 
@@ -123,5 +125,6 @@ __all__ = [
     "Variables",
     "__version__",
     "prune_checkpoint",
+    "prune_from_bank",
     *_PLACES,
 ]

@@ -182,9 +182,12 @@ def write_readme(bank: Bank) -> None:
     """
     if not bank.write:
         raise ValueError(f"the bank {bank.path} is open for reading; pass write=True to `bank.open`")
-    text = readme.text(bank, len(folders(bank)), dense_model.has_model(bank))
+    text = readme.text(bank, len(folders(bank)), dense_model.has_model(bank)).encode()
+    file = bank.path / readme.NAME
+    if files.exists(file) and file.read_bytes() == text:
+        return  # what nothing was added to stays as it is
     with files.writing(bank.path):
-        files.write_bytes(bank.path / readme.NAME, text.encode())
+        files.write_bytes(file, text)
 
 
 def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry:
