@@ -228,7 +228,6 @@ def _task(made: DeliveryPlan, dense: Variables, key: Any) -> pruning.PruningTask
 
 def _facts(made: DeliveryPlan, found: pruning.PrunedTask) -> tuple[tuple[str, str], ...]:
     goal, training = made.settings.goal, made.settings.training
-    steps = training.steps_for(made.inputs.examples)
     facts = [("checkpoint", made.checkpoint), ("goal", goal.in_words())]
     if goal.keep_score is not None or goal.name in ("parameters", "flops", "latency"):
         what = "units of each group" if goal.of_units else "weights"
@@ -238,7 +237,7 @@ def _facts(made: DeliveryPlan, found: pruning.PrunedTask) -> tuple[tuple[str, st
         ("method", made.method),
         (
             "training",
-            f"{training.dense_for(made.inputs)} steps of the dense model, then {steps} more of the pruned one, "
+            f"{training.dense_for(made.inputs)} steps of the dense model, then {found.steps} more of the pruned one, "
             f"{training.batch} examples each, learning rate {training.rate_for(made.inputs.model):.2g}",
         ),
         ("seed", str(made.settings.seed)),

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class PrunedTask(NamedTuple):
         units: `{group: bool[C]}`, the units that are kept; empty if single weights were pruned.
         curve: of the training in which it was pruned.
         share: the share of weights, or of each group's units, that was removed.
+        steps: the number of training steps that the method took, of weak members too.
     """
 
     variables: Variables
@@ -47,6 +48,7 @@ class PrunedTask(NamedTuple):
     units: Units
     curve: TrainingCurve
     share: float
+    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,16 +140,17 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     last = max(1, steps // 2)
     what = "units" if isinstance(task.removal.pattern, patterns.WholeUnits) else "weights"
     every = task.training.every(inputs, steps)
-    training = task.training.training(inputs.model, last)
-    total = defaults(problem, training, max(1, steps - last)).spend.total + last
+    before, training = max(1, steps - last), task.training.training(inputs.model, last)
+    given = defaults(problem, training, before)
+    settings = _settings(task.method, given, before)
+    total = last + (before if hasattr(settings, "events") else given.spend.total)
     with (
         records.progress(total, f"pruning {share:.0%} of the {what} by {task.method}") as advance,
         tuning.saved_in(None if states is None else states / "rounds") as saved,
     ):
         watch = _SavedWatch(inputs, "pruned", every, advance, saved=saved, folder=states)
-        training = dataclasses.replace(training, watch=watch, watch_every=watch.part)
-        given = defaults(problem, training, max(1, steps - last))
-        settings = registry.line(task.method, "sparse").settings(given)
+        watched = dataclasses.replace(settings.training, watch=watch, watch_every=watch.part)
+        settings = dataclasses.replace(settings, training=watched)
         found = registry.METHODS[task.method](problem, settings, task.key, saved=saved)
         watch.look(found.variables)
     if not bool(found.alive):
@@ -155,16 +158,24 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
             f"the training diverged while {share:.0%} of the {what} were pruned by {task.method}; lower the learning "
             f"rate, which is {training.learning_rate:.2g}"
         )
-    made = PrunedTask(found.variables, found.masks, found.units, watch.curve(), share)
+    made = PrunedTask(found.variables, found.masks, found.units, watch.curve(), share, int(found.spent.steps))
     if result is not None and states is not None:
         _write(result, made)
         files.remove(states / "rounds")
     return made
 
 
+def _settings(method: str, given: sparse.SparsityDefaults, steps: int) -> Any:
+    """Returns a method's settings; one that prunes while it trains takes exactly so many steps for that."""
+    made = registry.line(method, "sparse").settings(given)
+    if hasattr(made, "events"):
+        made = dataclasses.replace(made, steps=steps, events=min(made.events, steps))
+    return made
+
+
 def _write(result: pathlib.Path, made: PrunedTask) -> None:
     """Keeps a finished attempt; what is read back is what was computed."""
-    records.write_json(result.with_suffix(".json"), made.curve._asdict())
+    records.write_json(result.with_suffix(".json"), {**made.curve._asdict(), "taken": made.steps})
     arrays = {"variables": made.variables, "masks": made.masks, "units": made.units}
     checkpoint.save_arrays(result, jax.tree.map(np.asarray, {name: tree for name, tree in arrays.items() if tree}))
 
@@ -174,7 +185,12 @@ def _read(result: pathlib.Path, share: float) -> PrunedTask:
     found = jax.tree.map(jnp.asarray, found)
     points = (tuple(curve[part]) for part in ("steps", "loss", "valid"))
     return PrunedTask(
-        found["variables"], found["masks"], found.get("units", {}), TrainingCurve(curve["name"], *points), share
+        found["variables"],
+        found["masks"],
+        found.get("units", {}),
+        TrainingCurve(curve["name"], *points),
+        share,
+        curve["taken"],
     )
 
 

@@ -22,12 +22,15 @@ from mvp_jax.pretrained import export
 from mvp_jax.storage import files, records
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+STEPS = 150
+"""How many steps the checkpoint is trained for."""
+
 _WORDS = 1500
 _LENGTH = 32
 
 
 def sample_checkpoint(
-    folder: str | os.PathLike[str], data: LabelledData, *, steps: int = 150, seed: int = 0
+    folder: str | os.PathLike[str], data: LabelledData, *, steps: int = STEPS, seed: int = 0
 ) -> pathlib.Path:
     """Writes a small checkpoint as `transformers` keeps it, trained on the first half of the data's classes.
 

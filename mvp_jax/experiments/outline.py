@@ -38,7 +38,9 @@ def lines(plan: Any, config: ConfigDict, work: Path, *, again: bool = False) -> 
         found.append(f"work: {work_of}")
     what = _written(plan)
     kept = "what is there is not done again, and " if again else ""
-    found.append(f"written to {work}{': ' + what if what else ''}; {kept}the time left is shown while each part runs")
+    found.append(
+        f"results go to {work}{': ' + what if what else ''}; {kept}the time left is shown while each part runs"
+    )
     return found
 
 

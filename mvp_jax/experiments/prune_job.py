@@ -143,8 +143,15 @@ class PrunePlan:
     def outline(self) -> list[str]:
         """Returns what will be done with which data and model, a line each."""
         if self.made is None:
-            made_here = "model: a small one is made here and trained on half of the classes first"
-            return [f"data: {self.data.outline()}", made_here]
+            training, examples = self.settings.training, len(self.data.train.y)
+            steps = training.steps_for(examples)
+            first = steps if training.dense_steps is None else training.dense_steps
+            return [
+                f"data: {self.data.outline()}",
+                "model: a small transformer that is made here",
+                f"work: {sample.STEPS} steps of this checkpoint on half of the classes, {first:,} of the dense model, "
+                f"then {steps:,} of pruning: {self.settings.goal.in_words()}",
+            ]
         return self.made.outline()
 
 

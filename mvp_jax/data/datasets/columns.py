@@ -116,7 +116,7 @@ def _check_header(table: Table) -> None:
     if odd and table.path.suffix.lower() in DELIMITED:
         raise ValueError(
             f"{table.path}: its first row {table.names} looks like an example, as {odd[0]!r} also stands under it; put "
-            "a row with the names of the columns before it, or name the columns by text='COLUMN' and label='COLUMN'"
+            "a row with the names of the columns before it, such as text and label"
         )
 
 
