@@ -176,7 +176,7 @@ SETTINGS = {
     "latency": "The goal: the share of the dense model's time that a forward pass may take on this machine.",
     "keep_accuracy": "The goal: the share of the dense validation score that must be kept; the most is removed.",
     "remove": "For keep_accuracy: whether 'weights' or 'units' are removed; empty: weights.",
-    "method": "The name of the method; empty: the default one.",
+    "method": "The name of the method, as docs/methods.md lists them; empty: 'gradual' magnitude pruning.",
     "kinds": "The kinds of units that may go, such as 'head', 'neuron', 'filter'; empty: these three.",
     "metric": "The metric that counts; empty: accuracy, or Pearson's correlation of a regression.",
     "data.test": "The file, folder or split with the test examples; empty: a share of the examples.",

@@ -81,10 +81,8 @@ class FromBankPlan:
 
     def outline(self) -> list[str]:
         """Returns what will be done with which data and bank, a line each."""
-        train, valid, test = (f"{len(part.y):,}" for part in (self.data.train, self.data.valid, self.data.test))
         return [
-            f"data: {self.data.name}, {self.data.kind} of {len(self.data.class_names)} classes: {train} to train, "
-            f"{valid} to validate, {test} to test",
+            f"data: {self.data.outline()}",
             f"bank: {self.bank}, {self.entries:,} entries, of which the nearest {min(self.settings.k, self.entries)} "
             "vote",
             f"work: {self.settings.method}, {self.settings.steps} steps of the pruned model and of the dense one",

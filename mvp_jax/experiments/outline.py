@@ -64,7 +64,7 @@ def _data(name: str, setting: Setting) -> str:
     uses = [f"{source} for pre-training" + (" and the bank" if setting.bank_tasks else "")]
     uses += [f"{target} for the targets"] if setting.targets else []
     uses += [f"{valid} to validate", f"{test} to test"]
-    shape = " x ".join(map(str, setting.image_shape))
+    shape = " x ".join(map(str, setting.image_shape)) + (" tokens" if len(setting.image_shape) == 1 else "")
     return f"{name}, {_count(len(setting.class_names), 'class', 'classes')}, examples of {shape}: {', '.join(uses)}"
 
 

@@ -5,8 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import labelled
@@ -144,25 +142,10 @@ class PrunePlan:
 
     def outline(self) -> list[str]:
         """Returns what will be done with which data and model, a line each."""
-        counts = [f"{len(part.y):,}" for part in (self.data.train, self.data.valid, self.data.test)]
-        kind = f"{len(self.data.class_names)} classes" if self.data.class_names else "numbers"
-        lines = [
-            f"data: {self.data.name}, {self.data.kind} of {kind}: {counts[0]} to train, {counts[1]} to validate, "
-            f"{counts[2]} to test"
-        ]
         if self.made is None:
-            return [*lines, "model: a small one is made here and trained on half of the classes first"]
-        model, training = self.made.inputs.model, self.settings.training
-        kind = type(model.config).__name__.removesuffix("Config")
-        size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.made.inputs.variables.params))
-        return [
-            *lines,
-            f"model: {self.made.checkpoint} ({kind}, {size:,} parameters)",
-            f"work: {training.dense_for(self.made.inputs):,} steps of the dense model, then "
-            f"{training.steps_for(self.made.inputs.examples):,} of pruning by {self.made.method}: "
-            f"{self.settings.goal.in_words()}",
-            *(f"note: {note}" for note in (*self.data.notes, *self.made.inputs.notes)),
-        ]
+            made_here = "model: a small one is made here and trained on half of the classes first"
+            return [f"data: {self.data.outline()}", made_here]
+        return self.made.outline()
 
 
 def plan(config: ConfigDict) -> PrunePlan:

@@ -244,7 +244,7 @@ def progress(
     >>> with progress(20, "bank", stream=sys.stdout, interval=60) as advance:
     ...     for _ in range(4):
     ...         advance(5)
-    bank: 5/20 (25 %), 0:00 elapsed, 0:00 left
+    bank: 5/20 (25 %), 0:00 elapsed
     bank: 10/20 (50 %), 0:00 elapsed, 0:00 left
     bank: 15/20 (75 %), 0:00 elapsed, 0:00 left
     bank: 20/20 (100 %), 0:00 elapsed, 0:00 left
@@ -267,17 +267,21 @@ def progress(
 
     start = last = time.monotonic()
     done = 0
+    first: tuple[float, int] | None = None  # the first step compiles, so that the time left is reckoned without it
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, last
+        nonlocal done, last, first
         tenth, done = done * 10 // max(total, 1), done + n
         now = time.monotonic()
+        before, first = first, first or (now, done)
         if done * 10 // max(total, 1) == tenth and now - last < interval:
             return
         last = now
-        left = (now - start) * max(total - done, 0) / max(done, 1)
-        text = f"{description}: {done}/{total} ({100 * done // max(total, 1)} %), {_clock(now - start)} elapsed, "
-        console.file.write(f"{text}{_clock(left)} left{', ' + note if note else ''}\n")
+        text = f"{description}: {done}/{total} ({100 * done // max(total, 1)} %), {_clock(now - start)} elapsed"
+        if before is not None and done > before[1]:
+            left = (now - before[0]) * max(total - done, 0) / (done - before[1])
+            text += f", {_clock(left)} left"
+        console.file.write(f"{text}{', ' + note if note else ''}\n")
         console.file.flush()
 
     yield advance

@@ -102,7 +102,7 @@ def test_the_summary_is_that_of_the_points_tables(sweep):
     assert [(r["method"], float(r["train.learning_rate"])) for r in read] == [
         (r["method"], r["train.learning_rate"]) for r in rows
     ]
-    assert (work / "summary.md").read_text().startswith("| train.learning_rate | method | ratio | steps | valid |")
+    assert (work / "summary.md").read_text().startswith("| train.learning_rate | method | sparsity | steps | valid |")
     assert matplotlib.image.imread(work / "summary.png").std() > 0.01
 
 

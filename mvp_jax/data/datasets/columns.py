@@ -142,9 +142,11 @@ def _longest(table: Table, names: Sequence[str]) -> str:
         if all(isinstance(cell, str) for cell in cells) and not all(map(is_number, cells))
     }
     if not lengths:
+        json = str(table.path).lower().endswith((".json", ".jsonl"))
+        form = "JSON is a list of objects, or an object in each line" if json else "a table has names in its first line"
         raise ValueError(
             f"{table.path}: no column of texts among {table.names}; name it by text='COLUMN' and the labels by "
-            "label='COLUMN' (a file without a first line of names needs one)"
+            f"label='COLUMN' ({form})"
         )
     return max(lengths, key=lambda name: lengths[name])
 

@@ -58,6 +58,12 @@ class LabelledData:
         """Whether labels are numbers to be estimated, and not classes."""
         return not self.class_names
 
+    def outline(self) -> str:
+        """Returns what the data are and how many examples each part has, as a phrase."""
+        train, valid, test = (f"{len(part.y):,}" for part in (self.train, self.valid, self.test))
+        kind = f"{len(self.class_names)} classes" if self.class_names else "numbers to be estimated"
+        return f"{self.name}, {self.kind} of {kind}: {train} to train, {valid} to validate, {test} to test"
+
 
 def read(
     data: str | os.PathLike[str],

@@ -93,6 +93,10 @@ def find(labels: Sequence[str], what: str, where: Where, regression: bool | None
     kinds = collections.Counter(labels)
     numbers = {kind: float(kind) for kind in kinds if is_number(kind)}
     words = [kind for kind in kinds if kind not in numbers]
+    # A cell or two such as "n/a" among decimals are no classes.
+    strange = regression is None and sum(kinds[w] for w in words) <= len(labels) // 10
+    if strange and any(value != int(value) for value in numbers.values() if np.isfinite(value)):
+        check_finite(labels, what, where, words=True)
     if not words or regression:
         check_finite(labels, what, where, words=bool(regression))
     if len(set(numbers.values()) if not words else kinds) < 2:
