@@ -4,25 +4,22 @@
     python -m mvp_jax.bank DIR verify             read all of it; exit status 1 and a line for each problem
     python -m mvp_jax.bank DIR export FILE.zip    write it into one file
     python -m mvp_jax.bank DIR import FILE.zip    unpack one into the new folder DIR
-    python -m mvp_jax.bank DIR rank DATA.npz      the entries nearest to a task (arrays `x`, `y`)
+    python -m mvp_jax.bank DIR rank DATA          the entries nearest to a task
 
-DIR is a folder or, for all but `import`, an address in a bucket; no bank is ever changed. `x` holds examples in the
-form that the model reads, and `y` their classes from 0.
+DIR is a folder or, for all but `import`, an address in a bucket; no bank is ever changed. DATA is a folder of pictures
+by class, a table of texts, or an `.npz` archive of `x`, examples as the model reads them, and `y`, classes from 0.
 """
 
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from mvp_jax.bank import archive, dense, directory, ranking, verification
+from mvp_jax.bank import archive, dense, directory, examples, ranking, verification
 from mvp_jax.bank.directory import BankEntry
 from mvp_jax.bank.manifest import Bank
-from mvp_jax.data import archives
 from mvp_jax.storage import records
 
 
@@ -62,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("file", metavar="FILE", help="the archive, as `export` wrote it")
     imported.set_defaults(run=_import)
     ranked = commands.add_parser("rank", help="the entries that are nearest to a task")
-    ranked.add_argument("data", metavar="DATA", help="an .npz archive of `x`, examples ready for the model, and `y`")
+    ranked.add_argument(
+        "data", metavar="DATA", help="pictures by class, a table of texts, or x and y in an .npz archive"
+    )
     ranked.add_argument("--k", type=int, default=10, help="how many entries are listed (default: 10)")
     ranked.add_argument(
         "--similarity", choices=("leep", "prototype"), default="leep", help="what they are ranked by (default: leep)"
@@ -108,17 +107,10 @@ def _import(given: argparse.Namespace) -> int:
 def _rank(given: argparse.Namespace) -> int:
     bank = directory.open(given.bank)
     model, variables = dense.load_model(bank)
-    found = archives.read(pathlib.Path(given.data), ("x", "y"))
-    x, y = found["x"], found["y"]
-    if x.shape[1:] != model.input_shape or len(x) != len(y) or not len(y) or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"{given.data} holds x {x.dtype}{list(x.shape)} and y {y.dtype}{list(y.shape)}; give N examples of the "
-            f"shape {list(model.input_shape)} and N whole numbers from 0"
-        )
     if given.k < 1:
         raise ValueError(f"--k={given.k}; list at least 1 entry")
-    entries, target = directory.entries(bank), model.with_classes(int(y.max()) + 1)
-    data = {"x": jnp.asarray(x, jnp.int32 if x.dtype.kind in "iu" else jnp.float32), "y": jnp.asarray(y, jnp.int32)}
+    data = examples.read(bank, model, given.data)
+    entries, target = directory.entries(bank), model.with_classes(int(data["y"].max()) + 1)
     near = np.asarray(
         ranking.similarities_to(entries, target, variables, data, similarity=given.similarity), dtype=np.float64
     )

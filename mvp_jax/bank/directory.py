@@ -348,9 +348,21 @@ def entry_at(folder: pathlib.Path) -> BankEntry:
         # Entries of earlier releases have no names of classes.
         content.setdefault("class_names", ())
         fields = {f.name: content[f.name] for f in dataclasses.fields(BankEntry) if f.name != "path"}
-        tuples = {name: tuple(fields[name]) for name in ("classes", "class_names")}
-        return BankEntry(**fields | tuples | {"path": folder})
+        checked = {
+            "task": _text(fields["task"]),
+            "classes": tuple(map(int, fields["classes"])),
+            "class_names": tuple(map(_text, fields["class_names"])),
+            "ratio": float(fields["ratio"]),
+            "accuracy": float(fields["accuracy"]),
+        }
+        return BankEntry(**fields | checked | {"path": folder})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"bank entry {folder}: entry.json is missing or damaged ({error!r}); delete that folder and build it again"
         ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

@@ -18,6 +18,7 @@ NAME = "manifest.json"
 """The file in a bank's folder that makes it a bank."""
 
 _FORMAT, _VERSION = "mvp_jax bank", 1
+_KINDS = {"title": str, "model": dict, "class_names": list, "inputs": dict, "weights": str, "licence": str}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,10 @@ def parse(text: str | bytes, path: pathlib.Path, *, write: bool = False) -> Bank
         if not (isinstance(mark, str) and isinstance(settings, dict) and isinstance(about, dict)):
             raise ValueError("its manifest has a field of the wrong type")
         # Banks of later releases may say more; what this one does not know it leaves out.
-        known = {f.name: about[f.name] for f in dataclasses.fields(BankDescription) if f.name in about}
+        known = {name: about[name] for name in _KINDS if name in about}
+        wrong = [name for name, value in known.items() if not isinstance(value, _KINDS[name])]
+        if wrong:
+            raise ValueError(f"its manifest has a field of the wrong type: {wrong}")
         known["class_names"] = tuple(map(str, known.get("class_names", ())))
         return Bank(path=path, fingerprint=mark, settings=settings, write=write, about=BankDescription(**known))
     except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 """`python -m mvp_jax.bank DIR`: what is listed, verified, exported, imported and ranked, and errors in one line."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -7,9 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mvp_jax import bank, compact, models
 from mvp_jax.bank import __main__ as command
+from mvp_jax.data.datasets import labelled
 
 MODEL = models.create("resnet8", width=4, image_size=8, channels=1, classes=3)
 VARIABLES = MODEL.init(jax.random.key(0))
@@ -115,6 +118,29 @@ def test_the_entries_nearest_to_a_task(store, tmp_path, capsys):
         status, _, err = said(capsys, store.path, "rank", tmp_path / name)
         assert status == 1
         assert message in err[0]
+
+
+def test_pictures_are_ranked_as_the_processor_makes_them(tmp_path, capsys):
+    store = filled(tmp_path / "bank", dense=False)
+    (tmp_path / "source").mkdir()
+    described = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "do_normalize": False}
+    (tmp_path / "source" / "preprocessor_config.json").write_text(json.dumps(described))
+    bank.store_model(store, MODEL, VARIABLES, source=tmp_path / "source")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "pets" / name / f"{i}.png")
+    status, out, err = said(capsys, tmp_path / "bank", "rank", tmp_path / "pets")
+    assert (status, err, len(out)) == (0, [], 4)
+    data = labelled.read(tmp_path / "pets").train
+    x = np.stack([np.asarray(p)[..., :1] for p in data.x]).astype(np.float32) / 255
+    near = bank.similarities_to(bank.entries(store), MODEL.with_classes(2), VARIABLES, {"x": x, "y": data.y})
+    assert f"{max(near):.4f}" in out[1]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *(f"text {i},{'ab'[i % 2]}" for i in range(20))]))
+    status, _, err = said(capsys, tmp_path / "bank", "rank", tmp_path / "texts.csv")
+    assert status == 1
+    assert "texts.csv holds texts, and the bank's entries tell classes of pictures apart" in err[0]
 
 
 def test_a_bucket_is_read(remote, tmp_path, capsys):

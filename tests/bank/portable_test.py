@@ -124,6 +124,26 @@ def test_a_bank_of_an_earlier_release_opens_and_gets_a_description(tmp_path):
     assert bank.open(tmp_path).about.licence == "CC0"
 
 
+@pytest.mark.parametrize(
+    "about", [{"title": 3}, {"model": []}, {"inputs": "x"}, {"class_names": "abc"}, {"licence": None}, []]
+)
+def test_a_description_of_the_wrong_kind_is_no_bank(tmp_path, about):
+    content = {"format": "mvp_jax bank", "version": 1, "fingerprint": MARK, "settings": {}, "about": about}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"is not a bank of version 1.*wrong type"):
+        bank.open(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["task", "classes", "ratio", "accuracy", "class_names"])
+def test_an_entry_of_the_wrong_kind_is_damaged(tmp_path, field):
+    store = made(tmp_path)
+    bank.add(store, entry_of("a"), {"units": {}})
+    file = tmp_path / "entries" / "a" / "entry.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: [None]}))
+    with pytest.raises(ValueError, match=r"entries/a: entry\.json is missing or damaged"):
+        bank.entries(store)
+
+
 def test_names_of_an_entrys_own_come_first(tmp_path):
     store = made(tmp_path)
     bank.add(store, entry_of("mine", class_names=("cat", "dog")), {"units": {}})

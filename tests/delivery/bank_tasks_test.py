@@ -6,6 +6,9 @@ import pytest
 
 from mvp_jax import bank, models, pretrained
 from mvp_jax.delivery import bank_model, bank_tasks
+from tests.bank import conftest
+
+remote = conftest.remote
 
 MODEL = models.create("resnet8", width=4, image_size=8, channels=1, classes=3)
 VARIABLES = MODEL.init(jax.random.key(0))
@@ -37,6 +40,14 @@ def test_the_model_is_the_banks_or_the_persons(tmp_path):
     missing = r"does not hold its pre-trained model: it needs .* as the checkpoint"
     with pytest.raises(ValueError, match=missing), bank_model.located(bare):
         pass
+
+
+def test_the_model_of_a_bank_in_a_bucket_is_copied_here(remote):
+    store = made(remote, True)
+    with bank_model.located(bank.open(remote)) as (folder, variables):
+        assert (folder / "model.json").is_file()
+        assert bank.fingerprint(variables) == store.fingerprint
+    assert not folder.exists()
 
 
 def test_each_folder_and_table_is_a_task(tmp_path):
