@@ -138,24 +138,24 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     if found is None:
         found = pruning.unpruned(task)
         notes.append("no attempt kept enough of the validation score, so this is the dense model, with nothing removed")
+    first = made.inputs.metrics[0]
+    valid = {
+        name: tuning.scores(made.inputs, made.inputs.model, variables)[first]
+        for name, variables in (("dense", dense), ("pruned", found.variables))
+    }
     finished = writing.FinishedModel(
         inputs=made.inputs,
         dense=dense,
         variables=found.variables,
         masks=found.masks,
         units=found.units,
-        facts=_facts(made, found),
-        title=f"{pathlib.Path(made.checkpoint).name or made.checkpoint}, pruned for {made.inputs.data.name}",
+        facts=(*_facts(made, found), (f"validation {first}", ", ".join(f"{n} {v:.4g}" for n, v in valid.items()))),
+        title=f"{_name(made.checkpoint)}, pruned for {made.inputs.data.name}",
         curves=(curve, found.curve),
         trials=tuple(trials),
         target=target,
         notes=tuple(notes),
     )
-    first = made.inputs.metrics[0]
-    valid = {
-        name: tuning.scores(made.inputs, made.inputs.model, variables)[first]
-        for name, variables in (("dense", dense), ("pruned", found.variables))
-    }
     records.write_json(root / "result.json", {"share": found.share, "valid": valid})
     written = writing.write(root, finished, programs=made.settings.programs)
     files.remove(root / "running")
@@ -226,6 +226,12 @@ def _task(made: DeliveryPlan, dense: Variables, key: Any) -> pruning.PruningTask
     )
 
 
+def _name(checkpoint: str) -> str:
+    """Returns the name of a checkpoint; of a folder such as `out/dense`, which this function wrote, with its parent."""
+    path = pathlib.Path(checkpoint)
+    return f"{path.parent.name}/{path.name}" if path.name in ("dense", "model", "slim") else path.name or checkpoint
+
+
 def _facts(made: DeliveryPlan, found: pruning.PrunedTask) -> tuple[tuple[str, str], ...]:
     goal, training = made.settings.goal, made.settings.training
     facts = [("checkpoint", made.checkpoint), ("goal", goal.in_words())]
@@ -238,7 +244,8 @@ def _facts(made: DeliveryPlan, found: pruning.PrunedTask) -> tuple[tuple[str, st
         (
             "training",
             f"{training.dense_for(made.inputs)} steps of the dense model, then {found.steps} more of the pruned one, "
-            f"{training.batch} examples each, learning rate {training.rate_for(made.inputs.model):.2g}",
+            f"which starts from it; {training.batch} examples each, learning rate "
+            f"{training.rate_for(made.inputs.model):.2g}",
         ),
         ("seed", str(made.settings.seed)),
     )

@@ -60,7 +60,9 @@ class PruningGoal:
                     f"keep_score searches for a sparsity or a ratio, not for {self.name}; take one of the two"
                 )
             if not 0 < self.keep_score <= 1:
-                raise ValueError(f"keep_score is {self.keep_score}; give a share of the dense score, in (0, 1]")
+                raise ValueError(
+                    f"keep_score (keep_accuracy) is {self.keep_score}; give a share of the dense score, in (0, 1]"
+                )
         elif not self._fits():
             most = " or a number above 1" if self.name in ("parameters", "flops") else ""
             raise ValueError(f"{self.name} is {self.amount}; give a share in (0, 1){most}")

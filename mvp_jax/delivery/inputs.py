@@ -207,12 +207,13 @@ def _texts(
     most = model.input_shape[0]
     if length is not None and not 4 <= length <= most:
         raise ValueError(f"length is {length}; this model takes texts of 4 to {most} tokens")
-    whole = reader.encode(data.train.x, data.train.pairs, length=most)  # type: ignore[arg-type]
+    # One token more than the model takes shows which texts are too long for it.
+    whole = reader.encode(data.train.x, data.train.pairs, length=most + 1)  # type: ignore[arg-type]
     counts = np.sort((whole != reader.pad).sum(-1))
     fitting = int(counts[math.ceil(0.995 * len(counts)) - 1])
     chosen = length or min(most, -(-max(fitting, 8) // 8) * 8)
     cut = int((counts > chosen).sum())
-    notes = [f"texts are {chosen} tokens long; {cut} of {len(counts)} training texts are longer and lose their end"]
+    notes = [f"texts are {chosen} tokens long; {cut:,} of {len(counts):,} training texts are longer and lose their end"]
 
     def made(part: LabelledPart) -> Array:
         return jnp.asarray(reader.encode(part.x, part.pairs, length=chosen))  # type: ignore[arg-type]

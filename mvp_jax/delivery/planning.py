@@ -76,11 +76,12 @@ class DeliveryPlan:
         task, training = self.inputs, self.settings.training
         kind = type(task.model.config).__name__.removesuffix("Config")
         size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(task.variables.params))
+        attempts = "" if self.settings.goal.keep_score is None else f"up to {pruning.TRIALS} attempts of "
         return [
             f"data: {task.data.outline()}",
             f"model: {self.checkpoint} ({kind}, {size:,} parameters)",
-            f"work: {training.dense_for(task):,} steps of the dense model, then {training.steps_for(task.examples):,} "
-            f"of pruning by {self.method}: {self.settings.goal.in_words()}",
+            f"work: {training.dense_for(task):,} steps of the dense model, then {attempts}"
+            f"{training.steps_for(task.examples):,} of pruning by {self.method}: {self.settings.goal.in_words()}",
             *(f"note: {note}" for note in (*task.data.notes, *task.notes)),
         ]
 
@@ -156,7 +157,8 @@ def claim(root: pathlib.Path, made: DeliveryPlan) -> DeliveryPlan:
     old = records.read_json(path)
     differ = [f"{name} is {old.get(name)} there and {new[name]} here" for name in new if old.get(name) != new[name]]
     if differ:
-        raise ValueError(f"{root} holds a run of other settings: {'; '.join(differ)}; choose an empty folder")
+        dense = f"; checkpoint={root / 'dense'} need not be trained again" if files.exists(root / "dense") else ""
+        raise ValueError(f"{root} holds a run of other settings: {'; '.join(differ)}; choose an empty folder{dense}")
     return dataclasses.replace(made, removal=made.removal._replace(share=old["share"]))
 
 

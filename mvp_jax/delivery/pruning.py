@@ -26,7 +26,9 @@ from mvp_jax.storage import checkpoint, files, records
 DEFAULT_METHODS = {"weights": "gradual", "units": "gradual"}
 """The methods that are taken if none is named: of those compared in docs/results/ the best for their cost."""
 
-_TRIALS = 6
+TRIALS = 6
+"""How many attempts a search takes at most."""
+
 _MOST = 0.98
 _ROUND_SPARSITY = 0.2
 
@@ -144,8 +146,10 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
     given = defaults(problem, training, before)
     settings = _settings(task.method, given, before)
     total = last + (before if hasattr(settings, "events") else given.spend.total)
+    name = f"pruning {share:.0%} of the {what} by {task.method}"
+    records.say(f"{name}: {total} steps; programs are compiled before the first and before the last {last}")
     with (
-        records.progress(total, f"pruning {share:.0%} of the {what} by {task.method}") as advance,
+        records.progress(total, name) as advance,
         tuning.saved_in(None if states is None else states / "rounds") as saved,
     ):
         watch = _SavedWatch(inputs, "pruned", every, advance, saved=saved, folder=states)
@@ -232,7 +236,7 @@ def search(
     first = task.inputs.metrics[0]
     dense = tuning.scores(task.inputs, task.inputs.model, task.dense)[first]
     low, high, best, trials = 0.0, _MOST, None, []
-    for _ in range(_TRIALS):
+    for _ in range(TRIALS):
         share = round((low + high) / 2, 4)
         found = prune(task, share, None if states is None else states / f"{share:g}")
         score = tuning.scores(task.inputs, task.inputs.model, found.variables)[first]

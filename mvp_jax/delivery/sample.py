@@ -56,8 +56,10 @@ def sample_checkpoint(
     if half < 2:
         raise ValueError(f"{data.name} has {len(data.class_names)} classes; a sample checkpoint needs at least 4")
     files.writable(folder.parent)
-    room = files.hidden(folder.parent)
+    hidden = files.hidden(folder.parent)
     try:
+        room = hidden / "sample"
+        room.mkdir()
         extra = _vocabulary(data) if data.kind == "texts" else _processor(data)
         for name, content in extra.items():
             (room / name).write_text(content)
@@ -67,7 +69,7 @@ def sample_checkpoint(
         variables = _learned(model, batch, steps, seed)
         export.checkpoint(folder, model, variables, source=room, labels=data.class_names[:half], x=batch["x"][:4])
     finally:
-        files.remove(room)
+        files.remove(hidden)
     if steps:
         records.say(f"made a small checkpoint in {folder}: {type(model.config).__name__}, trained on {half} classes")
     return folder

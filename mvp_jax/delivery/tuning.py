@@ -260,6 +260,7 @@ def train_dense(
     )
     state = train.create(jax.tree.map(jnp.asarray, with_head(inputs)), how.tx, key)
     every = training.every(inputs, steps)
+    records.say(f"fine-tuning the dense model: {steps} steps, before the first of which a program is compiled")
     with (
         saved_in(None if states is None else states / "states") as saved,
         records.progress(steps, "fine-tuning the dense model") as advance,

@@ -14,6 +14,7 @@ from mvp_jax.core import trees
 from mvp_jax.core.types import Masks, Units, Variables
 from mvp_jax.delivery import judging
 from mvp_jax.delivery.inputs import TaskInputs
+from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import export
 from mvp_jax.pretrained.source_files import Problem
@@ -117,7 +118,7 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
         ValueError: if the folder cannot be written, or what is written does not compute what the model does.
     """
     root, inputs = files.path(out), finished.inputs
-    notes = [*finished.notes, *inputs.notes, *inputs.data.notes]
+    notes = [*finished.notes, *_notes(finished), *inputs.notes, *inputs.data.notes]
     slim_model, slim = inputs.model, finished.variables
     if finished.units:
         slim_model, slim = compact.rebuild(inputs.model, finished.variables, finished.units)
@@ -137,7 +138,7 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
     _save(root / "slim", slim_model, slim, inputs, about, units=finished.units or None, sparse=not finished.units)
     has_dense = (root / "dense").is_dir()
     written = [
-        ("model", "the pruned model with zeros in the dense shapes, for transformers"),
+        ("model", "the pruned model, for transformers if it has such a model; what its config cannot say is zeros"),
         ("slim", "the smaller model, for mvp_jax.pretrained.load"),
         *([("dense", "the fine-tuned dense model; prune it again with another goal")] if has_dense else []),
         *_programs(root, slim_model, slim, inputs, programs),
@@ -193,12 +194,15 @@ def _report(
 ) -> ModelReport:
     inputs, of_units = finished.inputs, bool(finished.units)
     sizes = {name: size_of(root / name) for name, _ in written}
-    dense_bytes = 4 * sum(int(np.size(leaf)) for leaf in jax.tree.leaves(finished.dense))
+    dense_bytes = _weights(root / "dense") or 4 * sum(int(np.size(leaf)) for leaf in jax.tree.leaves(finished.dense))
+    written_model, written_variables = pretrained.load(root / "model")  # MLPs are narrower there, where units went
+    if isinstance(written_model.config, resnet.ResNetConfig):
+        written_model = inputs.model
     versions, given = judging.versions(
         inputs,
         [
             ("dense", inputs.model, finished.dense, dense_bytes, of_units),
-            ("pruned", inputs.model, finished.variables, _weights(root / "model"), False),
+            ("pruned", written_model, written_variables, _weights(root / "model"), of_units),
             ("slim", *slim, _weights(root / "slim"), of_units),
         ],
     )
@@ -219,6 +223,31 @@ def _report(
         changed=counts,
         target=finished.target,
     )
+
+
+def _notes(finished: FinishedModel) -> list[str]:
+    """Returns what a reader may take for something else."""
+    inputs, notes = finished.inputs, []
+    if not finished.units:
+        notes.append(
+            "Single weights were pruned: the files can be smaller, but once it is loaded the model takes as much "
+            "memory and time as before. Prune units (a ratio) for a model that is smaller and faster."
+        )
+    if any(curve.name == "pruned" and curve.steps for curve in finished.curves):
+        notes.append(
+            "The pruned model was trained on from the dense one, so that it has had more steps; a dense model that was "
+            "trained briefly can fall behind it for that reason."
+        )
+    if "f1" in inputs.metrics:
+        notes.append(f"F1 is of the class {inputs.class_names[1]!r}.")
+    if finished.trials and inputs.metrics[0] == "accuracy":
+        count = len(inputs.valid["y"])
+        low, high = intervals.accuracy_interval(round(finished.trials[-1].score * count), count)
+        notes.append(
+            f"The attempts were judged on {count} validation examples, which tell an accuracy to about "
+            f"{50 * (high - low):.1f} points: attempts that are as near to the target may be enough or not by chance."
+        )
+    return notes
 
 
 def _compared(inputs: TaskInputs, dense: judging.Answers, pruned: judging.Answers) -> tuple[Any, ChangedCounts]:
@@ -244,6 +273,9 @@ def _compared(inputs: TaskInputs, dense: judging.Answers, pruned: judging.Answer
 
 def _data_facts(inputs: TaskInputs) -> tuple[tuple[str, str], ...]:
     data = inputs.data
+    flags = trees.select(inputs.variables.params, inputs.model.prunable)
+    sizes = jax.tree.map(lambda leaf, yes: int(np.size(leaf)) * yes, inputs.variables.params, flags)
+    prunable, every = sum(jax.tree.leaves(sizes)), sum(map(np.size, jax.tree.leaves(inputs.variables.params)))
     counts = ", ".join(
         f"{len(part.y):,} {name}"
         for name, part in zip(("to train", "to validate", "to test"), (data.train, data.valid, data.test), strict=True)
@@ -257,6 +289,12 @@ def _data_facts(inputs: TaskInputs) -> tuple[tuple[str, str], ...]:
         found.append(("classes", f"{len(inputs.class_names)}: {shown}"))
     if columns:
         found.append(("columns", columns))
+    found.append(
+        (
+            "prunable weights",
+            f"{prunable:,} of {every:,} parameters: kernels of the layers; embeddings, biases, norms and the head stay",
+        )
+    )
     return tuple(found)
 
 

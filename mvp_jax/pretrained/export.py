@@ -136,7 +136,7 @@ def _sentences(given: Sequence[Variables]) -> str:
     chosen = [np.asarray(leaf) for of in given for leaf in trees.flatten(of.params).values()]
     total, zero = sum(a.size for a in chosen), sum(int(np.sum(a == 0)) for a in chosen)
     return (
-        f"This model was pruned and written by mvp_jax. Of its {total:,} parameters, {zero:,} "
+        f"This model was written by mvp_jax, which prunes models. Of its {total:,} parameters, {zero:,} "
         f"({100 * zero / total:.1f} %) are zero.\n\n"
     )
 

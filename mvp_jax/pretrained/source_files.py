@@ -43,7 +43,7 @@ _DROPPED = re.compile(
     r"|return_dict|torchscript|use_bfloat16|pruned_heads|id2label|label2id|problem_type"
 )
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_KEPT_MATTER = re.compile(r"(license\w*|language|tags)\s*:")
+_KEPT_MATTER = re.compile(r"(license\w*|language)\s*:")
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 """What a model's outputs are trained for, by the names of `problem_type` in `transformers`."""
@@ -227,11 +227,11 @@ def readme(source: SourceFiles, about: str, copied: Sequence[str]) -> bytes:
         copied: the names of the files that were copied.
 
     Returns:
-        The text. Of the front matter of the source's README, licence, language and tags are kept; the rest, such as
-        measured accuracies, is about the source.
+        The text. Of the front matter of the source's README, licence and language are kept; the rest, such as measured
+        accuracies and what a hub lists it under, is about the source.
     """
     front, text = _split_front_matter(source.readme)
-    lines = [f"# {source.name}, pruned", "", about.strip()]
+    lines = [f"# Made from {source.name}", "", about.strip()]
     lines += ["", f"Copied unchanged from the source: {', '.join(sorted(copied)) or 'no files'}."]
     if text.strip():
         lines += ["", "---", "", f"What follows is the README of the source, `{source.name}`. What it says about", ""]

@@ -192,6 +192,9 @@ def _folder(folder: pathlib.Path) -> TensorSource:
     found = sorted(p for p in folder.iterdir() if p.suffix in (_SAFETENSORS, *_PICKLES))
     if len(found) == 1:
         return TensorSource(str(folder), _entries(_inside(folder, found[0].name)), described, folder)
+    if not found:
+        there = sorted(p.name for p in folder.iterdir())[:5]
+        raise ValueError(f"{folder} holds no file of weights, but {there}; give the folder of a checkpoint")
     raise ValueError(
         f"{folder} has neither model.safetensors nor an index of its shards, but {[p.name for p in found[:5]]}; give "
         "one file, or convert to safetensors"

@@ -274,7 +274,7 @@ def _answers(example: ChangedExample) -> str:
         kind, mark = ("right", "✓") if answer == example.label else ("wrong", "✗")
         return f'<span>{name}: <b class="{kind}">{mark} {_escaped(answer, 80)}</b>{sure}</span>'
 
-    sure = "" if example.confidence is None else f" ({report_numbers.share(example.confidence, 1.0)} sure)"
+    sure = "" if example.confidence is None else f" ({report_numbers.share(example.confidence, 1.0)} probable)"
     label = f"<span>true: <b>{_escaped(example.label, 80)}</b></span>"
     return f'<p class="answers">{label} {said("dense", example.dense, "")} {said("pruned", example.pruned, sure)}</p>'
 

@@ -248,7 +248,7 @@ def _examples(report: ModelReport) -> str:
         shown = f", {len(group.examples):,} of them shown" if len(group.examples) < group.total else ""
         parts.append(f"### {group.title} ({group.total:,}{shown})")
         rows = [_example(e) for e in group.examples]
-        parts.append(_table(("example", "true", "dense", "pruned", "sure"), rows))
+        parts.append(_table(("example", "true", "dense", "pruned", "its probability"), rows))
     return "\n\n".join(p for p in parts if p)
 
 

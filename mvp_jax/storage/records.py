@@ -230,7 +230,8 @@ def progress(
     """A context that shows how far a loop is and how long it will still take.
 
     On a terminal it shows a live bar; elsewhere it writes a line whenever another tenth is done or `interval` seconds
-    have passed. It never waits for a device: call `advance` where the host has waited already.
+    have passed. How long it will still take is reckoned without the first step, which compiles. It never waits for a
+    device: call `advance` where the host has waited already.
 
     Args:
         total: how many steps there are.
@@ -245,9 +246,9 @@ def progress(
     ...     for _ in range(4):
     ...         advance(5)
     bank: 5/20 (25 %), 0:00 elapsed
-    bank: 10/20 (50 %), 0:00 elapsed, 0:00 left
-    bank: 15/20 (75 %), 0:00 elapsed, 0:00 left
-    bank: 20/20 (100 %), 0:00 elapsed, 0:00 left
+    bank: 10/20 (50 %), 0:00 elapsed
+    bank: 15/20 (75 %), 0:00 elapsed
+    bank: 20/20 (100 %), 0:00 elapsed
     """
     console = rich.console.Console(file=stream or sys.stderr, soft_wrap=True)
     if console.is_terminal:
@@ -273,7 +274,10 @@ def progress(
         nonlocal done, last, first
         tenth, done = done * 10 // max(total, 1), done + n
         now = time.monotonic()
-        before, first = first, first or (now, done)
+        if now - start >= 1:  # what is there at once was done by an earlier run
+            before, first = first, first or (now, done)
+        else:
+            before = None
         if done * 10 // max(total, 1) == tenth and now - last < interval:
             return
         last = now

@@ -111,7 +111,7 @@ def test_the_readme_says_what_the_folder_is_and_keeps_the_licence(bert, tmp_path
     out = export.checkpoint(tmp_path / "out", model, Variables(half, {}), source=source, about="Half of it is gone.")
     text = (out.path / "README.md").read_text()
     front, own, theirs = text.split("---\n")[1:]
-    assert front == "license: apache-2.0\nlanguage:\n- en\ntags: [tiny]\n"
+    assert front == "license: apache-2.0\nlanguage:\n- en\n"
     leaves = [np.asarray(a) for a in jax.tree.leaves(half)]
     zero = sum((a == 0).sum() for a in leaves)
     total = sum(a.size for a in leaves)

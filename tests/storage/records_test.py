@@ -119,7 +119,7 @@ def test_plain_progress_prints_a_line_a_tenth():
             advance()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
-    assert lines[0].startswith("bank: 100/1000 (10 %), 0:00 elapsed, ")
+    assert lines[0].startswith("bank: 100/1000 (10 %), 0:00 elapsed")
     assert lines[-1].startswith("bank: 1000/1000 (100 %)")
     assert "\x1b" not in stream.getvalue()
 

@@ -122,7 +122,7 @@ def _content(path: pathlib.Path) -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror}; see that it may be read") from error
     if not raw.strip():
         raise ValueError(f"{path} is empty; give a table with a row for each example")
-    convert = "write it as UTF-8, for example by iconv -f {} -t UTF-8 OLD > NEW".format
+    convert = 'save it as "CSV UTF-8", or convert it, for example by iconv -f {} -t UTF-8 OLD > NEW'.format
     if raw[:2] in _MARKS:
         raise ValueError(f"{path} is not UTF-8 but {_MARKS[raw[:2]]}; {convert(_MARKS[raw[:2]])}")
     if b"\0" in raw:

@@ -10,6 +10,8 @@ from mvp_jax.data.datasets.columns import is_number
 
 _MANY = 20  # whole numbers without gaps may be more classes than these
 
+_WHOLE = "Labels are whole numbers and are taken for classes; regression=True takes them for values to be estimated."
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 Where = Callable[[Iterable[int]], str]
@@ -151,7 +153,7 @@ def _numbered(
     return Targets(
         class_names=names,
         index={kind: i for i, value in enumerate(values) for kind in spelt[value]},
-        notes=("Labels are whole numbers and are taken for classes, not for values to be estimated.",) if whole else (),
+        notes=(_WHOLE,) if whole else (),
     )
 
 
