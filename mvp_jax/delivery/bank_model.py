@@ -10,6 +10,7 @@ from mvp_jax import bank as banks
 from mvp_jax import pretrained
 from mvp_jax.bank import Bank
 from mvp_jax.core.types import Variables
+from mvp_jax.pretrained import tensor_files
 from mvp_jax.storage import files
 
 
@@ -19,7 +20,7 @@ def located(bank: Bank, checkpoint: str | os.PathLike[str] = "") -> Iterator[tup
 
     Args:
         bank: an open bank; of one in a bucket the model is copied to this machine for as long as the context lasts.
-        checkpoint: the folder of the model, for a bank that does not hold it.
+        checkpoint: the folder of the model or its id on the Hugging Face hub, for a bank that does not hold it.
 
     Yields:
         The folder, with the processor's or the tokeniser's files, as `inputs.read` takes it; and the variables under
@@ -34,7 +35,8 @@ def located(bank: Bank, checkpoint: str | os.PathLike[str] = "") -> Iterator[tup
                 f"the bank {bank.path} does not hold its pre-trained model: {banks.needs(bank)}; give the folder of "
                 "that model as the checkpoint"
             )
-        yield pathlib.Path(checkpoint), _variables(bank, checkpoint)
+        folder = tensor_files.local(checkpoint)
+        yield folder, _variables(bank, folder)
     elif files.is_remote(bank.path):
         with tempfile.TemporaryDirectory() as room:
             folder = pathlib.Path(room) / "model"

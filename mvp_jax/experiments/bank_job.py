@@ -23,6 +23,7 @@ from mvp_jax.experiments import bank_build, dense_model, presets
 from mvp_jax.experiments.plans import FewShotPlan
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import processes
+from mvp_jax.pretrained import tensor_files
 from mvp_jax.storage import files, records
 
 _HOW = ("rounds", "steps_per_round", "final_steps", "schedule", "score", "learning_rate", "batch")
@@ -249,7 +250,8 @@ def _opened(plan: BankPlan, folder: Path) -> Bank:
     settings = plan.settings | {"groups": groups}
     bank = banks.create(folder, fingerprint=banks.fingerprint(variables), settings=settings, about=about, exist_ok=True)
     if plan.store_model and not banks.has_model(bank):
-        banks.store_model(bank, model, variables, source=plan.checkpoint)
+        source = tensor_files.local(plan.checkpoint)
+        banks.store_model(bank, model, variables, source=source if source.is_dir() else source.parent)
     return bank
 
 

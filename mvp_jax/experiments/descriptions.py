@@ -168,7 +168,7 @@ SETTINGS = {
     "isp.diversity.augment": "The lowest and highest fraction of examples that are augmented; None: all.",
     "isp.diversity.sgd": "The probability that a member is trained by SGD instead of AdamW.",
     # Pruning a person's checkpoint for a person's data.
-    "checkpoint": "The folder of the checkpoint, or its id on the hub; empty: a small one is made, for embedded data.",
+    "checkpoint": "The folder of the checkpoint, or its id on the hub; empty: the bank's, or a small one made here.",
     "sparsity": "The goal: the share of the weights that goes, in (0, 1).",
     "ratio": "The goal: the share of each group's heads, neurons or filters that goes, in (0, 1).",
     "parameters": "The goal: the parameters that may be left, a share of the dense model's or a number above 1.",
