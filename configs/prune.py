@@ -31,9 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config of the job; `arg` is the argument described above, `None` for the default."""
     given = presets.arguments(arg, ("checkpoint", "data", "runlocal"))
     if "checkpoint" in given and "data" not in given:
-        raise ValueError(
-            "a checkpoint is given and no data; give both, as configs/prune.py:checkpoint=FOLDER,data=FILE"
-        )
+        raise ValueError("a checkpoint, but no data; give both, as configs/prune.py:checkpoint=FOLDER,data=FILE")
     config = prune_job.config(given.get("checkpoint", ""), given.get("data", "digits"))
     if "runlocal" in given:
         config.finetune.epochs = 1.0

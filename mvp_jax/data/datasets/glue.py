@@ -304,7 +304,8 @@ def _expected(known: GlueTask, folder: pathlib.Path) -> str:
     code = f"from tensorflow_datasets.text import glue; {made}.download_and_prepare()"
     first = known.splits[0]
     return (
-        f"give the folder of its tables as the path (data.path in a config); expected are {known.name}_{first}.tsv, {known.folder}/{first}.tsv, or glue/{known.name} as made by "
+        f"expected are {known.name}_{first}.tsv or {known.folder}/{first}.tsv in the folder that is given as the path "
+        f"(data.path in a config), or glue/{known.name} as made by "
         f'pip install importlib_resources && python -c "{code}"'
     )
 
