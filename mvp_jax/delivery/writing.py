@@ -207,6 +207,12 @@ def _report(
         ],
     )
     dense, pruned, _ = given
+    if inputs.class_names and float(dense.correct.mean()) <= (common := _commonest(dense.labels)):
+        notes = [
+            f"The dense model is no better than always giving the commonest class ({common:.1%} of the test examples): "
+            "it has learned too little to say what pruning costs. Train longer (epochs or steps).",
+            *notes,
+        ]
     difference, counts = _compared(inputs, dense, pruned)
     flags = trees.select(finished.dense.params, inputs.model.prunable)
     return ModelReport(
@@ -223,6 +229,11 @@ def _report(
         changed=counts,
         target=finished.target,
     )
+
+
+def _commonest(labels: np.ndarray) -> float:
+    """Returns the share of the commonest class."""
+    return float(np.bincount(labels).max() / len(labels))
 
 
 def _notes(finished: FinishedModel) -> list[str]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from mvp_jax.data.datasets import labelled
 from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import bank_pruning
 from mvp_jax.delivery.bank_pruning import BankPruned, BankPruningSettings
+from mvp_jax.experiments import prune_job
 from mvp_jax.parallel import processes
 from mvp_jax.storage import files, records
 
@@ -112,18 +112,7 @@ def plan(config: ConfigDict) -> FromBankPlan:
         metric=config.metric,
         seed=config.seed,
     )
-    data = labelled.read(
-        given.name,
-        path=given.path,
-        test=given.test,
-        text=given.text,
-        pair=given.pair,
-        label=given.label,
-        valid_share=given.valid_share,
-        test_share=given.test_share,
-        limit=given.limit,
-        seed=config.seed,
-    )
+    data = prune_job.read_data(config)
     with bank_pruning.plan(config.bank.folder, data, settings, checkpoint=config.checkpoint) as made:
         entries = len(made.entries)
     return FromBankPlan(

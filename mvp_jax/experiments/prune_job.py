@@ -14,7 +14,7 @@ from mvp_jax.delivery.checkpoint_pruning import DeliveryPlan, DeliverySettings, 
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.parallel import processes
-from mvp_jax.storage import records
+from mvp_jax.storage import files, records
 
 _GOALS = ("sparsity", "ratio", "parameters", "flops", "latency")
 _DEFAULT = ("sparsity", 0.8)
@@ -155,6 +155,26 @@ class PrunePlan:
         return self.made.outline()
 
 
+def read_data(config: ConfigDict) -> LabelledData:
+    """Returns the data that a config names.
+
+    Args:
+        config: a resolved config; its group `data` and its seed are read.
+
+    Raises:
+        ValueError: for data that cannot be read; what the message asks for is named as a setting too.
+    """
+    given = config.data
+    wanted = ("path", "test", "text", "pair", "label", "regression", "valid_share", "test_share", "limit")
+    try:
+        return labelled.read(given.name, **{name: given[name] for name in wanted if name in given}, seed=config.seed)
+    except ValueError as error:
+        asked = [name for name in wanted if f"{name}=" in str(error)]
+        if not asked:
+            raise
+        raise ValueError(f"{error} (as {', '.join(f'--config.data.{name}=...' for name in asked)})") from error
+
+
 def plan(config: ConfigDict) -> PrunePlan:
     """Returns the plan of the job; checkpoint and data are read and checked.
 
@@ -165,19 +185,7 @@ def plan(config: ConfigDict) -> PrunePlan:
         ValueError: for anything that is wrong with the config, the checkpoint or the data.
     """
     wanted, given = settings(config), config.data
-    data = labelled.read(
-        given.name,
-        path=given.path,
-        test=given.test,
-        text=given.text,
-        pair=given.pair,
-        label=given.label,
-        regression=given.regression,
-        valid_share=given.valid_share,
-        test_share=given.test_share,
-        limit=given.limit,
-        seed=config.seed,
-    )
+    data = read_data(config)
     if config.checkpoint:
         return PrunePlan(
             data=data,
@@ -212,9 +220,11 @@ def _report(plan: PrunePlan, work: Path) -> list[dict[str, Any]]:
     if made is None:
         given = sample.sample_checkpoint(work / "sample", plan.data, seed=plan.seed)
         made = checkpoint_pruning.plan(given, plan.data, plan.settings)
+    again = files.exists(work / "report.html")
     found = checkpoint_pruning.run(made, work)
     records.write_csv(rows := _rows(made, found), work / "results.csv")
-    records.say(f"wrote {work / 'report.html'}, {work / 'model'} (for transformers) and {work / 'slim'} (smaller)")
+    done = "this run is finished; it wrote" if again else "wrote"
+    records.say(f"{done} {work / 'report.html'}, {work / 'model'} (for transformers) and {work / 'slim'} (smaller)")
     return rows
 
 

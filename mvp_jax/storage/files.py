@@ -274,7 +274,7 @@ def listing(folder: str | os.PathLike[str]) -> list[str]:
     _refresh(folder)
     try:
         found = sorted(p.name for p in folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [name for name in found if name and not name.startswith(".")]
 

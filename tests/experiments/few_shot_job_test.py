@@ -93,7 +93,12 @@ def test_a_line_is_its_method(outcomes, name):
         want = METHODS[name](dataclasses.replace(given, train=own, neighbours=near), settings, key)
         got = jax.tree.map(lambda leaf, i=i: leaf[i], outcomes[name].pruned)
         jax.tree.map(np.testing.assert_array_equal, dict(got.units), dict(want.units))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), got.variables, want.variables)
+
+        def alike(a, b):
+            # Fitted heads of features that hardly vary are large, and sums over members are rounded another way.
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * max(1.0, float(jnp.max(jnp.abs(b)))))
+
+        jax.tree.map(alike, got.variables, want.variables)
         assert tuple(map(int, got.spent)) == tuple(want.spent)
 
 

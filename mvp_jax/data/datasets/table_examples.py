@@ -143,7 +143,7 @@ def _chosen_note(table: Table, chosen: TableColumns) -> str:
     uses = {"text": "texts", "pair": "second texts", "label": "labels"}
     said = [f"the {uses[use]} are column {name!r}" for use, name in chosen.named().items()]
     rest = [name for name in table.names if name not in chosen.named().values()]
-    unread = f"; not read: {targets.shown(rest)}" if rest else ""
+    unread = f"; not read: {', '.join(map(repr, rest[:8]))}" if rest else ""
     return f"Of {table.path.name} {', '.join(said)}{unread}."
 
 

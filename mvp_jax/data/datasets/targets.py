@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -93,6 +94,9 @@ def find(labels: Sequence[str], what: str, where: Where, regression: bool | None
     ()
     """
     kinds = collections.Counter(labels)
+    commas = [kind for kind in kinds if re.fullmatch(r"[-+]?\d+,\d+", kind)]
+    if len(commas) > len(kinds) // 2 and regression is not False:
+        raise ValueError(f"{what}: labels such as {commas[0]!r} have a decimal comma; write them with a point")
     numbers = {kind: float(kind) for kind in kinds if is_number(kind)}
     words = [kind for kind in kinds if kind not in numbers]
     # A cell or two such as "n/a" among decimals are no classes.

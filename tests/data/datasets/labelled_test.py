@@ -145,7 +145,7 @@ def test_json_lines_and_words_as_labels(tmp_path):
     found = labelled.read(tmp_path / "a.jsonl")
     assert found.class_names == ("art", "sport")
     assert found.columns == {"text": "content", "label": "category"}
-    assert "not read: ['n']" in found.notes[0]
+    assert "not read: 'n'" in found.notes[0]
 
 
 def test_glue(tmp_path):
