@@ -143,4 +143,9 @@ def removal(goal: PruningGoal, model: Model, variables: Variables, x: Array, *, 
         target=target,
         measure=_BUDGETS[goal.name],  # type: ignore[arg-type]
     )
+    if not found.ratio:
+        raise ValueError(
+            f"{goal.name}={goal.amount} is met without removing anything: {found.share:.0%} of the dense model's are "
+            "counted already, by rounding or by what else the machine does; ask for less"
+        )
     return Removal(pattern, found.ratio)

@@ -1,5 +1,6 @@
 """A checkpoint and a person's data put together: the model, and the data in the form that it reads."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -80,8 +81,8 @@ def read(
     its labels are the names of the data's classes; otherwise the model gets a new one, of zeros.
 
     Args:
-        checkpoint: a folder as `transformers` or `pretrained.save` writes it, a file of weights with a `config.json`
-            beside it, or the id of a checkpoint on the Hugging Face hub.
+        checkpoint: a folder as `transformers` or `pretrained.save` writes it, or the id of a checkpoint on the Hugging
+            Face hub.
         data: texts or pictures with labels.
         length: how many tokens a text gets; `None`: so many that 99.5 % of the training texts fit, at most as many as
             the model takes.
@@ -181,7 +182,9 @@ def _model(folder: pathlib.Path, data: LabelledData) -> tuple[Model, Variables, 
         if model.num_classes == 1:
             return model, variables, True
     if data.class_names and sorted(known) == sorted(data.class_names):
-        return *pretrained.load(folder), True
+        # A config may name classes of a head that is not stored.
+        with contextlib.suppress(ValueError):
+            return *pretrained.load(folder), True
     return *pretrained.load(folder, classes=max(1, len(data.class_names))), False
 
 

@@ -93,9 +93,9 @@ def versions(
     Args:
         inputs: the task.
         found: `(name, model, variables, bytes on disk, whether its latency is measured)` of each.
-        x: the examples on which latency is measured; `None`: the first test examples.
+        x: the examples on which latency is measured; `None`: the first validation examples.
     """
-    x = inputs.test["x"][:_LATENCY_BATCH] if x is None else x
+    x = inputs.valid["x"][:_LATENCY_BATCH] if x is None else x
     given = [answers(inputs, model, variables) for _, model, variables, _, _ in found]
     timed = [i for i, one in enumerate(found) if one[4]]
 

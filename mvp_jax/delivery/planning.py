@@ -16,7 +16,8 @@ from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import goals, inputs, pruning
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
-from mvp_jax.storage import files, records
+from mvp_jax.pretrained import source_files
+from mvp_jax.storage import files, json_files, records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,9 @@ def plan(
     task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
     if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
         raise ValueError("an ONNX program needs the package jax2onnx: pip install jax2onnx")
+    if task.source.is_dir():
+        source_files.gather(task.source, task.model.config)  # refuses what could not be handed on in the end
+    task = dataclasses.replace(task, notes=(*task.notes, *_seen_before(task)))
     method = pruning.check_method(settings.method, settings.goal.of_units, task)
     groups = pruning.groups_of(task, settings.kinds) if settings.goal.of_units else ()
     few = task.train["x"][: min(8, task.examples)]
@@ -111,6 +115,19 @@ def plan(
     return DeliveryPlan(
         inputs=task, settings=settings, method=method, removal=removal, checkpoint=str(checkpoint), data=where
     )
+
+
+def _seen_before(task: inputs.TaskInputs) -> list[str]:
+    """Returns a warning if the checkpoint was fine-tuned here for the same data, whose test part was another one."""
+    beside = task.source.parent / "settings.json"
+    old = json_files.read_json(beside, missing={}) if beside.is_file() else {}
+    before = old.get("digest of the test examples")
+    if before is None or old.get("data") != task.data.name or before == bank.fingerprint(task.test)[:16]:
+        return []
+    return [
+        "The checkpoint was fine-tuned on another division of these data, so that it may have been trained on some of "
+        "the test examples, and scores may be too good. Give the same seed, shares and test part as then."
+    ]
 
 
 def check_apart(root: pathlib.Path, made: DeliveryPlan) -> None:
@@ -147,7 +164,8 @@ def claim(root: pathlib.Path, made: DeliveryPlan) -> DeliveryPlan:
         ValueError: if the folder cannot be written, or holds results of other settings, data or of another checkpoint.
     """
     path, new = root / "settings.json", _described(made)
-    files.writable(root)
+    if not files.exists(root / "report.html"):
+        files.writable(root)
     if not files.exists(path):
         there = [name for name in ("model", "slim", "dense", "report.html") if files.exists(root / name)]
         if there:
@@ -155,6 +173,8 @@ def claim(root: pathlib.Path, made: DeliveryPlan) -> DeliveryPlan:
         records.write_json(path, {**new, "share": made.removal.share})
         return made
     old = records.read_json(path)
+    if not isinstance(old, dict) or "share" not in old:
+        raise ValueError(f"{path} was not written by this function; choose an empty folder")
     differ = [f"{name} is {old.get(name)} there and {new[name]} here" for name in new if old.get(name) != new[name]]
     if differ:
         dense = f"; checkpoint={root / 'dense'} need not be trained again" if files.exists(root / "dense") else ""
@@ -172,12 +192,12 @@ def _described(made: DeliveryPlan) -> dict[str, Any]:
         **settings,
         **training,
         "goal": made.settings.goal.in_words(),
-        "checkpoint": made.checkpoint,
         "data": data.name,
         "examples": [len(part.y) for part in (data.train, data.valid, data.test)],
         "classes": list(data.class_names),
         "digest of the checkpoint's weights": bank.fingerprint(task.variables)[:16],
         "digest of the examples": bank.fingerprint(content)[:16],
+        "digest of the test examples": bank.fingerprint(task.test)[:16],
     }
     as_json: dict[str, Any] = json.loads(json.dumps(described))
     return as_json

@@ -33,6 +33,10 @@ _MOST = 0.98
 _ROUND_SPARSITY = 0.2
 
 
+class DivergedError(ValueError):
+    """Raised if a loss or a weight was not finite while a model was pruned."""
+
+
 class PrunedTask(NamedTuple):
     """A pruned model of a task, before it is judged and written.
 
@@ -158,7 +162,7 @@ def prune(task: PruningTask, share: float, states: pathlib.Path | None = None) -
         found = registry.METHODS[task.method](problem, settings, task.key, saved=saved)
         watch.look(found.variables)
     if not bool(found.alive):
-        raise ValueError(
+        raise DivergedError(
             f"the training diverged while {share:.0%} of the {what} were pruned by {task.method}; lower the learning "
             f"rate, which is {training.learning_rate:.2g}"
         )
@@ -238,7 +242,12 @@ def search(
     low, high, best, trials = 0.0, _MOST, None, []
     for _ in range(TRIALS):
         share = round((low + high) / 2, 4)
-        found = prune(task, share, None if states is None else states / f"{share:g}")
+        try:
+            found = prune(task, share, None if states is None else states / f"{share:g}")
+        except DivergedError as error:
+            records.say(str(error))
+            high = share
+            continue
         score = tuning.scores(task.inputs, task.inputs.model, found.variables)[first]
         enough = score >= keep_score * dense
         trials.append(SearchTrial(share, score, enough))

@@ -86,7 +86,7 @@ def hand_over(
     Returns:
         Sentences that a reader should know.
     """
-    x = inputs.test["x"][:_COMPARED]
+    x = inputs.valid["x"][:_COMPARED]
     problem: Problem = "single_label_classification" if inputs.class_names else "regression"
     source = inputs.source if inputs.source.is_dir() else None
     reason = export.why_not(model)
@@ -123,7 +123,7 @@ def write(out: str | os.PathLike[str], finished: FinishedModel, *, programs: Seq
     if finished.units:
         slim_model, slim = compact.rebuild(inputs.model, finished.variables, finished.units)
         groups = [g for g in inputs.model.groups if g.name in finished.units]
-        x = inputs.test["x"][:_COMPARED]
+        x = inputs.valid["x"][:_COMPARED]
         apart = compact.check(inputs.model, finished.variables, groups, finished.units, x)
         notes.append(f"the slim model's outputs differ from the masked dense model's by at most {apart:.1e}")
     notes += hand_over(
@@ -175,7 +175,7 @@ def _save(
 def _programs(
     root: pathlib.Path, model: Model, variables: Variables, inputs: TaskInputs, wanted: Sequence[str]
 ) -> list[tuple[str, str]]:
-    x, found = inputs.test["x"][:_COMPARED], []
+    x, found = inputs.valid["x"][:_COMPARED], []
     if "stablehlo" in wanted:
         export.program(root / "program", model, variables, x=x)
         found.append(("program", "the slim model as StableHLO, for mvp_jax.export.load_program"))

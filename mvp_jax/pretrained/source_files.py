@@ -135,11 +135,12 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
     saved = json_files.read_json(where / "model.json", missing={})
     described = json_files.read_json(where / "config.json", missing={})
     if saved and not described:
-        found: Any = (saved.get("extra") or {}).get("labels")
+        extra = saved.get("extra")
+        found: Any = extra.get("labels") if isinstance(extra, dict) else None
     elif described.get("id2label"):
         table = described["id2label"]
-        keys = [str(i) for i in range(len(table))]
-        if not isinstance(table, dict) or set(table) != set(keys):
+        keys = [str(i) for i in range(len(table))] if isinstance(table, dict) else []
+        if not keys or set(table) != set(keys):
             raise ValueError(f"id2label in {where / 'config.json'} is {table!r:.80}; it must number classes from 0 on")
         found = [table[key] for key in keys]
     else:

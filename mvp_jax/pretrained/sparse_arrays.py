@@ -57,6 +57,8 @@ def decode(parts: Mapping[str, np.ndarray], shapes: Mapping[str, list[int]]) -> 
     own = {path + end for path in shapes for end in (VALUES, BITS)}
     arrays = {path: array for path, array in parts.items() if path not in own}
     for path, shape in shapes.items():
+        if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{path} has the shape {shape!r:.80}; expected a list of whole numbers")
         values, bits = parts.get(path + VALUES), parts.get(path + BITS)
         if values is None or bits is None:
             raise ValueError(f"{path} is kept in two parts, and one of them is missing")

@@ -369,3 +369,46 @@ def test_a_regression_s_own_head_is_kept(bert, tmp_path):
         task = inputs.read(tmp_path / "out" / folder, labelled.read(data))
         assert task.trained, folder
         assert settings.training.dense_for(task) == 0
+
+
+def test_a_checkpoint_that_may_have_seen_the_test_examples_is_told(bert, tmp_path):
+    settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=2, looks=1))
+    data = reviews(tmp_path / "r.csv", count=100)
+    checkpoint_pruning.prune_checkpoint(bert, data, out=tmp_path / "out", sparsity=0.3, settings=settings)
+    same = checkpoint_pruning.plan(tmp_path / "out" / "dense", data, settings)
+    other = checkpoint_pruning.plan(tmp_path / "out" / "dense", labelled.read(data, seed=1), settings)
+    warned = [any("another division" in note for note in made.inputs.notes) for made in (same, other)]
+    assert warned == [False, True]
+
+
+def test_attempts_that_diverge_are_not_good_enough(bert, tmp_path, monkeypatch):
+    data = labelled.read(reviews(tmp_path / "r.csv"))
+    made = checkpoint_pruning.plan(bert, data, DeliverySettings(goal=PruningGoal(keep_score=0.8)))
+    task = checkpoint_pruning._task(made, made.inputs.variables, jax.random.key(0))
+
+    def prune(task, share, states=None):
+        if share > 0.3:
+            raise pruning.DivergedError("it diverged")
+        return pruning.unpruned(task)._replace(share=share)
+
+    monkeypatch.setattr(pruning, "prune", prune)
+    monkeypatch.setattr(tuning, "scores", lambda *_: {"accuracy": 1.0})
+    found, trials = pruning.search(task, 0.8)
+    assert 0.2 < found.share <= 0.3
+    assert all(t.amount <= 0.3 for t in trials)
+
+
+def test_a_model_that_transformers_lacks_is_a_folder_of_this_package(photos, tmp_path):
+    """A ResNet of this package for grey pictures, without a processor."""
+    model = models.create("resnet8", width=4, image_size=8, channels=1, classes=4, conv="im2col")
+    pretrained.save(tmp_path / "own", model, model.init(jax.random.key(0)))
+    settings = DeliverySettings(
+        training=dataclasses.replace(BRIEF, steps=4, looks=2), goal=PruningGoal(name="ratio", amount=0.5)
+    )
+    found = checkpoint_pruning.prune_checkpoint(tmp_path / "own", photos, out=tmp_path / "out", settings=settings)
+    assert pretrained.is_saved(tmp_path / "out" / "model")
+    assert any("a folder of this package" in note for note in found.report.notes)
+    assert found.slim_model.config.inner_widths == (((2,),), ((4,),), ((8,),))
+    x = inputs.read(tmp_path / "own", labelled.read(photos)).test["x"]
+    model, variables = pretrained.load(tmp_path / "out" / "slim")
+    np.testing.assert_allclose(model.apply(variables, x)[0], found.model.apply(found.variables, x)[0], atol=1e-3)
