@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_dict
 from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import bank_pruning
 from mvp_jax.delivery.bank_pruning import BankPruned, BankPruningSettings
-from mvp_jax.experiments import prune_job
+from mvp_jax.experiments import own_data
 from mvp_jax.parallel import processes
 from mvp_jax.storage import files, records
 
@@ -32,17 +32,7 @@ def config(bank: str, target: str) -> ConfigDict:
     made.bank.folder = bank
     made.bank.similarity = usual.similarity
 
-    made.data = ConfigDict()
-    made.data.name = target
-    made.data.path = ""
-    made.data.test = ""
-    for name in ("text", "pair", "label"):
-        made.data[name] = ""
-    made.data.valid_share = 0.2
-    made.data.test_share = 0.2
-    made.data.limit = config_dict.placeholder(int)
-    made.data.length = config_dict.placeholder(int)
-    made.data.size = config_dict.placeholder(int)
+    own_data.settings(made, target, 0.2)
 
     made.vote = ConfigDict()
     made.vote.k = usual.k
@@ -51,13 +41,6 @@ def config(bank: str, target: str) -> ConfigDict:
     made.finetune.steps = usual.steps
     made.finetune.batch = usual.batch
     made.finetune.learning_rate = config_dict.placeholder(float)
-
-    made.compilation_cache = "auto"
-    made.multihost = False
-    made.distributed = ConfigDict()
-    made.distributed.coordinator = ""
-    made.distributed.processes = config_dict.placeholder(int)
-    made.distributed.process = config_dict.placeholder(int)
     return made
 
 
@@ -112,7 +95,7 @@ def plan(config: ConfigDict) -> FromBankPlan:
         metric=config.metric,
         seed=config.seed,
     )
-    data = prune_job.read_data(config)
+    data = own_data.read(config)
     with bank_pruning.plan(config.bank.folder, data, settings, checkpoint=config.checkpoint) as made:
         entries = len(made.entries)
     return FromBankPlan(
@@ -146,19 +129,6 @@ def _report(plan: FromBankPlan, work: Path) -> list[dict[str, Any]]:
 
 
 def _rows(plan: FromBankPlan, found: BankPruned) -> list[dict[str, Any]]:
-    versions = {version.name: version for version in found.written.report.versions}
-    return [
-        {
-            "target": plan.data.name,
-            "seed": plan.settings.seed,
-            "method": "dense" if name == "dense" else plan.settings.method,
-            "ratio": 0.0 if name == "dense" else found.ratio,
-            "steps": plan.settings.steps,
-            "split": split,
-            "accuracy": found.valid[name] if split == "valid" else versions[name].scores[0].value,
-            "params": versions[name if name == "dense" else "slim"].parameters,
-            "flops": versions[name if name == "dense" else "slim"].flops,
-        }
-        for name in ("dense", "pruned")
-        for split in ("valid", "test")
-    ]
+    both = {"target": plan.data.name, "seed": plan.settings.seed, "steps": plan.settings.steps}
+    dense, pruned = {**both, "method": "dense", "ratio": 0.0}, {**both, "method": plan.settings.method}
+    return own_data.rows(found.written.report, found.valid, dense, {**pruned, "ratio": found.ratio})

@@ -7,12 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from mvp_jax.data.datasets import labelled
 from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import checkpoint_pruning, sample
 from mvp_jax.delivery.checkpoint_pruning import DeliveryPlan, DeliverySettings, PrunedCheckpoint
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
+from mvp_jax.experiments import own_data
 from mvp_jax.parallel import processes
 from mvp_jax.storage import files, records
 
@@ -38,18 +38,8 @@ def config(checkpoint: str = "", data: str = "digits") -> ConfigDict:
     made.kinds = ()
     made.metric = ""
 
-    made.data = ConfigDict()
-    made.data.name = data
-    made.data.path = ""
-    made.data.test = ""
-    for name in ("text", "pair", "label"):
-        made.data[name] = ""
+    own_data.settings(made, data, 0.1)
     made.data.regression = config_dict.placeholder(bool)
-    made.data.valid_share = 0.1
-    made.data.test_share = 0.1
-    made.data.limit = config_dict.placeholder(int)
-    made.data.length = config_dict.placeholder(int)
-    made.data.size = config_dict.placeholder(int)
 
     made.finetune = ConfigDict()
     usual = DeliveryTraining()
@@ -66,13 +56,6 @@ def config(checkpoint: str = "", data: str = "digits") -> ConfigDict:
     made.export = ConfigDict()
     made.export.stablehlo = False
     made.export.onnx = False
-
-    made.compilation_cache = "auto"
-    made.multihost = False
-    made.distributed = ConfigDict()
-    made.distributed.coordinator = ""
-    made.distributed.processes = config_dict.placeholder(int)
-    made.distributed.process = config_dict.placeholder(int)
     return made
 
 
@@ -155,26 +138,6 @@ class PrunePlan:
         return self.made.outline()
 
 
-def read_data(config: ConfigDict) -> LabelledData:
-    """Returns the data that a config names.
-
-    Args:
-        config: a resolved config; its group `data` and its seed are read.
-
-    Raises:
-        ValueError: for data that cannot be read; what the message asks for is named as a setting too.
-    """
-    given = config.data
-    wanted = ("path", "test", "text", "pair", "label", "regression", "valid_share", "test_share", "limit")
-    try:
-        return labelled.read(given.name, **{name: given[name] for name in wanted if name in given}, seed=config.seed)
-    except ValueError as error:
-        asked = [name for name in wanted if f"{name}=" in str(error)]
-        if not asked:
-            raise
-        raise ValueError(f"{error} (as {', '.join(f'--config.data.{name}=...' for name in asked)})") from error
-
-
 def plan(config: ConfigDict) -> PrunePlan:
     """Returns the plan of the job; checkpoint and data are read and checked.
 
@@ -185,7 +148,7 @@ def plan(config: ConfigDict) -> PrunePlan:
         ValueError: for anything that is wrong with the config, the checkpoint or the data.
     """
     wanted, given = settings(config), config.data
-    data = read_data(config)
+    data = own_data.read(config)
     if config.checkpoint:
         return PrunePlan(
             data=data,
@@ -229,22 +192,9 @@ def _report(plan: PrunePlan, work: Path) -> list[dict[str, Any]]:
 
 
 def _rows(made: DeliveryPlan, found: PrunedCheckpoint) -> list[dict[str, Any]]:
-    """Returns the first metric of the dense and the pruned model on both parts, as rows of a table of results."""
-    versions = {version.name: version for version in found.report.versions}
-    steps = made.settings.training.steps_for(made.inputs.examples)
+    training, task = made.settings.training, made.inputs
     removed = "ratio" if found.units else "sparsity"
-    return [
-        {
-            "target": made.inputs.data.name,
-            "seed": made.settings.seed,
-            "method": "unpruned" if name == "dense" else made.method,
-            removed: 0.0 if name == "dense" else found.share,
-            "steps": made.settings.training.dense_for(made.inputs) if name == "dense" else steps,
-            "split": split,
-            "accuracy": found.valid[name] if split == "valid" else versions[name].scores[0].value,
-            "params": versions[name].nonzero,
-            "flops": versions[name if name == "dense" else "slim"].flops,
-        }
-        for name in ("dense", "pruned")
-        for split in ("valid", "test")
-    ]
+    both = {"target": task.data.name, "seed": made.settings.seed}
+    dense = {**both, "method": "unpruned", removed: 0.0, "steps": training.dense_for(task)}
+    pruned = {**both, "method": made.method, removed: found.share, "steps": training.steps_for(task.examples)}
+    return own_data.rows(found.report, found.valid, dense, pruned)

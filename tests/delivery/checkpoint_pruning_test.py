@@ -1,76 +1,22 @@
 """A checkpoint and data in, a folder out: what is in it is what the report says, whenever the run is killed."""
 
-import csv
 import dataclasses
-import functools
 import json
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from PIL import Image
 
 from mvp_jax import models, pretrained
 from mvp_jax.core import trees
 from mvp_jax.data.datasets import labelled
 from mvp_jax.data.datasets.labelled import LabelledData, LabelledPart
-from mvp_jax.delivery import checkpoint_pruning, inputs, pruning, sample, tuning, writing
+from mvp_jax.delivery import checkpoint_pruning, inputs, pruning, tuning
 from mvp_jax.delivery.checkpoint_pruning import DeliverySettings
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
-from tests import folders
-
-CLASSES = ("left", "right", "upper", "lower")
-BRIEF = DeliveryTraining(steps=40, batch=16, looks=3, learning_rate=1e-2)
-
-
-def pictures(root, each=40, sizes=((9, 12), (8, 8), (16, 10))):
-    """A folder for each class: which half of the picture is bright; JPEG of several sizes."""
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (root / name).mkdir(parents=True)
-        for i in range(each):
-            height, width = sizes[i % len(sizes)]
-            x = rng.integers(0, 90, (height, width, 3))
-            half = {
-                "left": np.s_[:, : width // 2],
-                "right": np.s_[:, width // 2 :],
-                "upper": np.s_[: height // 2],
-                "lower": np.s_[height // 2 :],
-            }[name]
-            x[half] += 150
-            Image.fromarray(x.astype(np.uint8)).save(root / name / f"{i}.jpg", quality=90)
-    return root
-
-
-def squares(count=40):
-    """The same, of one size, for the checkpoint that is made on the spot."""
-    rng = np.random.default_rng(1)
-    y = np.arange(4 * count, dtype=np.int32) % 4
-    x = rng.integers(0, 90, (len(y), 8, 8, 3)).astype(np.uint8)
-    x[y == 0, :, :4] += 150
-    x[y == 1, :, 4:] += 150
-    x[y == 2, :4] += 150
-    x[y == 3, 4:] += 150
-    part = LabelledPart(x=x, y=y)
-    return LabelledData(name="squares", kind="pictures", train=part, valid=part, test=part, class_names=CLASSES)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return pictures(tmp_path_factory.mktemp("photos") / "halves")
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    """One layer, trained to tell left from right."""
-    patched = pytest.MonkeyPatch()
-    small = functools.partial(models.create, layers=1, dim=16, heads=4, mlp=32)
-    patched.setattr(sample.models, "create", small)
-    made = sample.sample_checkpoint(tmp_path_factory.mktemp("vit") / "vit", squares(), steps=20)
-    patched.undo()
-    return made
+from tests.own_data import BRIEF, reviews, squares
 
 
 @pytest.fixture(scope="module")
@@ -206,31 +152,6 @@ def test_a_head_that_knows_the_classes_is_kept_whatever_their_order(vit):
     assert DeliveryTraining().dense_for(task) == 0
 
 
-def table(path, rows, header=("text", "label")):
-    with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([header, *rows])
-    return path
-
-
-WORDS = {"good": ("fine", "a joy", "great"), "bad": ("dull", "a mess", "poor")}
-
-
-def reviews(path, count=60, numbers=False):
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(count):
-        label = ("good", "bad")[i % 2]
-        text = f"film {i} is {WORDS[label][rng.integers(3)]}"
-        rows.append((text, 0.25 + 4 * (label == "good") if numbers else label))
-    return table(path, rows)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
-    return folders.bert_encoder(folder)
-
-
 def test_texts_with_labels_in_words(bert, tmp_path):
     data = reviews(tmp_path / "reviews.csv")
     settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=12, batch=8), goal=PruningGoal(amount=0.5))
@@ -254,68 +175,6 @@ def test_a_regression(bert, tmp_path):
     assert model.apply(variables, np.ones((2, 8), np.int32))[0].shape == (2, 1)
 
 
-def test_the_search_finds_the_most_that_keeps_enough(bert, tmp_path, monkeypatch):
-    """Against a score that falls linearly with the share: 1 - share / 2, of a dense score of 1."""
-    data = labelled.read(reviews(tmp_path / "r.csv"))
-    made = checkpoint_pruning.plan(bert, data, DeliverySettings(goal=PruningGoal(keep_score=0.8)))
-    task = checkpoint_pruning._task(made, made.inputs.variables, jax.random.key(0))
-    shares = []
-
-    def prune(task, share, states=None):
-        shares.append(share)
-        return pruning.unpruned(task)._replace(share=share)
-
-    monkeypatch.setattr(pruning, "prune", prune)
-    monkeypatch.setattr(tuning, "scores", lambda *_: {"accuracy": 1 - shares[-1] / 2 if shares else 1.0})
-    found, trials = pruning.search(task, 0.8)
-    assert 0.38 <= found.share <= 0.4
-    assert len(trials) <= 6
-    assert all(t.enough == (t.amount <= 0.4) for t in trials)
-    monkeypatch.setattr(tuning, "scores", lambda *_: {"accuracy": 0.0 if shares else 1.0})
-    shares.clear()
-    assert pruning.search(task, 0.8)[0] is None
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"method": "gradul"}, "unknown method"),
-        ({"method": "mvp"}, "few_shot"),
-        *(
-            ({"method": name, "goal": PruningGoal(name="ratio", amount=0.5)}, "prunes single weights.*gradual")
-            for name in ("fisher", "snip", "grasp", "wanda", "movement", "movement_soft")
-        ),
-        ({"kinds": ("filter",), "goal": PruningGoal(name="ratio", amount=0.5)}, "no units of the kinds"),
-        ({"goal": PruningGoal(name="parameters", amount=0.01)}, "left, more than the target"),
-        ({"length": 1000}, "takes texts of 4 to 32 tokens"),
-        ({"metric": "pearson"}, "predicted numbers"),
-        ({"metric": "acuracy"}, "no metrics"),
-    ],
-)
-def test_what_does_not_fit_is_told_before_any_training(change, words, bert, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "train_dense", lambda *_: pytest.fail("trained"))
-    data = reviews(tmp_path / "reviews.csv")
-    with pytest.raises(ValueError, match=words):
-        checkpoint_pruning.prune_checkpoint(bert, data, out=tmp_path / "out", settings=DeliverySettings(**change))
-    assert not (tmp_path / "out").exists()
-
-
-def test_wrong_calls(bert, vit, photos, tmp_path):
-    data = reviews(tmp_path / "reviews.csv")
-    with pytest.raises(ValueError, match="give one of them"):
-        checkpoint_pruning.prune_checkpoint(bert, data, out=tmp_path / "o", sparsity=0.5, ratio=0.5)
-    with pytest.raises(ValueError, match="reads pictures"):
-        checkpoint_pruning.plan(vit, data, DeliverySettings())
-    with pytest.raises(ValueError, match="reads texts"):
-        checkpoint_pruning.plan(bert, photos, DeliverySettings())
-    (tmp_path / "other" / "model").mkdir(parents=True)
-    with pytest.raises(ValueError, match="choose an empty folder"):
-        checkpoint_pruning.prune_checkpoint(bert, data, out=tmp_path / "other")
-    with pytest.raises(ValueError, match="unknown programs"):
-        DeliverySettings(programs=("tflite",))
-    assert writing.size_of(data) == data.stat().st_size
-
-
 def test_the_first_training_examples_are_of_all_classes(vit, photos):
     """Files are sorted by class; heads and batch statistics are fitted to the first examples."""
     task = inputs.read(vit, labelled.read(photos))
@@ -333,34 +192,6 @@ def test_the_first_training_examples_are_of_all_classes(vit, photos):
         assert max(sides, key=lambda side: sides[side].mean()) == names[i]
 
 
-def test_other_data_under_the_same_name_are_refused(bert, tmp_path):
-    """Not the number of examples or the names of the classes, but their labels changed."""
-    settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=2, looks=1))
-    made = checkpoint_pruning.plan(bert, reviews(tmp_path / "r.csv"), settings)
-    checkpoint_pruning.claim(tmp_path / "out", made)
-    text = (tmp_path / "r.csv").read_text().splitlines()
-    text[1], text[2] = text[1].replace("good", "bad"), text[2].replace("bad", "good")
-    (tmp_path / "r.csv").write_text("\n".join(text))
-    other = checkpoint_pruning.plan(bert, tmp_path / "r.csv", settings)
-    with pytest.raises(ValueError, match="digest of the examples"):
-        checkpoint_pruning.claim(tmp_path / "out", other)
-
-
-def test_a_share_that_was_measured_is_taken_up_again(bert, tmp_path):
-    made = checkpoint_pruning.plan(bert, reviews(tmp_path / "r.csv"), DeliverySettings())
-    checkpoint_pruning.claim(tmp_path / "out", dataclasses.replace(made, removal=made.removal._replace(share=0.123)))
-    assert checkpoint_pruning.claim(tmp_path / "out", made).removal.share == 0.123
-
-
-def test_results_do_not_go_among_data_or_into_the_checkpoint(vit, photos):
-    made = checkpoint_pruning.plan(vit, photos, DeliverySettings())
-    for out, words in ((photos / "out", "folder of the data"), (photos, "folder of the data"), (vit, "the checkpoint")):
-        with pytest.raises(ValueError, match=words):
-            checkpoint_pruning.run(made, out)
-    assert not (photos / "out").exists()
-    assert not (vit / "settings.json").exists()
-
-
 def test_a_regression_s_own_head_is_kept(bert, tmp_path):
     data = reviews(tmp_path / "scores.csv", numbers=True)
     settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=2, looks=1))
@@ -369,33 +200,6 @@ def test_a_regression_s_own_head_is_kept(bert, tmp_path):
         task = inputs.read(tmp_path / "out" / folder, labelled.read(data))
         assert task.trained, folder
         assert settings.training.dense_for(task) == 0
-
-
-def test_a_checkpoint_that_may_have_seen_the_test_examples_is_told(bert, tmp_path):
-    settings = DeliverySettings(training=dataclasses.replace(BRIEF, steps=2, looks=1))
-    data = reviews(tmp_path / "r.csv", count=100)
-    checkpoint_pruning.prune_checkpoint(bert, data, out=tmp_path / "out", sparsity=0.3, settings=settings)
-    same = checkpoint_pruning.plan(tmp_path / "out" / "dense", data, settings)
-    other = checkpoint_pruning.plan(tmp_path / "out" / "dense", labelled.read(data, seed=1), settings)
-    warned = [any("another division" in note for note in made.inputs.notes) for made in (same, other)]
-    assert warned == [False, True]
-
-
-def test_attempts_that_diverge_are_not_good_enough(bert, tmp_path, monkeypatch):
-    data = labelled.read(reviews(tmp_path / "r.csv"))
-    made = checkpoint_pruning.plan(bert, data, DeliverySettings(goal=PruningGoal(keep_score=0.8)))
-    task = checkpoint_pruning._task(made, made.inputs.variables, jax.random.key(0))
-
-    def prune(task, share, states=None):
-        if share > 0.3:
-            raise pruning.DivergedError("it diverged")
-        return pruning.unpruned(task)._replace(share=share)
-
-    monkeypatch.setattr(pruning, "prune", prune)
-    monkeypatch.setattr(tuning, "scores", lambda *_: {"accuracy": 1.0})
-    found, trials = pruning.search(task, 0.8)
-    assert 0.2 < found.share <= 0.3
-    assert all(t.amount <= 0.3 for t in trials)
 
 
 def test_a_model_that_transformers_lacks_is_a_folder_of_this_package(photos, tmp_path):

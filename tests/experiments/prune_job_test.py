@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from ml_collections import ConfigDict
 from PIL import Image
 
 from mvp_jax.delivery import sample, tuning
 from mvp_jax.experiments import command_line, planning, prune_job, run
-from tests import folders
-from tests.delivery import checkpoint_pruning_test
+from tests import folders, own_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
 
@@ -69,7 +69,7 @@ def bert(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vit") / "vit"
-    return sample.sample_checkpoint(folder, checkpoint_pruning_test.squares(), steps=0)
+    return sample.sample_checkpoint(folder, own_data.squares(), steps=0)
 
 
 def _rows(path, rows, header="text,label"):
@@ -82,7 +82,7 @@ def _good(path, count=40):
 
 
 def _broken_picture(root):
-    checkpoint_pruning_test.pictures(root, each=12)
+    own_data.pictures(root, each=12)
     (root / "left" / "3.jpg").write_bytes(b"\xff\xd8 no picture")
     return {"data__name": str(root)}
 
@@ -94,7 +94,7 @@ def _no_classes(root):
 
 
 def _empty_class(root):
-    checkpoint_pruning_test.pictures(root, each=12)
+    own_data.pictures(root, each=12)
     (root / "nothing").mkdir()
     return {"data__name": str(root)}
 
@@ -140,9 +140,7 @@ def _foreign(folder):
     there = folder / "t5"
     there.mkdir()
     (there / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    checkpoint_pruning_test.safetensors.numpy.save_file(
-        {"shared.weight": np.zeros((2, 2), np.float32)}, there / "model.safetensors"
-    )
+    safetensors.numpy.save_file({"shared.weight": np.zeros((2, 2), np.float32)}, there / "model.safetensors")
     return str(there)
 
 
