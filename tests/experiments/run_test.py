@@ -15,7 +15,7 @@ from mvp_jax import bank as banks
 from mvp_jax import pretrained
 from mvp_jax.core import units
 from mvp_jax.data import tasks
-from mvp_jax.experiments import bank_build, dense_model, planning, setup, universal
+from mvp_jax.experiments import bank_build, dense_model, planning, run_folder, setup, universal
 from mvp_jax.experiments import run as experiment
 from mvp_jax.methods import registry
 from mvp_jax.models.api import replace_head
@@ -314,9 +314,10 @@ def test_the_job_prunes_a_residual_network_by_every_method(tmp_path):
 
 def test_one_model_is_learned_for_all_targets_and_kept(job, tmp_path):
     work, _ = job
+    c = config(methods=("mvp", "reptile_iht"))
+    run_folder.claim(tmp_path, c)  # a folder with parts and no config is somebody else's
     for part in ("pretrain", "bank"):
         shutil.copytree(work / part, tmp_path / part)
-    c = config(methods=("mvp", "reptile_iht"))
     rows = experiment.run(c, tmp_path)
     assert {(r["target"], r["steps"]) for r in rows if r["method"] == "reptile_iht"} == {
         (r["target"], r["steps"]) for r in rows if r["method"] == "mvp"

@@ -112,7 +112,7 @@ def test_more_cases_continue_a_run_of_fewer(job, tmp_path):
     assert all((tmp_path / "rows" / name).stat().st_mtime_ns == at for name, at in first.items())
 
     def results(found):
-        names = ("method", "ratio", "seed", "view", "split", "accuracy", "params", "cost_examples")
+        names = ("method", "sparsity", "seed", "view", "split", "accuracy", "params", "cost_examples")
         return sorted(tuple(row[name] for name in names) for row in found if row["method"] in long["methods"])
 
     assert results(rows) == results(job[1]), "the cases of the job that ran in one go"
