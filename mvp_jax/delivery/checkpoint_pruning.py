@@ -126,23 +126,18 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     keys = jax.random.split(jax.random.key(made.settings.seed))
     dense, curve = _dense(root, made, keys[0])
     task = _task(made, dense, keys[1])
-    keep = made.settings.goal.keep_score
-    trials: list[SearchTrial] = []
-    target = None
+    keep, first, trials = made.settings.goal.keep_score, made.inputs.metrics[0], list[SearchTrial]()
+    valid, target = {"dense": tuning.scores(made.inputs, made.inputs.model, dense)[first]}, None
     if keep is None:
         found: pruning.PrunedTask | None = pruning.prune(task, task.removal.share, root / "running" / "pruned")
     else:
-        target = keep * tuning.scores(made.inputs, made.inputs.model, dense)[made.inputs.metrics[0]]
-        found, trials = pruning.search(task, keep, root / "running")
+        target = keep * valid["dense"]
+        found, trials = pruning.search(task, target, root / "running")
     notes = []
     if found is None:
         found = pruning.unpruned(task)
         notes.append("no attempt kept enough of the validation score, so this is the dense model, with nothing removed")
-    first = made.inputs.metrics[0]
-    valid = {
-        name: tuning.scores(made.inputs, made.inputs.model, variables)[first]
-        for name, variables in (("dense", dense), ("pruned", found.variables))
-    }
+    valid["pruned"] = tuning.scores(made.inputs, made.inputs.model, found.variables)[first]
     finished = writing.FinishedModel(
         inputs=made.inputs,
         dense=dense,
@@ -207,11 +202,9 @@ def _dense(root: pathlib.Path, made: DeliveryPlan, key: Any) -> tuple[Variables,
         writing.hand_over(folder, made.inputs.model, variables, made.inputs)
         records.write_json(noted, curve._asdict())
     else:
-        variables = pretrained.load(folder, *([made.inputs.model] if not files.exists(folder / "model.json") else []))[
-            1
-        ]
-        found = records.read_json(noted)
-        curve = TrainingCurve(found["name"], *(tuple(found[name]) for name in ("steps", "loss", "valid")))
+        ours = pretrained.is_saved(folder)
+        variables = pretrained.load(folder, None if ours else made.inputs.model)[1]
+        curve = tuning.curve_of(records.read_json(noted))
     return variables, curve
 
 

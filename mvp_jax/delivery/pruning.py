@@ -1,7 +1,6 @@
 """The pruning of a person's model by any method for a sparsity, and the search for the most that can go."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -191,15 +190,8 @@ def _write(result: pathlib.Path, made: PrunedTask) -> None:
 def _read(result: pathlib.Path, share: float) -> PrunedTask:
     found, curve = checkpoint.load_arrays(result), records.read_json(result.with_suffix(".json"))
     found = jax.tree.map(jnp.asarray, found)
-    points = (tuple(curve[part]) for part in ("steps", "loss", "valid"))
-    return PrunedTask(
-        found["variables"],
-        found["masks"],
-        found.get("units", {}),
-        TrainingCurve(curve["name"], *points),
-        share,
-        curve["taken"],
-    )
+    units = found.get("units", {})
+    return PrunedTask(found["variables"], found["masks"], units, tuning.curve_of(curve), share, curve["taken"])
 
 
 def defaults(problem: sparse.SparsityProblem, training: sparse.SparsityTraining, steps: int) -> sparse.SparsityDefaults:
@@ -223,22 +215,21 @@ def defaults(problem: sparse.SparsityProblem, training: sparse.SparsityTraining,
 
 
 def search(
-    task: PruningTask, keep_score: float, states: pathlib.Path | None = None
+    task: PruningTask, target: float, states: pathlib.Path | None = None
 ) -> tuple[PrunedTask | None, list[SearchTrial]]:
-    """Looks by bisection for the largest share whose removal keeps enough of the dense model's validation score.
+    """Looks by bisection for the largest share whose removal leaves a validation score that is good enough.
 
     Every attempt starts from the dense model and is trained in full; six attempts find the share to 0.02.
 
     Args:
         task: what is pruned and how.
-        keep_score: the share of the dense score to keep, in (0, 1].
+        target: the validation score that is good enough.
         states: a folder where every attempt is kept; `None`: nothing is saved.
 
     Returns:
         The pruned model (`None`: none of the attempts was good enough), and the attempts in their order.
     """
     first = task.inputs.metrics[0]
-    dense = tuning.scores(task.inputs, task.inputs.model, task.dense)[first]
     low, high, best, trials = 0.0, _MOST, None, []
     for _ in range(TRIALS):
         share = round((low + high) / 2, 4)
@@ -249,15 +240,13 @@ def search(
             high = share
             continue
         score = tuning.scores(task.inputs, task.inputs.model, found.variables)[first]
-        enough = score >= keep_score * dense
+        enough = score >= target
         trials.append(SearchTrial(share, score, enough))
         records.say(f"{share:.1%} removed: validation {first} {score:.3f}, {'enough' if enough else 'too little'}")
         if enough:
             low, best = share, found
         else:
             high = share
-        if math.isclose(low, high, abs_tol=0.02):
-            break
     return best, trials
 
 
@@ -288,8 +277,7 @@ class _SavedWatch(tuning.Watch):
             found, done = records.read_json(self._path), saved.latest() or 0
             # What was noted while fewer rounds were saved belongs to rounds that are saved now.
             self._rounds = [r for r in found["rounds"] if r < done]
-            points = [found[part][: len(self._rounds)] for part in ("steps", "loss", "valid")]
-            before = TrainingCurve(name, *map(tuple, points))
+            before = tuning.curve_of(found | {"name": name}, len(self._rounds))
             self._open = {r: tuple(since) for r, since in found["open"].items() if int(r) < done}
         super().__init__(inputs, name, every, advance, before)
         self._since = self._open.get(str(max(map(int, self._open), default=0)), (0, 0.0))

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -292,8 +293,17 @@ def train_dense(
 def _read_curve(path: pathlib.Path, step: int) -> TrainingCurve:
     """Returns the curve that was noted up to a step; a kill may have come between the curve and the state."""
     found = records.read_json(path)
-    count = sum(at <= step for at in found["steps"])
-    return TrainingCurve(found["name"], *(tuple(found[name][:count]) for name in ("steps", "loss", "valid")))
+    return curve_of(found, sum(at <= step for at in found["steps"]))
+
+
+def curve_of(found: Mapping[str, Any], count: int | None = None) -> TrainingCurve:
+    """Returns a curve that was written as JSON.
+
+    Args:
+        found: the fields of the curve, each a list.
+        count: how many of its first points are wanted; `None`: all.
+    """
+    return TrainingCurve(found["name"], *(tuple(found[part][:count]) for part in ("steps", "loss", "valid")))
 
 
 def saved_in(

@@ -38,6 +38,7 @@ class FinishedModel:
         masks: booleans in the parameters' structure; True = kept.
         units: `{group: bool[C]}`, the units that are kept; empty if single weights were pruned.
         facts: what was done with what, for the report.
+        title: the heading of the report.
         curves: of the trainings.
         trials: of a search.
         target: the validation score that a trial had to reach; `None`: there was no search.
