@@ -104,6 +104,8 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         sizes=Sizes(**sizes, source_images=None),
         round_steps=config.round_steps,
         examples=config.examples,
+        serial_steps=config.gradual.steps,
+        events=config.gradual.events,
         reference=config.reference,
         ours=config.ours,
         keep_rounds=config.keep_rounds,

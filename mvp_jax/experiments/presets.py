@@ -362,6 +362,9 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.train.augment = "none" if text else "shift"
     config.train.norm_examples = 512
     config.round_steps = 100
+    config.gradual = ConfigDict()
+    config.gradual.steps = config_dict.placeholder(int)
+    config.gradual.events = config_dict.placeholder(int)
     config.examples = 256
 
     config.isp = ConfigDict()

@@ -131,7 +131,14 @@ def _one(
     problem = dataclasses.replace(template, sparsity=sparsity)
     line = registry.line(method, "sparse")
     settings = line.settings(
-        sparse.SparsityDefaults(problem=problem, base=plan.base, round_steps=plan.round_steps, examples=plan.examples)
+        sparse.SparsityDefaults(
+            problem=problem,
+            base=plan.base,
+            round_steps=plan.round_steps,
+            examples=plan.examples,
+            serial_steps=plan.serial_steps,
+            events=plan.events,
+        )
     )
     # The key depends on target and seed only: methods that train alike see the same batches.
     key = jax.random.fold_in(jax.random.key(plan.seed + 2), 1000 * _index(plan.setting, target) + seed)
@@ -152,6 +159,8 @@ def _one(
         "cost_steps": spent.steps,
         "cost_examples": spent.examples,
         "cost_flops": 3 * flops.flops * spent.examples,
+        "cost_serial_steps": spent.serial_steps,
+        "cost_collectives": spent.collectives,
         "seconds": round(seconds, 3),
     }
     if not bool(got.alive):
