@@ -49,6 +49,8 @@ def glyphs(config: ConfigDict) -> None:
     config.data.fractions = (0.5, 0.16, 0.17, 0.17)
     config.data.unseen_classes = 40
     config.pretrain.classes = 64
+    config.pretrain.steps = 500
+    config.pretrain.augment = "none"  # the pictures are distorted already
 
 
 def few_shot_glyphs(config: ConfigDict) -> None:

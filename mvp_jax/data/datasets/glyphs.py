@@ -45,14 +45,14 @@ class Distortion:
         noise: the standard deviation of what is added to each pixel.
     """
 
-    turn: float = 0.12
-    shear: float = 0.2
-    scale: tuple[float, float] = (0.7, 1.1)
-    shift: float = 1.5
+    turn: float = 0.14
+    shear: float = 0.25
+    scale: tuple[float, float] = (0.65, 1.1)
+    shift: float = 1.75
     threshold: tuple[float, float] = (0.2, 0.5)
     ink: float = 0.5
     ground: float = 0.25
-    noise: float = 0.1
+    noise: float = 0.12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
