@@ -74,8 +74,8 @@ def candidates() -> tuple[tuple[str, int], ...]:
     return tuple(
         (chr(code), number)
         for number, runs in enumerate(ALPHABETS.values())
-        for first, last in runs
-        for code in range(ord(first), ord(last) + 1)
+        for run in runs
+        for code in range(ord(run[0]), ord(run[1]) + 1)
         if unicodedata.name(chr(code), "")
     )
 
