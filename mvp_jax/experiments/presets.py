@@ -166,6 +166,7 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.data.stream = False
     config.data.tasks = "subsets"
     config.data.targets = ""
+    config.data.held_out_faces = ""
     config.data.length = 32
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
