@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ class BankPruningSettings:
     Attributes:
         method: the name of a few-shot method, such as `mvp`, `mvp_weighted`, `copy_nearest` or `ifp`.
         k: how many entries vote, the nearest.
-        similarity: by what entries are near: `leep`, or `prototype` for a bank whose entries have prototypes.
+        similarity: by what entries are near, as in `bank.neighbours`; `prototype` needs a bank whose entries have
+            prototypes.
         steps: the number of fine-tuning steps, of the pruned model and of the dense one beside it.
         batch: the number of examples a step.
         learning_rate: of the fine-tuning; `None`: it follows from the model's kind and width.
@@ -53,7 +54,7 @@ class BankPruningSettings:
 
     method: str = "mvp"
     k: int = 5
-    similarity: Literal["leep", "prototype"] = "leep"
+    similarity: banks.EntrySimilarity = "leep"
     steps: int = 100
     batch: int = 32
     learning_rate: float | None = None
@@ -66,8 +67,8 @@ class BankPruningSettings:
     def __post_init__(self) -> None:
         if min(self.k, self.steps, self.batch, self.chunk) < 1:
             raise ValueError(f"k={self.k}, steps={self.steps}, batch={self.batch}, chunk={self.chunk}; give at least 1")
-        if self.similarity not in ("leep", "prototype"):
-            raise ValueError(f"unknown similarity {self.similarity!r}; choose leep or prototype")
+        if self.similarity not in get_args(banks.EntrySimilarity):
+            raise ValueError(f"unknown similarity {self.similarity!r}; choose one of {get_args(banks.EntrySimilarity)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
