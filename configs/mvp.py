@@ -23,7 +23,7 @@ what they do not show, are in `docs/results/`.
 
 from ml_collections import ConfigDict
 
-from mvp_jax.experiments import from_bank_job, presets
+from mvp_jax.experiments import data_presets, from_bank_job, presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
@@ -32,7 +32,7 @@ def _cifar(config: ConfigDict, model: str) -> None:
     20 classes stay out of the bank. Targets take their training images from a part of the training split that the bank
     does not see. Half of the official test split validates, and the other half is for the reported accuracy.
     """
-    presets.cifar(config, "distiller" in model)
+    data_presets.cifar(config, "distiller" in model)
     config.prune.ratio = 0.75
     config.data.fractions = (0.7, 0.3)
     config.tasks.classes_per_task = 10
@@ -56,10 +56,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if set(given) != {"bank", "target"}:
             raise ValueError(f"got {sorted(given)}; give bank=BANK and target=FOLDER together, and nothing beside them")
         return from_bank_job.config(given["bank"], given["target"])
-    data, model = given.get("data", "digits"), given.get("model", "resnet")
+    data, model = given.get("data", "glyphs"), given.get("model", "resnet")
     config = presets.meta_vote(data, model)
     if data == "npz":
         _cifar(config, model)
+    else:
+        config.methods = presets.DEFAULT_LINES
     if "runlocal" in given:
         presets.votes_briefly(config)
     return config

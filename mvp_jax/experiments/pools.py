@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.checkpoint_inputs import images, tokens
-from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
+from mvp_jax.data.datasets import catalog, folders, glue, glyphs, joined, prepared, text
 from mvp_jax.data.loading import lazy
 from mvp_jax.experiments import checks, setup
 from mvp_jax.pretrained import preprocess, tensor_files
@@ -193,6 +193,8 @@ def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
     size = config.data.get("size")
     if name == "digits":
         return sources.digits(upsample=config.data.upsample)
+    if name == "glyphs":
+        return glyphs.glyphs()
     if name == "npz":
         source = sources.npz(path)
         if source.test is None:
@@ -203,7 +205,7 @@ def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
         source = prepared.open(name, data_dir=path or None, size=size)
     else:
         raise ValueError(
-            f"unknown data {name!r}; choose 'digits', 'docstrings' or 'npz', 'folder' (with data.path), 'glue/TASK', "
-            f"several data sets of images as 'a+b', or one of {sorted(catalog.CATALOG)}"
+            f"unknown data {name!r}; choose 'glyphs', 'digits', 'docstrings' or 'npz', 'folder' (with data.path), "
+            f"'glue/TASK', several data sets of images as 'a+b', or one of {sorted(catalog.CATALOG)}"
         )
     return sources.drop_duplicates(source)[0]

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import catalog
+from mvp_jax.experiments import data_presets
 
 TEXTS = ("docstrings",)
 """The texts that come with the installed packages; they and the tasks of GLUE, `glue/TASK`, are read as token ids."""
@@ -54,6 +55,23 @@ ISP_LINES = (
     "instant_soup",
 )
 """The methods that a study of Instant Soup Pruning runs: the vote and its rules, controls, soups, and baselines."""
+
+
+DEFAULT_LINES = (
+    "dense",
+    "mvp",
+    "copy_nearest",
+    "vote_universal",
+    "vote_farthest",
+    "vote_pretrained_weights",
+    "reptile_iht",
+    "ifp",
+    "ifp_10x",
+    "oneshot_fisher",
+    "oneshot_magnitude",
+    "random_units",
+)
+"""The methods that `configs/mvp.py` runs unless it is told others: Meta-Vote Pruning, controls and baselines."""
 
 
 def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
@@ -119,8 +137,8 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
 
     Args:
         kind: the name of the job: `mvp`, `sparsity` or `pretrain`.
-        data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.datasets.catalog`, or
-            `glue/TASK`.
+        data: `glyphs`, `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.datasets.catalog`,
+            or `glue/TASK`.
         model: the name of a model, or `resnet`, `vit`, `bert` or `clip` for the small one of a family; `checkpoint`:
             the model that the folder `model.checkpoint` holds.
     """
@@ -176,7 +194,9 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.pretrain.augment = "none" if is_text(data) else "shift"
     config.pretrain.save_every = 200
     if data in catalog.CATALOG:
-        pictures(config, data)
+        data_presets.pictures(config, data)
+    if data == "glyphs":
+        data_presets.glyphs(config)
     return config
 
 
@@ -187,41 +207,6 @@ def is_text(data: str) -> bool:
     (True, False)
     """
     return data in TEXTS or data.startswith("glue/")
-
-
-def pictures(config: ConfigDict, name: str) -> None:
-    """Sets a config to a data set of images: normalised as published, with a tenth of the training split for targets.
-
-    Half of the official test split validates, and the other half is for the reported accuracy.
-
-    Args:
-        config: a config made by `job`; it is changed in place.
-        name: a name of `data.datasets.catalog`.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    known = catalog.find(name)
-    config.data.name = name
-    if known.mean and known.std:
-        config.data.mean, config.data.std = known.mean, known.std
-    config.data.fractions = (0.9, 0.1) if known.test else (0.6, 0.1, 0.15, 0.15)
-    config.data.unseen_classes = 0
-    config.pretrain.classes = known.classes
-    config.model.options = ConfigDict()
-
-
-def cifar(config: ConfigDict, of_cifar100: bool) -> None:
-    """Sets a config, in place, to an archive of CIFAR images (`data.path`) and a network trained on CIFAR.
-
-    The network is read from `model.checkpoint`; it was trained on CIFAR-100 if `of_cifar100`, else on CIFAR-10.
-    """
-    config.mapping = "loop"
-    config.data.mean = (0.507, 0.487, 0.441) if of_cifar100 else (0.485, 0.456, 0.406)
-    config.data.std = (0.267, 0.256, 0.276) if of_cifar100 else (0.229, 0.224, 0.225)
-    config.data.unseen_classes = 20
-    config.model.options = ConfigDict()
-    config.model.classes = 100 if of_cifar100 else 10
 
 
 def meta_vote(data: str, model: str) -> ConfigDict:
@@ -294,8 +279,10 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets.seeds = 3
     config.targets.unseen_at_least = min(2, config.data.unseen_classes)
     config.steps = (0, 10, 25, 50)
-    config.methods = ()
+    config.methods = ("all",)
     config.deliver = ""
+    if data == "glyphs":
+        data_presets.few_shot_glyphs(config)
     return config
 
 
@@ -345,7 +332,7 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)
 
     config.sparsities = (0.8, 0.9)
-    config.methods = ()
+    config.methods = ("all",)
     config.reference = "imp"
     config.ours = "isp"
     config.keep_rounds = False
@@ -385,6 +372,8 @@ def sparsity(data: str, model: str) -> ConfigDict:
     for name in ("weight_decay", "label_smoothing", "dropout", "augment"):
         config.isp.diversity[name] = config_dict.placeholder(tuple)  # (low, high)
     config.isp.diversity.sgd = 0.0
+    if data == "glyphs":
+        data_presets.sparse_glyphs(config)
     return config
 
 
