@@ -23,7 +23,7 @@ from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.delivery.writing import FinishedModel, WrittenModel
 from mvp_jax.methods import Line, Pruned, few_shot, registry
-from mvp_jax.methods.few_shot import mvp
+from mvp_jax.methods.few_shot import mvp, select
 from mvp_jax.storage import files, records
 
 _WHOLE_BANK = ("copy_random", "copy_farthest", "vote_farthest", "vote_universal")
@@ -35,7 +35,7 @@ class BankPruningSettings:
     """How a bank's model is pruned for a new task.
 
     Attributes:
-        method: the name of a few-shot method, such as `mvp`, `mvp_weighted`, `copy_nearest` or `ifp`.
+        method: the name of a few-shot method, such as `mvp`, `mvp_select`, `copy_nearest` or `ifp`.
         k: how many entries vote, the nearest.
         similarity: by what entries are near, as in `bank.neighbours`; `prototype` needs a bank whose entries have
             prototypes.
@@ -63,6 +63,11 @@ class BankPruningSettings:
     metric: str = ""
     chunk: int = 64
     seed: int = 0
+
+    @property
+    def read(self) -> int:
+        """How many of the nearest entries are read: those that vote, and those that are candidates of `mvp_select`."""
+        return max(self.k, select.Settings().candidates) if self.method == "mvp_select" else self.k
 
     def __post_init__(self) -> None:
         if min(self.k, self.steps, self.batch, self.chunk) < 1:
@@ -210,7 +215,7 @@ def run(made: BankPruningPlan, out: str | os.PathLike[str]) -> BankPruned:
         chunk=made.settings.chunk,
     )
     near = banks.neighbours(
-        made.entries, task.model, made.variables, task.train, k=made.settings.k, similarity=lambda *_: scores
+        made.entries, task.model, made.variables, task.train, k=made.settings.read, similarity=lambda *_: scores
     )
     problem, given = _problem(made, near)
     key = jax.random.key(made.settings.seed)

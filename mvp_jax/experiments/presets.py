@@ -60,6 +60,7 @@ ISP_LINES = (
 DEFAULT_LINES = (
     "dense",
     "mvp",
+    "mvp_select",
     "copy_nearest",
     "vote_universal",
     "vote_farthest",
