@@ -1,6 +1,6 @@
 """What a few-shot job writes besides its rows: the study of overlap, slim models, tables, pictures and costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 

@@ -145,7 +145,7 @@ def test_what_cannot_vote_is_refused(tmp_path, entries):
         call(variables=mlp.variables(98, A, B, 7))
     with pytest.raises(ValueError, match=r"labels outside the classes: \[2\]; 2 classes allow 0 to 1"):
         call(model=mlp.mlp(A, B, 2))
-    with pytest.raises(ValueError, match="choose one of .*press.*or a function"):
+    with pytest.raises(ValueError, match=r"choose one of .*press.* or a function"):
         call(similarity="cka")
     with pytest.raises(ValueError, match="the group has 5 units"):
         call(
