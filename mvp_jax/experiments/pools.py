@@ -74,6 +74,7 @@ def load(config: ConfigDict) -> setup.Setting:
         targets,
         tuple(unseen) if home == away else tuple(away),
         normalised,
+        source.coarse,
     )
     checks.unseen(found, pretrained_here=not config.model.checkpoint)
     return found
