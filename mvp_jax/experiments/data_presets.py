@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from mvp_jax.data.datasets import catalog
+from mvp_jax.data.datasets import catalog, glyph_outlines
 
 
 def pictures(config: ConfigDict, name: str) -> None:
@@ -51,6 +51,23 @@ def glyphs(config: ConfigDict) -> None:
     config.pretrain.classes = 64
     config.pretrain.steps = 500
     config.pretrain.augment = "none"  # the pictures are distorted already
+
+
+def held_out_faces(config: ConfigDict, families: str) -> None:
+    """Sets a config to validate and to test on characters in typefaces that no training picture has.
+
+    Args:
+        config: a config for the data `glyphs`; it is changed in place.
+        families: names of `data.datasets.glyph_outlines.FAMILIES`, as `serif` or `mono+serif`.
+
+    Raises:
+        ValueError: for other data, or an unknown name.
+    """
+    if config.data.name != "glyphs":
+        raise ValueError(f"held_out={families} is for data=glyphs, whose typefaces are known, not {config.data.name}")
+    glyph_outlines.families_of(families.split("+"))
+    config.data.held_out_faces = families
+    config.data.fractions = (0.75, 0.25)
 
 
 def few_shot_glyphs(config: ConfigDict) -> None:

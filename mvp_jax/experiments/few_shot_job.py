@@ -167,10 +167,11 @@ def run_line(
         mesh: the devices that the members are shared out over; `None`: one device.
     """
     # What a method does not need would only make its programs differ from the others'.
+    wanted = line.needs | line.uses
     template = dataclasses.replace(
         problem,
-        neighbours=problem.neighbours if "neighbours" in line.needs else None,
-        universal=problem.universal if "universal" in line.needs else None,
+        neighbours=problem.neighbours if "neighbours" in wanted else None,
+        universal=problem.universal if "universal" in wanted else None,
     )
     pruned: Pruned = population.over(
         _Prune(line.run, line.settings(defaults)),
@@ -245,7 +246,7 @@ def compare(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) 
         few_shot_report.write_neighbours(plan, bank, names, np.asarray(members.similarity), work)
     problem = plan.problem(variables, jax.tree.map(lambda leaf: leaf[0], members.train))
     problem = dataclasses.replace(problem, neighbours=voters_of(plan, variables, bank))
-    if any("universal" in line.needs for line in plan.lines.values()):
+    if any("universal" in line.needs | line.uses for line in plan.lines.values()):
         problem = dataclasses.replace(problem, universal=universal.learn(plan, variables, bank, work))
     size = min(plan.at_once, len(names))
     starts = list(range(0, len(names), size))

@@ -74,6 +74,7 @@ def load(config: ConfigDict) -> setup.Setting:
         targets,
         tuple(unseen) if home == away else tuple(away),
         normalised,
+        source.coarse,
     )
     checks.unseen(found, pretrained_here=not config.model.checkpoint)
     return found
@@ -123,11 +124,12 @@ def _sides(source: sources.Source, named: str | None) -> tuple[list[int], list[i
     every = list(range(source.num_classes))
     if not named:
         return every, every
-    chosen = set(named.split("+"))
-    if "+" not in source.name or not chosen < set(source.coarse_names):
+    chosen, known = set(named.split("+")), source.coarse_names
+    if not chosen < set(known):
+        what = f"here {list(known)}" if known else f"but {source.name} has neither"
         raise ValueError(
-            f"data.targets is {named!r}; it names some of the data sets that data.name joins, here "
-            f"{list(source.coarse_names) if '+' in source.name else source.name}, and leaves one for the bank"
+            f"data.targets is {named!r}; it names some of the superclasses, or of the data sets that data.name joins, "
+            f"{what}; at least one is left for the bank"
         )
     away = [c for c in every if source.coarse_names[source.coarse[c]] in chosen]
     return sorted(set(every) - set(away)), away
@@ -190,11 +192,13 @@ def _statistics(source: sources.Source, mean: Any, std: Any) -> tuple[Any, Any]:
 
 def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
     """Returns one data set of images, without duplicates and not yet normalised."""
-    size = config.data.get("size")
+    size, held_out = config.data.get("size"), config.data.get("held_out_faces") or ""
+    if held_out and name != "glyphs":
+        raise ValueError(f"data.held_out_faces is {held_out!r}, but {name} has no typefaces; leave it empty")
     if name == "digits":
         return sources.digits(upsample=config.data.upsample)
     if name == "glyphs":
-        return glyphs.glyphs()
+        return glyphs.glyphs(held_out=tuple(filter(None, held_out.split("+"))))
     if name == "npz":
         source = sources.npz(path)
         if source.test is None:

@@ -60,6 +60,7 @@ ISP_LINES = (
 DEFAULT_LINES = (
     "dense",
     "mvp",
+    "mvp_select",
     "copy_nearest",
     "vote_universal",
     "vote_farthest",
@@ -166,6 +167,7 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.data.stream = False
     config.data.tasks = "subsets"
     config.data.targets = ""
+    config.data.held_out_faces = ""
     config.data.length = 32
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
@@ -256,8 +258,10 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.vote.k = 5
     config.vote.temperature = 0.0
     config.vote.similarity_temperature = 0.1
-    config.vote.outside = "pretrained"
+    config.vote.outside = "mean"
     config.vote.doubt = 0.25
+
+    config.select = ConfigDict({"candidates": 16, "shares": (0.3, 0.6, 1.0), "ridge": 0.1})
 
     config.weak = ConfigDict()
     config.weak.members = 3

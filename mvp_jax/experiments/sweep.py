@@ -45,6 +45,7 @@ _LATER = {
         "reference",
         "reptile",
         "round_steps",
+        "select",
         "sparsities",
         "steps",
         "targets",
@@ -54,7 +55,7 @@ _LATER = {
         "vote",
         "weak",
     ),
-    "bank": ("bank.similarity", "methods", "reptile", "steps", "targets", "vote", "weak"),
+    "bank": ("bank.similarity", "methods", "reptile", "select", "steps", "targets", "vote", "weak"),
 }
 """Settings that are used only after the pre-training, or the bank, is made: runs that differ in no others share it."""
 

@@ -145,7 +145,7 @@ def test_what_cannot_vote_is_refused(tmp_path, entries):
         call(variables=mlp.variables(98, A, B, 7))
     with pytest.raises(ValueError, match=r"labels outside the classes: \[2\]; 2 classes allow 0 to 1"):
         call(model=mlp.mlp(A, B, 2))
-    with pytest.raises(ValueError, match="choose leep, prototype"):
+    with pytest.raises(ValueError, match=r"choose one of .*press.* or a function"):
         call(similarity="cka")
     with pytest.raises(ValueError, match="the group has 5 units"):
         call(
@@ -167,15 +167,15 @@ def test_leep_on_the_host_is_leep_in_one_program():
     )
     members = jax.vmap(host.init)(jax.random.split(KEY, 3))
     data = {"x": jax.random.normal(KEY, (9, 8, 8, 1)), "y": jnp.arange(9) % 3}
-    a, b = (bank.leep_to_all(m, members, data, num_classes=3) for m in (host, compiled))
+    a, b = (bank.similarity_to_all(m, members, data, num_classes=3) for m in (host, compiled))
     np.testing.assert_allclose(a, b, rtol=1e-4)
     assert np.ptp(a) > 1e-4
 
 
-def test_leep_to_all_is_leep_of_each():
+def test_similarity_to_all_is_leep_of_each():
     model, data = mlp.mlp(4, 4, 5), mlp.data()
     members = [mlp.variables(s, 4, 4, 5) for s in range(5)]
-    got = bank.leep_to_all(model, trees.stack(members), data, num_classes=3, chunk=2)
+    got = bank.similarity_to_all(model, trees.stack(members), data, num_classes=3, chunk=2)
     z = [np.asarray(model.apply(v, data["x"])[0], np.float64) for v in members]
     y = np.asarray(data["y"])
     for value, logits, v in zip(np.asarray(got), z, members, strict=True):

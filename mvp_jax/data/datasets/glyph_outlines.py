@@ -5,6 +5,7 @@ float64, which every machine rounds alike. So no picture depends on the hinting 
 FreeType.
 """
 
+import functools
 import hashlib
 import pathlib
 import unicodedata
@@ -89,8 +90,12 @@ def called(character: str) -> str:
     return unicodedata.name(character).lower().replace(" letter ", " ")
 
 
+@functools.cache
 def outlines() -> Outlines:
-    """Fills the outlines of all characters in all faces, and drops the twins of earlier characters."""
+    """Fills the outlines of all characters in all faces, and drops the twins of earlier characters.
+
+    It is done once in a process.
+    """
     both = candidates()
     characters = [character for character, _ in both]
     filled = np.zeros((len(both), len(FACES), SIDE, SIDE), np.uint8)
@@ -147,29 +152,21 @@ def edges(font: Any, character: str) -> np.ndarray:
 
     font.load_char(ord(character), flags=LoadFlags.NO_SCALE)
     points, codes = font.get_path()
-    points = np.round(np.asarray(points, np.float64) * 64)
-    t = np.arange(1, _CURVE + 1)[:, None] / _CURVE
-    found, i = [], 0
-    start = here = np.zeros(2)
-    while i < len(codes):
-        a = points[i]
-        if codes[i] == 1:  # a new contour
-            start = here = a
-            i += 1
-            continue
-        if codes[i] == 2:  # a straight edge
-            new, took = a[None], 1
-        elif codes[i] == 3:  # a quadratic curve
-            new, took = (1 - t) * (1 - t) * here + 2 * t * (1 - t) * a + t * t * points[i + 1], 2
-        elif codes[i] == 4:  # a cubic curve
-            b, c, s = points[i + 1], points[i + 2], 1 - t
-            new, took = s * s * s * here + 3 * t * s * s * a + 3 * t * t * s * b + t * t * t * c, 3
-        else:  # back to the contour's start
-            new, took = start[None], 1
-        before = np.concatenate([here[None], new[:-1]])
-        found.append(np.concatenate([before, new], axis=1))
-        here, i = new[-1], i + took
-    return np.concatenate(found)
+    points, codes = np.round(np.asarray(points, np.float64) * 64), np.asarray(codes)
+    begins = np.maximum.accumulate(np.where(codes == 1, np.arange(len(codes)), 0))  # where each point's contour begins
+    straight, closing = np.flatnonzero(codes == 2), np.flatnonzero(codes == 79)
+    quadratic, cubic = np.flatnonzero(codes == 3)[::2], np.flatnonzero(codes == 4)[::3]
+    t = np.arange(_CURVE + 1)[:, None, None] / _CURVE
+    s = 1 - t
+    q = [points[quadratic + k] for k in (-1, 0, 1)]  # a piece begins where the one before it ends
+    c = [points[cubic + k] for k in (-1, 0, 1, 2)]
+    lines = (
+        np.stack([points[straight - 1], points[straight]]),
+        np.stack([points[closing - 1], points[begins[closing]]]),
+        s * s * q[0] + 2 * t * s * q[1] + t * t * q[2],
+        s * s * s * c[0] + 3 * t * s * s * c[1] + 3 * t * t * s * c[2] + t * t * t * c[3],
+    )
+    return np.concatenate([np.concatenate([z[:-1], z[1:]], axis=2).reshape(-1, 4) for z in lines])
 
 
 def fill(outline: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ class Settings:
         temperature: `τ`; 0: the vote is deterministic; above 0, units are sampled with probability `softmax(h/τ)` of
             their support `h`.
         similarity_temperature: where votes weigh by similarity, their weights are `softmax(similarity / this)`.
-        outside: where parameters of no pruned group start from: `pretrained`, their pre-trained values, or `mean`, the
-            neighbours' mean.
+        outside: where parameters of no pruned group start from: `mean`, the neighbours' mean, or `pretrained`, their
+            pre-trained values.
         doubt: only for the anchored vote: the fraction of the nearest neighbour's units, those it holds least salient,
             on which all neighbours vote.
         score: only for the control that keeps the task's own units: the one-shot score that chooses them.
@@ -51,7 +51,7 @@ class Settings:
     k: int = 5
     temperature: float = 0.0
     similarity_temperature: float = 0.1
-    outside: str = "pretrained"
+    outside: str = "mean"
     doubt: float = 0.25
     score: oneshot.UnitCriterion = "fisher"
     rounds: int = 0
