@@ -38,6 +38,7 @@ class Setting(NamedTuple):
         unseen: the numbers of the classes that neither pre-training here nor the bank sees.
         normalised: the mean and the standard deviation of each channel by which images were normalised; `None`: they
             were not, or a checkpoint's own processor did it.
+        tuning: further targets, on which the methods' learning rates are chosen; they are not reported.
     """
 
     pools: Pools
@@ -48,6 +49,7 @@ class Setting(NamedTuple):
     targets: tuple[tasks.Task, ...]
     unseen: tuple[int, ...] = ()
     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    tuning: tuple[tasks.Task, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

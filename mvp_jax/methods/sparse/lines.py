@@ -50,6 +50,10 @@ class SparsityDefaults:
         round_steps: training steps of iterative magnitude pruning and of sparse soups before and after each cut.
         examples: how many training examples data-driven scores look at.
         soups: members of the sparse soups.
+        rate: a number by which every learning rate of the method is multiplied: that of `base`, or a method's own.
+
+    Raises:
+        ValueError: if `rate` is not positive.
     """
 
     problem: SparsityProblem
@@ -57,6 +61,11 @@ class SparsityDefaults:
     round_steps: int
     examples: int = 512
     soups: int = 3
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"rate must be positive, as it multiplies learning rates, got {self.rate}")
 
     @functools.cached_property
     def spend(self) -> SearchBudget:
@@ -158,7 +167,17 @@ def _stable(given: SparsityDefaults) -> isp.Settings:
 def _line(
     run: Callable[..., Any], settings: Callable[[SparsityDefaults], Any], title: str, summary: str, **more: Any
 ) -> Line:
-    return Line(run, settings, summary, kind="sparse", title=title, **more)
+    return Line(run, functools.partial(_at_rate, settings), summary, kind="sparse", title=title, **more)
+
+
+def _at_rate(make: Callable[[SparsityDefaults], Any], given: SparsityDefaults) -> Any:
+    """Returns a method's settings with its learning rate multiplied; members' rates are multiples of this one."""
+    settings = make(given)
+    if given.rate == 1.0:
+        return settings
+    training = settings.training
+    scaled = dataclasses.replace(training, learning_rate=given.rate * training.learning_rate)
+    return dataclasses.replace(settings, training=scaled)
 
 
 def _vote(
