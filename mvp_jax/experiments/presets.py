@@ -61,6 +61,7 @@ DEFAULT_LINES = (
     "dense",
     "mvp",
     "mvp_select",
+    "mvp_select",
     "copy_nearest",
     "vote_universal",
     "vote_farthest",
