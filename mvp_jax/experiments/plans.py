@@ -13,6 +13,7 @@ from mvp_jax.core.patterns import Pattern
 from mvp_jax.core.types import Batch, Variables
 from mvp_jax.core.units import Group
 from mvp_jax.experiments.pretrain_job import PretrainPlan
+from mvp_jax.experiments.rates import RateSearch
 from mvp_jax.experiments.setup import Setting, Sizes
 from mvp_jax.methods import Line, few_shot
 from mvp_jax.methods.few_shot import ifp, reptile
@@ -34,6 +35,7 @@ class JobPlan:
         pretraining: how it is pre-trained.
         seed: the seed of everything that is drawn.
         tensorboard: whether curves are also written for TensorBoard.
+        rates: how each method's learning rate is chosen.
     """
 
     setting: Setting
@@ -42,6 +44,7 @@ class JobPlan:
     pretraining: PretrainPlan
     seed: int
     tensorboard: bool = False
+    rates: RateSearch = dataclasses.field(default_factory=RateSearch)
 
     def board(self, folder: Path, *, after: int | None = None) -> contextlib.AbstractContextManager[Any]:
         """Returns a context that gives where curves for TensorBoard go, or `None` if none are asked for.

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import catalog
-from mvp_jax.experiments import data_presets
+from mvp_jax.experiments import data_presets, rates
 
 TEXTS = ("docstrings",)
 """The texts that come with the installed packages; they and the tasks of GLUE, `glue/TASK`, are read as token ids."""
@@ -280,6 +280,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets.count = 6
     config.targets.seeds = 3
     config.targets.unseen_at_least = min(2, config.data.unseen_classes)
+    rates.fill(config)
     config.steps = (0, 10, 25, 50)
     config.methods = ("all",)
     config.deliver = ""
@@ -327,6 +328,7 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.targets.count = 1
     config.targets.seeds = 3
     config.targets.unseen_at_least = 4
+    rates.fill(config)
 
     config.pattern = ConfigDict()
     config.pattern.name = "weights"

@@ -84,7 +84,8 @@ class Training:
 
     Attributes:
         steps: `J`, the number of steps of the final fine-tuning.
-        learning_rate: the optimiser's learning rate; it is traced, so a new value does not compile anew.
+        learning_rate: the optimiser's learning rate; it is traced, so a new value does not compile anew. In a function
+            that is traced as a whole it may be an argument of that function.
         optimizer: `sgd` (momentum 0.9), `adamw`, or `either`: both are computed, and a value of the run's state says
             which of them counts.
         weight_decay: the optimiser's weight decay; added to the gradient for SGD, decoupled for AdamW.
@@ -112,7 +113,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1:
             raise ValueError(f"steps must be >= 0 and batch >= 1, got {self.steps} and {self.batch}")
-        if not self.learning_rate > 0:
+        if not isinstance(self.learning_rate, jax.core.Tracer) and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive, got {self.clip}")

@@ -57,6 +57,10 @@ class SparsityDefaults:
         serial_steps: serial training steps of the gradual soup while it prunes; `None`: those of Instant Soup Pruning.
         events: how many times it averages members and prunes, never more than it has steps; `None`: as many as Instant
             Soup Pruning has rounds.
+        rate: a number by which every learning rate of the method is multiplied: that of `base`, or a method's own.
+
+    Raises:
+        ValueError: if `rate` is not positive, or for more events than steps.
     """
 
     problem: SparsityProblem
@@ -66,9 +70,12 @@ class SparsityDefaults:
     soups: int = 3
     serial_steps: int | None = None
     events: int | None = None
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         gradual.check_events(self.serial_steps, self.events)
+        if not self.rate > 0:
+            raise ValueError(f"rate must be positive, as it multiplies learning rates, got {self.rate}")
 
     @functools.cached_property
     def spend(self) -> SearchBudget:
@@ -194,7 +201,17 @@ def _stable(given: SparsityDefaults) -> isp.Settings:
 def _line(
     run: Callable[..., Any], settings: Callable[[SparsityDefaults], Any], title: str, summary: str, **more: Any
 ) -> Line:
-    return Line(run, settings, summary, kind="sparse", title=title, **more)
+    return Line(run, functools.partial(_at_rate, settings), summary, kind="sparse", title=title, **more)
+
+
+def _at_rate(make: Callable[[SparsityDefaults], Any], given: SparsityDefaults) -> Any:
+    """Returns a method's settings with its learning rate multiplied; members' rates are multiples of this one."""
+    settings = make(given)
+    if given.rate == 1.0:
+        return settings
+    training = settings.training
+    scaled = dataclasses.replace(training, learning_rate=given.rate * training.learning_rate)
+    return dataclasses.replace(settings, training=scaled)
 
 
 def _vote(
