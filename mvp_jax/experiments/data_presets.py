@@ -82,7 +82,7 @@ def few_shot_glyphs(config: ConfigDict) -> None:
     config.tasks.valid = config.tasks.test = 24
     config.bank.tasks = 48
     config.bank.batch = 32
-    config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 8, 2, 5
+    config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 10, 1, 5
 
 
 def sparse_glyphs(config: ConfigDict) -> None:
