@@ -91,6 +91,7 @@ def sparse_glyphs(config: ConfigDict) -> None:
     Args:
         config: a config made by `presets.sparsity`; it is changed in place.
     """
+    glyphs(config)
     config.tasks.classes_per_task = config.targets.unseen_at_least = 40
     config.tasks.shots = 10
     config.tasks.valid = config.tasks.test = 24
