@@ -157,8 +157,9 @@ def examples(setting: Setting, sizes: Sizes) -> None:
     """
     bank = {f"the task {t.name}": t.classes for t in setting.bank_tasks}
     targets = {f"the task {t.name}": t.classes for t in setting.targets}
+    learned = targets | {f"the task {t.name}": t.classes for t in setting.tuning}  # these are not tested on
     uses = [("source", bank, "source_images"), ("valid", bank, "")] if bank else []
-    uses += [("target", targets, "shots"), ("valid", targets, "valid"), ("test", targets, "test")] if targets else []
+    uses += [("target", learned, "shots"), ("valid", learned, "valid"), ("test", targets, "test")] if targets else []
     for name, those, field in uses:
         _enough(setting, name, those, getattr(sizes, field) if field else None, f"tasks.{field}" if field else "")
     # What the job itself will do, with row numbers in the place of pictures.

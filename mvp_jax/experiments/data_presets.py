@@ -82,8 +82,7 @@ def few_shot_glyphs(config: ConfigDict) -> None:
     config.tasks.valid = config.tasks.test = 24
     config.bank.tasks = 48
     config.bank.batch = 32
-    config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 8, 2, 5
-    config.steps = (0, 10, 50)
+    config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 10, 1, 5
 
 
 def sparse_glyphs(config: ConfigDict) -> None:
@@ -92,7 +91,7 @@ def sparse_glyphs(config: ConfigDict) -> None:
     Args:
         config: a config made by `presets.sparsity`; it is changed in place.
     """
-    glyphs(config)
+    glyphs(config)  # the job has other fractions and classes of its own
     config.tasks.classes_per_task = config.targets.unseen_at_least = 40
     config.tasks.shots = 10
     config.tasks.valid = config.tasks.test = 24

@@ -12,6 +12,7 @@ from mvp_jax import compact, pretrained, reports
 from mvp_jax.compact import cost
 from mvp_jax.core.types import Batch, Variables
 from mvp_jax.data import sources
+from mvp_jax.experiments import rates
 from mvp_jax.experiments.bank_build import Stacked, similarities
 from mvp_jax.experiments.plans import FewShotPlan
 from mvp_jax.experiments.setup import batch_of
@@ -166,7 +167,7 @@ def report(plan: FewShotPlan, variables: Variables, rows: list[dict[str, Any]], 
     ours = "mvp" if "mvp" in plan.lines else next(iter(plan.lines))
     names = registry.titles("few_shot")
     table = reports.summary(rows, ours)
-    records.write_text(work / "results.md", reports.to_markdown(table, ours, names))
+    records.write_text(work / "results.md", reports.to_markdown(table, ours, names) + rates.section(work, names))
     draw(rows, work, ours=ours, chance=1 / plan.sizes.classes_per_task)
     last = [r for r in table if r["steps"] == plan.steps[-1]]
     title = f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mvp_jax import models
 from mvp_jax.core import patterns, prune
 from mvp_jax.data.datasets import glue
-from mvp_jax.experiments import bank_build, bank_job, checks, from_bank_job, pools, pretrain_job, prune_job
+from mvp_jax.experiments import bank_build, bank_job, checks, from_bank_job, pools, pretrain_job, prune_job, rates
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
@@ -55,6 +55,7 @@ def _start(config: ConfigDict) -> dict[str, Any]:
         "pretraining": _pretraining(config, chosen, model),
         "seed": config.seed,
         "tensorboard": bool(config.get("tensorboard", False)),
+        "rates": rates.read(config),
     }
 
 
@@ -104,6 +105,8 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         sizes=Sizes(**sizes, source_images=None),
         round_steps=config.round_steps,
         examples=config.examples,
+        serial_steps=config.gradual.steps,
+        events=config.gradual.events,
         reference=config.reference,
         ours=config.ours,
         keep_rounds=config.keep_rounds,

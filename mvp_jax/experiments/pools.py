@@ -10,7 +10,7 @@ from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.checkpoint_inputs import images, tokens
 from mvp_jax.data.datasets import catalog, folders, glue, glyphs, joined, prepared, text
 from mvp_jax.data.loading import lazy
-from mvp_jax.experiments import checks, setup
+from mvp_jax.experiments import checks, rates, setup
 from mvp_jax.pretrained import preprocess, tensor_files
 
 CHECKPOINT = "checkpoint"
@@ -28,8 +28,8 @@ def load(config: ConfigDict) -> setup.Setting:
     """Reads the data set that a config names, cuts it into pools, and draws the tasks.
 
     Args:
-        config: a job's resolved config; its fields `data`, `tasks`, `bank`, `targets`, `pretrain`, `model` and `seed`
-            are read.
+        config: a job's resolved config; its fields `data`, `tasks`, `bank`, `targets`, `rates`, `pretrain`, `model` and
+            `seed` are read.
 
     Returns:
         The pools, the shape of an example, the names of the classes, and the tasks for the bank and the targets.
@@ -64,7 +64,7 @@ def load(config: ConfigDict) -> setup.Setting:
     checks.classes(config, source.name, len(order), hidden, apart=home != away)
     seen, unseen = sorted(order[: len(order) - hidden]), sorted(order[len(order) - hidden :])
     pretrain_classes = tuple(sorted(order[: config.pretrain.classes]))
-    bank_tasks, targets = _tasks(config, source, seen, away, unseen)
+    bank_tasks, targets, tuning = _tasks(config, source, seen, away, unseen)
     found = setup.Setting(
         pools,
         source.image_shape,
@@ -75,6 +75,7 @@ def load(config: ConfigDict) -> setup.Setting:
         tuple(unseen) if home == away else tuple(away),
         normalised,
         source.coarse,
+        tuning,
     )
     checks.unseen(found, pretrained_here=not config.model.checkpoint)
     return found
@@ -82,14 +83,19 @@ def load(config: ConfigDict) -> setup.Setting:
 
 def _tasks(
     config: ConfigDict, source: sources.Source, seen: list[int], away: list[int], unseen: list[int]
-) -> tuple[tuple[tasks.Task, ...], tuple[tasks.Task, ...]]:
-    """Returns the tasks for the bank, of seen classes, and the targets."""
+) -> tuple[tuple[tasks.Task, ...], ...]:
+    """Returns the tasks for the bank, of seen classes, the targets, and those on which rates are chosen."""
     how = config.data.get("tasks") or TASK_KINDS[0]
+    search = rates.read(config)
     if how == "whole":
-        return (), _whole(config, source)
+        whole = _whole(config, source)
+        # Nothing else can be drawn: other examples of the same task, by other seeds.
+        same = tuple(tasks.Task(name=f"rates-{i:04d}", classes=t.classes) for i, t in enumerate(whole))
+        return (), whole, same if search.factors else ()
     apart = groups.by_coarse(source) if how == "superclasses" or "+" in config.data.name else None
     bank_tasks: tuple[tasks.Task, ...] = ()
     targets: tuple[tasks.Task, ...] = ()
+    tuning: tuple[tasks.Task, ...] = ()
     if "bank" in config:
         count = config.bank.tasks
         bank_tasks = checks.named(
@@ -102,7 +108,13 @@ def _tasks(
         targets = checks.named(
             f"targets.count={number}", lambda: _draw(apart, away, number, config, config.seed + 1, **limits)
         )
-    return bank_tasks, targets
+        if search.factors:  # last, so that what is reported is the same with and without
+            limits |= {"exclude": (*bank_tasks, *targets), "prefix": "rates"}
+            more = search.targets
+            tuning = checks.named(
+                f"rates.targets={more}", lambda: _draw(apart, away, more, config, config.seed + 2, **limits)
+            )
+    return bank_tasks, targets, tuning
 
 
 def _draw(

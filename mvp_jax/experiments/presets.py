@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import catalog
-from mvp_jax.experiments import data_presets
+from mvp_jax.experiments import data_presets, rates
 
 TEXTS = ("docstrings",)
 """The texts that come with the installed packages; they and the tasks of GLUE, `glue/TASK`, are read as token ids."""
@@ -61,14 +61,12 @@ DEFAULT_LINES = (
     "dense",
     "mvp",
     "mvp_select",
-    "mvp_select",
     "copy_nearest",
     "vote_universal",
     "vote_farthest",
     "vote_pretrained_weights",
     "reptile_iht",
     "ifp",
-    "ifp_10x",
     "oneshot_fisher",
     "oneshot_magnitude",
     "random_units",
@@ -281,6 +279,7 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets.count = 6
     config.targets.seeds = 3
     config.targets.unseen_at_least = min(2, config.data.unseen_classes)
+    rates.fill(config)
     config.steps = (0, 10, 25, 50)
     config.methods = ("all",)
     config.deliver = ""
@@ -328,6 +327,7 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.targets.count = 1
     config.targets.seeds = 3
     config.targets.unseen_at_least = 4
+    rates.fill(config)
 
     config.pattern = ConfigDict()
     config.pattern.name = "weights"
@@ -354,6 +354,9 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.train.augment = "none" if text else "shift"
     config.train.norm_examples = 512
     config.round_steps = 100
+    config.gradual = ConfigDict()
+    config.gradual.steps = config_dict.placeholder(int)
+    config.gradual.events = config_dict.placeholder(int)
     config.examples = 256
 
     config.isp = ConfigDict()

@@ -81,17 +81,23 @@ def _job(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[
 
 def _sparsity(plan: SparsityPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
     if processes.first():
-        tasks.save(plan.setting.targets, work / "targets.json")
+        _save_targets(plan, work)
     variables = dense_model.dense_model(plan, made.get("pretrain", work))
     rows = sparsity_job.run(plan, variables, work)
     processes.only_first("report", lambda: sparsity_report.report(plan, rows, work))
     return rows
 
 
+def _save_targets(plan: FewShotPlan | SparsityPlan, work: Path) -> None:
+    tasks.save(plan.setting.targets, work / "targets.json")
+    if plan.setting.tuning:
+        tasks.save(plan.setting.tuning, work / "rates" / "targets.json")
+
+
 def _meta_vote(plan: FewShotPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:
     if processes.first():
         tasks.save(plan.setting.bank_tasks, work / "bank_tasks.json")
-        tasks.save(plan.setting.targets, work / "targets.json")
+        _save_targets(plan, work)
     variables = dense_model.dense_model(plan, made.get("pretrain", work))
     bank = bank_build.build_bank(plan, variables, made.get("bank", work))
     if processes.first():

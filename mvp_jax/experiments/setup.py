@@ -39,6 +39,7 @@ class Setting(NamedTuple):
         normalised: the mean and the standard deviation of each channel by which images were normalised; `None`: they
             were not, or a checkpoint's own processor did it.
         superclasses: the number of the superclass of each class, such as its alphabet; `()`: there are none.
+        tuning: further targets, on which the methods' learning rates are chosen; they are not reported.
     """
 
     pools: Pools
@@ -50,6 +51,7 @@ class Setting(NamedTuple):
     unseen: tuple[int, ...] = ()
     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     superclasses: tuple[int, ...] = ()
+    tuning: tuple[tasks.Task, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

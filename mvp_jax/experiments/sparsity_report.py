@@ -12,6 +12,7 @@ import numpy as np
 from mvp_jax import reports
 from mvp_jax.core import masks
 from mvp_jax.core.types import Masks
+from mvp_jax.experiments import rates
 from mvp_jax.experiments.plans import SparsityPlan
 from mvp_jax.experiments.sparsity_job import mask_file, row_file
 from mvp_jax.methods import registry
@@ -143,6 +144,7 @@ def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
             text.append(section(f"End to end, {name}", found, f"100 × {name}"))
     if alone:
         text.append(section("The masks alone, on the pre-trained weights", reports.summary(alone, plan.ours)))
+    text += [chosen] if (chosen := rates.section(work, names).lstrip()) else []
     text.append(f"## What the columns mean\n\n{reports.explanation(table, plan.ours, names)}")
     records.write_text(work / "results.md", "\n".join(text))
     for name, likeness in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):

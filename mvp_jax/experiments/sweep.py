@@ -42,6 +42,7 @@ _LATER = {
         "ours",
         "pattern",
         "prune",
+        "rates",
         "reference",
         "reptile",
         "round_steps",
@@ -55,7 +56,7 @@ _LATER = {
         "vote",
         "weak",
     ),
-    "bank": ("bank.similarity", "methods", "reptile", "select", "steps", "targets", "vote", "weak"),
+    "bank": ("bank.similarity", "methods", "rates", "reptile", "select", "steps", "targets", "vote", "weak"),
 }
 """Settings that are used only after the pre-training, or the bank, is made: runs that differ in no others share it."""
 

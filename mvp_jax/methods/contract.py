@@ -23,10 +23,25 @@ class Spent(NamedTuple):
         steps: the number of optimiser steps, summed over all members that the method trains.
         examples: the number of examples that passed forward and backward through the model; an example that passed
             forward only counts as a third.
+        serial_steps: the number of optimiser steps that follow one another: what the method takes if every member has a
+            device of its own. Members that train at once count once.
+        collectives: how often what all members have is put together: their weights, their gradients, or their votes on
+            every weight. That is once a round where members are averaged or vote, and once a step where members share
+            a batch; 0 for a method that trains one model by itself.
     """
 
     steps: int
     examples: int
+    serial_steps: int
+    collectives: int = 0
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Returns the cost of this and then the other.
+
+        >>> Spent(6, 60, 2, 1).plus(Spent(4, 40, 4))
+        Spent(steps=10, examples=100, serial_steps=6, collectives=1)
+        """
+        return Spent(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Look(NamedTuple):
@@ -69,7 +84,8 @@ class Training:
 
     Attributes:
         steps: `J`, the number of steps of the final fine-tuning.
-        learning_rate: the optimiser's learning rate; it is traced, so a new value does not compile anew.
+        learning_rate: the optimiser's learning rate; it is traced, so a new value does not compile anew. In a function
+            that is traced as a whole it may be an argument of that function.
         optimizer: `sgd` (momentum 0.9), `adamw`, or `either`: both are computed, and a value of the run's state says
             which of them counts.
         weight_decay: the optimiser's weight decay; added to the gradient for SGD, decoupled for AdamW.
@@ -97,7 +113,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1:
             raise ValueError(f"steps must be >= 0 and batch >= 1, got {self.steps} and {self.batch}")
-        if not self.learning_rate > 0:
+        if not isinstance(self.learning_rate, jax.core.Tracer) and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive, got {self.clip}")

@@ -338,7 +338,7 @@ def ranking(problem: api.FewShotProblem, settings: object) -> Spent:
 
     A forward pass costs a third of a training step on the example, and counts as a third of an example.
     """
-    return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3)
+    return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3, 0)
 
 
 def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
@@ -356,8 +356,7 @@ def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
         ranked = ranking(problem, settings)
         if slots.elect is not own:
             return ranked
-        scored = oneshot.cost_of_score(problem, settings.score, 512)
-        return Spent(0, ranked.examples + scored.examples)
+        return ranked.plus(oneshot.cost_of_score(problem, settings.score, 512))
 
     at_once = api.method(slots, Settings, spends=cost_before)
 
@@ -372,8 +371,7 @@ def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
         key_start, key_search = jax.random.split(key)
         search = ifp.with_budget(ifp.Settings(rounds=settings.rounds, tuning=settings.tuning), settings.tuning.steps)
         found = ifp.search(problem, search, key_search, start=slots(wider, settings, key_start), first=first)
-        before, after = cost_before(problem, settings), ifp.steps_and_examples(problem, search)
-        spent = Spent(before.steps + after.steps, before.examples + after.examples)
+        spent = cost_before(problem, settings).plus(ifp.steps_and_examples(problem, search))
         return api.pruned(problem, found.slim, found.units, spent=spent, alive=found.alive)
 
     run.__name__ = run.__qualname__ = name

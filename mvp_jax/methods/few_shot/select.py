@@ -198,7 +198,7 @@ def cost_of_selection(problem: api.FewShotProblem, settings: Settings) -> Spent:
     near, tuning = problem.voters().similarity.shape[-1], settings.tuning
     count = min(settings.candidates, near) + len(VOTES) + (problem.universal is not None) + len(settings.shares)
     seen = min(problem.examples, tuning.norm_examples) + min(problem.examples, tuning.probe_examples)
-    return Spent(0, mvp.ranking(problem, settings).examples + count * seen // 3)
+    return mvp.ranking(problem, settings).plus(Spent(0, count * seen // 3, 0))
 
 
 select = api.method(start, Settings, spends=cost_of_selection)
