@@ -4,8 +4,9 @@
     python -m mvp_jax.main --config=configs/compare.py:data=docstrings,model=bert --workdir=DIR
     python -m mvp_jax.main --config=configs/compare.py --config.methods="('isp','gradual','imp')" --workdir=DIR
 
-The argument is a comma-separated list of `data=digits|docstrings|npz`, `model=vit|bert|resnet|NAME` and `runlocal`.
-`config.methods` names methods of `mvp_jax.methods.METHODS` for a sparsity; if it is empty, all of them run.
+The argument is a comma-separated list of `data=digits|glyphs|docstrings|npz`, `model=vit|bert|resnet|NAME` and
+`runlocal`.
+`config.methods` names methods of `mvp_jax.methods.METHODS` for a sparsity; `all`, or none, runs all of them.
 
 Lab note. Thirteen methods were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four
 sparsities, 65 minutes of two cores), and eleven on the digits; the tables are in `docs/results`. All methods together

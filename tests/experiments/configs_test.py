@@ -12,6 +12,7 @@ from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog, glue, joined
 from mvp_jax.experiments import bank_job, papers, planning, pools, presets, prune_job, sweep
 from mvp_jax.experiments import run as experiment
+from mvp_jax.methods import registry
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
@@ -103,6 +104,15 @@ def base(job):
 def jobs(config):
     """The config itself, or those of a sweep's points."""
     return list(sweep.configs(config).values()) if config.job == "sweep" else [config]
+
+
+def test_the_default_lines_are_methods_and_all_can_be_asked_for():
+    assert of("mvp").data.name == "glyphs"
+    assert of("mvp").methods == presets.DEFAULT_LINES
+    assert set(presets.DEFAULT_LINES) < set(registry.TABLES["few_shot"])
+    assert set(presets.ISP_LINES) < set(registry.TABLES["sparse"])
+    for name, arg in (("mvp", "data=npz"), ("compare", ""), ("mvp_cifar100", "")):
+        assert of(name, arg).methods == ("all",)
 
 
 def test_there_is_a_test_for_every_file():

@@ -59,6 +59,9 @@ def test_all_methods_of_a_kind_are_those_that_suit_the_model():
     assert sparse - set(registry.suited("sparse", vit)) == {"synflow"}
     assert list(registry.chosen("sparse", ("snip", "imp"), vit)) == ["snip", "imp"]
     assert set(registry.chosen("few_shot", (), vit)) == few - {"oneshot_batch_norm_scale"}
+    assert registry.chosen("few_shot", ("all",), vit) == registry.chosen("few_shot", (), vit)
+    with pytest.raises(ValueError, match=r"methods are \['mvp', 'all'\]; give 'all' alone, or the names"):
+        registry.chosen("few_shot", ("mvp", "all"), vit)
     with pytest.raises(ValueError, match=r"'synflow' does not suit this model: it cannot be made linear"):
         registry.chosen("sparse", ("synflow",), vit)
 
