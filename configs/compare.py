@@ -14,7 +14,7 @@ have not been run.
 
 from ml_collections import ConfigDict
 
-from mvp_jax.experiments import presets
+from mvp_jax.experiments import data_presets, presets
 
 
 def _cifar(config: ConfigDict, model: str) -> None:
@@ -23,7 +23,7 @@ def _cifar(config: ConfigDict, model: str) -> None:
     A network trained on CIFAR-10 (or on CIFAR-100, if the model's name has `distiller` in it) is pruned for them. Half
     of the official test split validates, and the other half is for the reported accuracy.
     """
-    presets.cifar(config, "distiller" in model)
+    data_presets.cifar(config, "distiller" in model)
     config.mapping = "auto"
     config.data.fractions = (0.1, 0.9)
     config.tasks.classes_per_task = 10

@@ -33,7 +33,7 @@ LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in f
 OUTSIDE = {"core": {"jax", "numpy"}, "graph": {"jax", "numpy"}, "saliency": {"jax", "numpy"}}
 """The folders that see nothing but these from outside the package."""
 
-ONLY_IN = {"ml_collections": ("experiments", "main"), "matplotlib": ("reports", "compact", "experiments")}
+ONLY_IN = {"ml_collections": ("experiments", "main"), "matplotlib": ("reports", "compact", "data", "experiments")}
 """What is imported from outside in these folders alone."""
 
 FILES = {

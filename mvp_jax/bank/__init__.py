@@ -17,7 +17,14 @@ from mvp_jax.bank.directory import (
     write_readme,
 )
 from mvp_jax.bank.manifest import Bank, BankDescription, fingerprint
-from mvp_jax.bank.ranking import SimilarityFn, leep_to_all, prototypes, prototypes_to_all, similarities_to
+from mvp_jax.bank.ranking import (
+    EntrySimilarity,
+    SimilarityFn,
+    prototypes,
+    prototypes_to_all,
+    similarities_to,
+    similarity_to_all,
+)
 from mvp_jax.bank.stacking import ballots, stacked, weights
 from mvp_jax.bank.verification import problems, verify
 from mvp_jax.bank.voters import Neighbours, in_dense_shapes, neighbours
@@ -26,6 +33,7 @@ __all__ = [
     "Bank",
     "BankDescription",
     "BankEntry",
+    "EntrySimilarity",
     "Neighbours",
     "SimilarityFn",
     "add",
@@ -37,7 +45,6 @@ __all__ = [
     "has",
     "has_model",
     "in_dense_shapes",
-    "leep_to_all",
     "load",
     "load_model",
     "needs",
@@ -48,6 +55,7 @@ __all__ = [
     "prototypes",
     "prototypes_to_all",
     "similarities_to",
+    "similarity_to_all",
     "stacked",
     "store_model",
     "unpack",

@@ -1,8 +1,9 @@
 """How near the entries of a bank are to a new task, read and computed a chunk at a time."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,14 @@ from mvp_jax.models.api import Model, replace_head
 from mvp_jax.train import evaluation
 from mvp_jax.train.fitting import loops_on_host
 
+EntrySimilarity: TypeAlias = Literal["leep", "logme", "press", "prototype"]
+"""The names of the similarities by which entries are ranked; `similarity_to_all` and `prototypes_to_all` say how."""
+
 SimilarityFn: TypeAlias = Callable[[Sequence[BankEntry], Batch], Array]
 """`(entries, data) -> float[T]`: how similar each of `T` entries is to the task that `data` shows, higher = nearer."""
+
+_OF_MODELS = ("leep", "logme", "press")
+_NORM_EXAMPLES = 512  # as `Training.norm_examples`
 
 
 def similarities_to(
@@ -29,7 +36,7 @@ def similarities_to(
     variables: Variables,
     data: Batch,
     *,
-    similarity: Literal["leep", "prototype"] | SimilarityFn = "leep",
+    similarity: EntrySimilarity | SimilarityFn = "leep",
     chunk: int = 64,
 ) -> Array:
     """How similar every entry of a bank is to a new task.
@@ -41,8 +48,8 @@ def similarities_to(
         model: the dense model with the new task's number of classes.
         variables: those of the pre-trained model from which the entries were made, under the head they had then.
         data: the new task's training examples: `x` `[N, ...]` and `y` `int[N]`, labels from 0.
-        similarity: `leep`, `prototype` or a function, as in `neighbours`. A function is given all entries at once and
-            reads what it needs.
+        similarity: `leep`, `logme`, `press`, `prototype` or a function, as in `neighbours`. A function is given all
+            entries at once and reads what it needs.
         chunk: how many entries are in memory at a time.
 
     Returns:
@@ -61,12 +68,14 @@ def similarities_to(
         return scores
     if similarity == "prototype":
         return _by_prototypes(entries, model, prototypes(model, variables, data), chunk)
-    if similarity == "leep":
-        return _by_leep(entries, model, data, chunk)
-    raise ValueError(f"unknown similarity {similarity!r}; choose leep, prototype or a function (entries, data)")
+    if similarity in _OF_MODELS:
+        return _by_models(entries, model, data, chunk, similarity)
+    raise ValueError(
+        f"unknown similarity {similarity!r}; choose one of {get_args(EntrySimilarity)} or a function (entries, data)"
+    )
 
 
-def _by_leep(entries: Sequence[BankEntry], model: Model, data: Batch, chunk: int) -> Array:
+def _by_models(entries: Sequence[BankEntry], model: Model, data: Batch, chunk: int, by: str) -> Array:
     widest, parts = max(len(e.classes) for e in entries), []
     for part, found in _chunks(entries, model, "variables", chunk):
         heads = [f["variables"].params[model.head]["bias"].shape[0] for f in found]
@@ -74,7 +83,8 @@ def _by_leep(entries: Sequence[BankEntry], model: Model, data: Batch, chunk: int
         widest = max(widest, *heads)
         members = [widened(f["variables"], model.head, widest) for f in found]
         slim = model.with_classes(widest).resize(counts(found[0]["units"]))
-        near = leep_to_all(slim, stacking.stack(part, members, "variables"), data, num_classes=model.num_classes)
+        stacked = stacking.stack(part, members, "variables")
+        near = similarity_to_all(slim, stacked, data, num_classes=model.num_classes, by=by)
         parts.append(np.asarray(near))
     return jnp.asarray(np.concatenate(parts)[: len(entries)])
 
@@ -115,34 +125,59 @@ def read(entries: Sequence[BankEntry], names: Sequence[str]) -> list[dict[str, A
     return directory.together(one, entries, entries[0].path)
 
 
-def leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int = 8) -> Array:
-    """LEEP of every bank entry for one target task, as a single program over the stacked entries.
+def similarity_to_all(
+    model: Model, members: Variables, data: Batch, *, num_classes: int, by: str = "leep", chunk: int = 8
+) -> Array:
+    """How near every bank entry is to one target task, as a single program over the stacked entries.
 
     Args:
         model: of the entries; slim, all of one shape.
         members: their variables, every leaf leads with `T`.
         data: the target's training examples: `x` `[N, ...]` and `y` `int[N]`.
         num_classes: of the target.
+        by: `leep`: LEEP of the entry's predictions for `data`; `logme`: the evidence of linear regressions from the
+            entry's features to the target's labels; `press`: minus the leave-one-out error of ridge regressions between
+            these. Features are taken under batch statistics that are re-estimated on `data`.
         chunk: entries at a time; it bounds the memory that activations take.
 
     Returns:
         `float32[T]`, higher = nearer.
 
-    Reference: Nguyen et al., "LEEP", 2020, arXiv:2002.12462, eqs. 1 and 2.
+    Raises:
+        ValueError: for an unknown value of `by`.
+
+    Reference: Nguyen et al., "LEEP", 2020, arXiv:2002.12462, eqs. 1 and 2; You et al., "LogME", 2021,
+    arXiv:2102.11005; Allen, Technometrics 16, 1974 (PRESS).
     """
+    if by not in _OF_MODELS:
+        raise ValueError(f"unknown similarity {by!r}; choose one of {_OF_MODELS}")
+    one = _Nearness(model, num_classes, by)
     if loops_on_host(model, members, data):
-        return jnp.stack([_leep(model, v, data, num_classes=num_classes) for v in trees.unstack(members)])
-    return _leep_to_all(model, members, data, num_classes=num_classes, chunk=chunk)
+        return jnp.stack([one(v, data) for v in trees.unstack(members)])
+    return _similarity_to_all(members, data, one=one, chunk=chunk)
 
 
-def _leep(model: Model, variables: Variables, data: Batch, *, num_classes: int) -> Array:
-    logits, _ = evaluation.infer(model, variables, data["x"])
-    return similarities.leep(jax.nn.softmax(logits), data["y"], num_classes)
+@dataclasses.dataclass(frozen=True)
+class _Nearness:
+    """How near one entry is to a task; instances compare by value, so that equal work reuses its compiled program."""
+
+    model: Model
+    num_classes: int
+    by: str
+
+    def __call__(self, variables: Variables, data: Batch) -> Array:
+        if self.by == "leep":
+            logits, _ = evaluation.infer(self.model, variables, data["x"])
+            return similarities.leep(jax.nn.softmax(logits), data["y"], self.num_classes)
+        fitting = evaluation.reestimate(self.model, variables, data["x"][:_NORM_EXAMPLES])
+        _, features = evaluation.infer(self.model, fitting, data["x"])
+        score = similarities.press if self.by == "press" else similarities.logme
+        return score(features, data["y"], self.num_classes)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_classes", "chunk"))
-def _leep_to_all(model: Model, members: Variables, data: Batch, *, num_classes: int, chunk: int) -> Array:
-    return jax.lax.map(lambda v: _leep(model, v, data, num_classes=num_classes), members, batch_size=chunk)
+@functools.partial(jax.jit, static_argnames=("one", "chunk"))
+def _similarity_to_all(members: Variables, data: Batch, *, one: _Nearness, chunk: int) -> Array:
+    return jax.lax.map(lambda v: one(v, data), members, batch_size=chunk)
 
 
 def prototypes(model: Model, variables: Variables, data: Batch) -> Array:

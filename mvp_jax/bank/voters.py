@@ -1,7 +1,7 @@
 """Who votes for a new task: the bank's entries that are most similar to it, in the dense model's shapes."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from mvp_jax import compact
 from mvp_jax.bank import ranking, stacking
 from mvp_jax.bank.directory import BankEntry
-from mvp_jax.bank.ranking import SimilarityFn
+from mvp_jax.bank.ranking import EntrySimilarity, SimilarityFn
 from mvp_jax.core import similarity as similarities
 from mvp_jax.core.types import Array, Batch, PyTree, Units, UnitScores, Variables
 from mvp_jax.core.units import Group
@@ -46,7 +46,7 @@ def neighbours(
     data: Batch,
     k: int = 5,
     *,
-    similarity: Literal["leep", "prototype"] | SimilarityFn = "leep",
+    similarity: EntrySimilarity | SimilarityFn = "leep",
     chunk: int = 64,
 ) -> Neighbours:
     """The `k` entries of a bank that are most similar to a new task, as the voters of Meta-Vote Pruning.
@@ -59,7 +59,8 @@ def neighbours(
         data: the new task's training examples: `x` `[N, ...]` and `y` `int[N]`, labels from 0.
         k: how many entries vote; all of them if there are fewer.
         similarity: how similar an entry is to the task. `leep`: LEEP of the entry's predictions (arXiv:2002.12462),
-            its model run on `data`; `prototype`: cosines between class means of the pre-trained model's features, for
+            its model run on `data`; `logme` and `press`: how well the features of its model tell the labels of `data`
+            (see `similarity_to_all`); `prototype`: cosines between class means of the pre-trained model's features, for
             entries that were added with `prototypes` (see `bank.prototypes`); or a function
             `(entries, data) -> float[T]`, higher = nearer.
         chunk: how many entries are in memory at a time while they are ranked.

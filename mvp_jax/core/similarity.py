@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from mvp_jax.core import labels as labels_lib
 from mvp_jax.core import layouts, precision
+from mvp_jax.core.leave_one_out import press
 from mvp_jax.core.types import Array
 
 # Scores of near-equal tasks differ in the third digit, which a GPU's default TF32 products would blur.
@@ -344,4 +345,4 @@ def nearest(scores: Array, k: int) -> Array:
     return rank(scores)[:k]
 
 
-__all__ = ["cka", "leep", "logme", "nce", "nearest", "prototype_cosine", "prototypes", "rank"]
+__all__ = ["cka", "leep", "logme", "nce", "nearest", "press", "prototype_cosine", "prototypes", "rank"]

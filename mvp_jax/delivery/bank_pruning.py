@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from mvp_jax.delivery.inputs import TaskInputs
 from mvp_jax.delivery.tuning import DeliveryTraining
 from mvp_jax.delivery.writing import FinishedModel, WrittenModel
 from mvp_jax.methods import Line, Pruned, few_shot, registry
-from mvp_jax.methods.few_shot import mvp
+from mvp_jax.methods.few_shot import mvp, select
 from mvp_jax.storage import files, records
 
 _WHOLE_BANK = ("copy_random", "copy_farthest", "vote_farthest", "vote_universal")
@@ -35,9 +35,10 @@ class BankPruningSettings:
     """How a bank's model is pruned for a new task.
 
     Attributes:
-        method: the name of a few-shot method, such as `mvp`, `mvp_weighted`, `copy_nearest` or `ifp`.
+        method: the name of a few-shot method, such as `mvp`, `mvp_select`, `copy_nearest` or `ifp`.
         k: how many entries vote, the nearest.
-        similarity: by what entries are near: `leep`, or `prototype` for a bank whose entries have prototypes.
+        similarity: by what entries are near, as in `bank.neighbours`; `prototype` needs a bank whose entries have
+            prototypes.
         steps: the number of fine-tuning steps, of the pruned model and of the dense one beside it.
         batch: the number of examples a step.
         learning_rate: of the fine-tuning; `None`: it follows from the model's kind and width.
@@ -53,7 +54,7 @@ class BankPruningSettings:
 
     method: str = "mvp"
     k: int = 5
-    similarity: Literal["leep", "prototype"] = "leep"
+    similarity: banks.EntrySimilarity = "leep"
     steps: int = 100
     batch: int = 32
     learning_rate: float | None = None
@@ -63,11 +64,16 @@ class BankPruningSettings:
     chunk: int = 64
     seed: int = 0
 
+    @property
+    def read(self) -> int:
+        """How many of the nearest entries are read: those that vote, and those that are candidates of `mvp_select`."""
+        return max(self.k, select.Settings().candidates) if self.method == "mvp_select" else self.k
+
     def __post_init__(self) -> None:
         if min(self.k, self.steps, self.batch, self.chunk) < 1:
             raise ValueError(f"k={self.k}, steps={self.steps}, batch={self.batch}, chunk={self.chunk}; give at least 1")
-        if self.similarity not in ("leep", "prototype"):
-            raise ValueError(f"unknown similarity {self.similarity!r}; choose leep or prototype")
+        if self.similarity not in get_args(banks.EntrySimilarity):
+            raise ValueError(f"unknown similarity {self.similarity!r}; choose one of {get_args(banks.EntrySimilarity)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,7 +215,7 @@ def run(made: BankPruningPlan, out: str | os.PathLike[str]) -> BankPruned:
         chunk=made.settings.chunk,
     )
     near = banks.neighbours(
-        made.entries, task.model, made.variables, task.train, k=made.settings.k, similarity=lambda *_: scores
+        made.entries, task.model, made.variables, task.train, k=made.settings.read, similarity=lambda *_: scores
     )
     problem, given = _problem(made, near)
     key = jax.random.key(made.settings.seed)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from mvp_jax.parallel import processes
 from mvp_jax.storage import records
 from mvp_jax.train import evaluation, population
 
-SIMILARITIES = ("leep", "prototype")
+SIMILARITIES = get_args(banks.EntrySimilarity)
 """The names of the similarities by which the bank's entries can be ranked for a target."""
 
 
@@ -39,7 +39,7 @@ class Stacked(NamedTuple):
         entries: what the bank stores of each entry: task, classes, accuracy, cost.
         units: the units that each model kept, `{group: bool[T, C]}` in the dense model's index.
         saliency: the last score of each unit, `{group: float[T, C]}` in the dense model's index.
-        prototypes: mean features of each task's classes, `[T, Y, F]`; `None`: entries are ranked by LEEP.
+        prototypes: mean features of each task's classes, `[T, Y, F]`; `None`: entries are ranked by their models.
         images: returns the images of the source task with a given name.
     """
 
@@ -232,12 +232,14 @@ def similarities(plan: FewShotPlan, variables: Variables, bank: Stacked, data: B
     """Returns how near each bank task is to a target, `float[T]`, higher = nearer.
 
     Args:
-        plan: the job's plan; `plan.similarity` says whether LEEP or class prototypes measure it.
+        plan: the job's plan; `plan.similarity` says what measures it.
         variables: the variables of the pre-trained model.
         bank: the bank's `T` entries.
         data: the target's training images, `{"x": [N, ...], "y": int32[N]}`.
     """
-    if plan.similarity == "leep":
-        return banks.leep_to_all(plan.slim, bank.slim, data, num_classes=plan.sizes.classes_per_task)
-    assert bank.prototypes is not None
-    return banks.prototypes_to_all(banks.prototypes(plan.task_model, variables, data), bank.prototypes)
+    if plan.similarity == "prototype":
+        assert bank.prototypes is not None
+        return banks.prototypes_to_all(banks.prototypes(plan.task_model, variables, data), bank.prototypes)
+    return banks.similarity_to_all(
+        plan.slim, bank.slim, data, num_classes=plan.sizes.classes_per_task, by=plan.similarity
+    )

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from mvp_jax.storage import records
+from mvp_jax.storage import records, user_cache
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -41,8 +41,7 @@ def folder_of(setting: str) -> pathlib.Path | None:
     if setting == "off":
         return None
     if setting == "auto":
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return pathlib.Path(home) / "mvp_jax" / "jax"
+        return user_cache.folder() / "jax"
     return pathlib.Path(setting).expanduser().absolute()
 
 

@@ -181,10 +181,11 @@ def run_line(
         test: whether models are judged on the test split too.
     """
     # What a method does not need would only make its programs differ from the others'.
+    wanted = line.needs | line.uses
     template = dataclasses.replace(
         problem,
-        neighbours=problem.neighbours if "neighbours" in line.needs else None,
-        universal=problem.universal if "universal" in line.needs else None,
+        neighbours=problem.neighbours if "neighbours" in wanted else None,
+        universal=problem.universal if "universal" in wanted else None,
     )
     pruned: Pruned = population.over(
         _Prune(line, _at_rate(defaults, 1.0)),
@@ -263,7 +264,7 @@ def compare(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) 
         few_shot_report.write_neighbours(plan, bank, names, np.asarray(members.similarity), work)
     problem = plan.problem(variables, jax.tree.map(lambda leaf: leaf[0], members.train))
     problem = dataclasses.replace(problem, neighbours=voters_of(plan, variables, bank))
-    if any("universal" in line.needs for line in plan.lines.values()):
+    if any("universal" in line.needs | line.uses for line in plan.lines.values()):
         problem = dataclasses.replace(problem, universal=universal.learn(plan, variables, bank, work))
     size = min(plan.at_once, len(names))
     choices = choose_rates(plan, variables, bank, problem, size, work)

@@ -1,6 +1,6 @@
 """What a few-shot job writes besides its rows: the study of overlap, slim models, tables, pictures and costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ _FEWEST_PAIRS = 20
 def study_overlap(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path) -> None:
     """Writes how much the units of two tasks overlap in each layer, for pairs of tasks by how similar they are.
 
-    Pairs are binned by their similarity, and by how many classes they share. Writes `overlap.json`,
-    `overlap_by_similarity.png` and `overlap_by_shared_classes.png`, unless they are there.
+    Pairs are binned by their similarity, by how many classes they share, and, where classes have superclasses such as
+    alphabets, by how often a class of the one and a class of the other are of one superclass. Writes `overlap.json` and
+    `overlap_by_similarity.png`, `overlap_by_shared_classes.png` and `overlap_by_superclass.png`, unless they are there.
 
     Args:
         plan: the job's plan.
@@ -63,7 +64,16 @@ def _overlaps(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path
         "similarity": reports.overlap_table(kept, near, 3, order=order),
         "shared_classes": reports.overlap_table(kept, shared, parts or 1, order=order),
     }
-    binned = {"similarity": f"similarity ({plan.similarity})", "shared_classes": "number of shared classes"}
+    binned = {
+        "similarity": f"similarity ({plan.similarity})",
+        "shared_classes": "number of shared classes",
+        "superclass": "share of the pairs of classes that are of one superclass",
+    }
+    together = _of_one_superclass([e.classes for e in chosen], plan.setting.superclasses)
+    if np.ptp(together[pairs]) > 0:
+        # Tasks drawn within superclasses are of one or of two; others are binned by thirds.
+        ends = [1.0] if np.isin(together[pairs].round(6), (0, 1)).all() else 3
+        tables["superclass"] = reports.overlap_table(kept, together, ends, order=order)
     for name, table in tables.items():
         reports.plot_overlap_against_depth(
             table,
@@ -75,6 +85,15 @@ def _overlaps(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path
     varied = np.ptp(both) > 0 and np.ptp(shared[pairs]) > 0  # constants have no correlation
     correlation = float(np.corrcoef(both, shared[pairs])[0, 1]) if varied else None
     return {"similarity_with_shared_classes": correlation, **tables}
+
+
+def _of_one_superclass(classes: Sequence[Sequence[int]], superclasses: Sequence[int]) -> np.ndarray:
+    """The share of the pairs of a class of one task and a class of the other that are of one superclass, `[T, T]`."""
+    if not superclasses:
+        return np.zeros((len(classes), len(classes)))
+    of = np.asarray(superclasses)
+    shares = np.stack([np.bincount(of[list(own)], minlength=of.max() + 1) / len(own) for own in classes])
+    return shares @ shares.T
 
 
 def deliver(

@@ -9,7 +9,7 @@ sections 4 and D).
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import catalog, glue
-from mvp_jax.experiments import presets
+from mvp_jax.experiments import data_presets, presets
 
 CLIP_TEMPLATES = {
     "mnist": "mnist",
@@ -154,7 +154,7 @@ def whole(config: ConfigDict, data: str, shots: int | None = None) -> None:
         config.data.name, config.data.length = data, 128
         classes = glue.task(data).classes
     else:
-        presets.pictures(config, data)
+        data_presets.pictures(config, data)
         classes = catalog.find(data).classes
     config.data.tasks = "whole"
     config.data.fractions = (0.05, 0.95)  # the first part is for pre-training, of which there is none

@@ -17,7 +17,7 @@ from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
 from mvp_jax.methods import few_shot, registry, sparse, weak_members
-from mvp_jax.methods.few_shot import ifp, metasoup, mvp, reptile
+from mvp_jax.methods.few_shot import ifp, metasoup, mvp, reptile, select
 from mvp_jax.methods.sparse import isp
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
@@ -105,6 +105,8 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         sizes=Sizes(**sizes, source_images=None),
         round_steps=config.round_steps,
         examples=config.examples,
+        serial_steps=config.gradual.steps,
+        events=config.gradual.events,
         reference=config.reference,
         ours=config.ours,
         keep_rounds=config.keep_rounds,
@@ -222,6 +224,7 @@ def _few_shot_defaults(config: ConfigDict, steps: tuple[int, ...]) -> few_shot.F
         tuning=tuning,
         search=search,
         vote=mvp.Settings(**config.vote.to_dict()),
+        selection=select.Settings(**config.select.to_dict()),
         weak=metasoup.Settings(**config.weak.to_dict()),
         universal=reptile.Settings(**config.reptile.to_dict(), tuning=search.tuning),
     )

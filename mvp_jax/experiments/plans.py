@@ -17,7 +17,7 @@ from mvp_jax.experiments.rates import RateSearch
 from mvp_jax.experiments.setup import Setting, Sizes
 from mvp_jax.methods import Line, few_shot
 from mvp_jax.methods.few_shot import ifp, reptile
-from mvp_jax.methods.sparse import isp
+from mvp_jax.methods.sparse import gradual, isp
 from mvp_jax.models.api import Model
 from mvp_jax.models.functions import freeze
 from mvp_jax.storage import event_files
@@ -139,6 +139,9 @@ class SparsityPlan(JobPlan):
         round_steps: the number of training steps of iterative magnitude pruning and of sparse soups before and after
             each cut.
         examples: the number of training examples that data-driven scores are computed on.
+        serial_steps: the serial training steps of the gradual soup before the fine-tuning, and of what is compared with
+            it; `None`: as many as Instant Soup Pruning takes.
+        events: how many times these methods prune; `None`: as many as Instant Soup Pruning has rounds.
         reference: the name of the method whose masks those of all others are compared with.
         ours: the name of the method whose accuracy that of all others is compared with in the table.
         keep_rounds: whether a method's state is saved after each round, so that a killed method goes on within its run.
@@ -148,7 +151,8 @@ class SparsityPlan(JobPlan):
         metrics: the names of metrics that are reported beside accuracy, such as `f1`.
 
     Raises:
-        ValueError: for an unknown metric, or one that does not fit the number of classes.
+        ValueError: for an unknown metric, or one that does not fit the number of classes, or more `events` than
+            `serial_steps`.
     """
 
     methods: tuple[str, ...]
@@ -163,11 +167,14 @@ class SparsityPlan(JobPlan):
     ours: str
     keep_rounds: bool
     masks_alone: bool
+    serial_steps: int | None = None
+    events: int | None = None
     zero_shot: np.ndarray | None = None
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         metrics.check(self.metrics, max(2, self.sizes.classes_per_task))
+        gradual.check_events(self.serial_steps, self.events)
 
     @property
     def task_model(self) -> Model:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.data import groups, sources, tasks
 from mvp_jax.data.checkpoint_inputs import images, tokens
-from mvp_jax.data.datasets import catalog, folders, glue, joined, prepared, text
+from mvp_jax.data.datasets import catalog, folders, glue, glyphs, joined, prepared, text
 from mvp_jax.data.loading import lazy
 from mvp_jax.experiments import checks, rates, setup
 from mvp_jax.pretrained import preprocess, tensor_files
@@ -74,6 +74,7 @@ def load(config: ConfigDict) -> setup.Setting:
         targets,
         tuple(unseen) if home == away else tuple(away),
         normalised,
+        source.coarse,
         tuning,
     )
     checks.unseen(found, pretrained_here=not config.model.checkpoint)
@@ -135,11 +136,12 @@ def _sides(source: sources.Source, named: str | None) -> tuple[list[int], list[i
     every = list(range(source.num_classes))
     if not named:
         return every, every
-    chosen = set(named.split("+"))
-    if "+" not in source.name or not chosen < set(source.coarse_names):
+    chosen, known = set(named.split("+")), source.coarse_names
+    if not chosen < set(known):
+        what = f"here {list(known)}" if known else f"but {source.name} has neither"
         raise ValueError(
-            f"data.targets is {named!r}; it names some of the data sets that data.name joins, here "
-            f"{list(source.coarse_names) if '+' in source.name else source.name}, and leaves one for the bank"
+            f"data.targets is {named!r}; it names some of the superclasses, or of the data sets that data.name joins, "
+            f"{what}; at least one is left for the bank"
         )
     away = [c for c in every if source.coarse_names[source.coarse[c]] in chosen]
     return sorted(set(every) - set(away)), away
@@ -202,9 +204,13 @@ def _statistics(source: sources.Source, mean: Any, std: Any) -> tuple[Any, Any]:
 
 def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
     """Returns one data set of images, without duplicates and not yet normalised."""
-    size = config.data.get("size")
+    size, held_out = config.data.get("size"), config.data.get("held_out_faces") or ""
+    if held_out and name != "glyphs":
+        raise ValueError(f"data.held_out_faces is {held_out!r}, but {name} has no typefaces; leave it empty")
     if name == "digits":
         return sources.digits(upsample=config.data.upsample)
+    if name == "glyphs":
+        return glyphs.glyphs(held_out=tuple(filter(None, held_out.split("+"))))
     if name == "npz":
         source = sources.npz(path)
         if source.test is None:
@@ -215,7 +221,7 @@ def _pictures(name: str, path: str, config: ConfigDict) -> sources.Source:
         source = prepared.open(name, data_dir=path or None, size=size)
     else:
         raise ValueError(
-            f"unknown data {name!r}; choose 'digits', 'docstrings' or 'npz', 'folder' (with data.path), 'glue/TASK', "
-            f"several data sets of images as 'a+b', or one of {sorted(catalog.CATALOG)}"
+            f"unknown data {name!r}; choose 'glyphs', 'digits', 'docstrings' or 'npz', 'folder' (with data.path), "
+            f"'glue/TASK', several data sets of images as 'a+b', or one of {sorted(catalog.CATALOG)}"
         )
     return sources.drop_duplicates(source)[0]

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets import catalog
-from mvp_jax.experiments import rates
+from mvp_jax.experiments import data_presets, rates
 
 TEXTS = ("docstrings",)
 """The texts that come with the installed packages; they and the tasks of GLUE, `glue/TASK`, are read as token ids."""
@@ -55,6 +55,23 @@ ISP_LINES = (
     "instant_soup",
 )
 """The methods that a study of Instant Soup Pruning runs: the vote and its rules, controls, soups, and baselines."""
+
+
+DEFAULT_LINES = (
+    "dense",
+    "mvp",
+    "mvp_select",
+    "copy_nearest",
+    "vote_universal",
+    "vote_farthest",
+    "vote_pretrained_weights",
+    "reptile_iht",
+    "ifp",
+    "oneshot_fisher",
+    "oneshot_magnitude",
+    "random_units",
+)
+"""The methods that `configs/mvp.py` runs unless it is told others: Meta-Vote Pruning, controls and baselines."""
 
 
 def arguments(arg: str | None, allowed: Sequence[str] = ("data", "model", "runlocal")) -> dict[str, str]:
@@ -120,8 +137,8 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
 
     Args:
         kind: the name of the job: `mvp`, `sparsity` or `pretrain`.
-        data: `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.datasets.catalog`, or
-            `glue/TASK`.
+        data: `glyphs`, `digits`, `docstrings`, `npz` or `folder` (with `data.path`), a name of `data.datasets.catalog`,
+            or `glue/TASK`.
         model: the name of a model, or `resnet`, `vit`, `bert` or `clip` for the small one of a family; `checkpoint`:
             the model that the folder `model.checkpoint` holds.
     """
@@ -149,6 +166,7 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.data.stream = False
     config.data.tasks = "subsets"
     config.data.targets = ""
+    config.data.held_out_faces = ""
     config.data.length = 32
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
@@ -177,7 +195,9 @@ def job(kind: str, data: str, model: str) -> ConfigDict:
     config.pretrain.augment = "none" if is_text(data) else "shift"
     config.pretrain.save_every = 200
     if data in catalog.CATALOG:
-        pictures(config, data)
+        data_presets.pictures(config, data)
+    if data == "glyphs":
+        data_presets.glyphs(config)
     return config
 
 
@@ -188,41 +208,6 @@ def is_text(data: str) -> bool:
     (True, False)
     """
     return data in TEXTS or data.startswith("glue/")
-
-
-def pictures(config: ConfigDict, name: str) -> None:
-    """Sets a config to a data set of images: normalised as published, with a tenth of the training split for targets.
-
-    Half of the official test split validates, and the other half is for the reported accuracy.
-
-    Args:
-        config: a config made by `job`; it is changed in place.
-        name: a name of `data.datasets.catalog`.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    known = catalog.find(name)
-    config.data.name = name
-    if known.mean and known.std:
-        config.data.mean, config.data.std = known.mean, known.std
-    config.data.fractions = (0.9, 0.1) if known.test else (0.6, 0.1, 0.15, 0.15)
-    config.data.unseen_classes = 0
-    config.pretrain.classes = known.classes
-    config.model.options = ConfigDict()
-
-
-def cifar(config: ConfigDict, of_cifar100: bool) -> None:
-    """Sets a config, in place, to an archive of CIFAR images (`data.path`) and a network trained on CIFAR.
-
-    The network is read from `model.checkpoint`; it was trained on CIFAR-100 if `of_cifar100`, else on CIFAR-10.
-    """
-    config.mapping = "loop"
-    config.data.mean = (0.507, 0.487, 0.441) if of_cifar100 else (0.485, 0.456, 0.406)
-    config.data.std = (0.267, 0.256, 0.276) if of_cifar100 else (0.229, 0.224, 0.225)
-    config.data.unseen_classes = 20
-    config.model.options = ConfigDict()
-    config.model.classes = 100 if of_cifar100 else 10
 
 
 def meta_vote(data: str, model: str) -> ConfigDict:
@@ -272,8 +257,10 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.vote.k = 5
     config.vote.temperature = 0.0
     config.vote.similarity_temperature = 0.1
-    config.vote.outside = "pretrained"
+    config.vote.outside = "mean"
     config.vote.doubt = 0.25
+
+    config.select = ConfigDict({"candidates": 16, "shares": (0.3, 0.6, 1.0), "ridge": 0.1})
 
     config.weak = ConfigDict()
     config.weak.members = 3
@@ -294,8 +281,10 @@ def meta_vote(data: str, model: str) -> ConfigDict:
     config.targets.unseen_at_least = min(2, config.data.unseen_classes)
     rates.fill(config)
     config.steps = (0, 10, 25, 50)
-    config.methods = ()
+    config.methods = ("all",)
     config.deliver = ""
+    if data == "glyphs":
+        data_presets.few_shot_glyphs(config)
     return config
 
 
@@ -346,7 +335,7 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.pattern.kinds = ("head", "qk", "value", "neuron") if attention else ("filter",)
 
     config.sparsities = (0.8, 0.9)
-    config.methods = ()
+    config.methods = ("all",)
     config.reference = "imp"
     config.ours = "isp"
     config.keep_rounds = False
@@ -365,6 +354,9 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.train.augment = "none" if text else "shift"
     config.train.norm_examples = 512
     config.round_steps = 100
+    config.gradual = ConfigDict()
+    config.gradual.steps = config_dict.placeholder(int)
+    config.gradual.events = config_dict.placeholder(int)
     config.examples = 256
 
     config.isp = ConfigDict()
@@ -386,6 +378,8 @@ def sparsity(data: str, model: str) -> ConfigDict:
     for name in ("weight_decay", "label_smoothing", "dropout", "augment"):
         config.isp.diversity[name] = config_dict.placeholder(tuple)  # (low, high)
     config.isp.diversity.sgd = 0.0
+    if data == "glyphs":
+        data_presets.sparse_glyphs(config)
     return config
 
 

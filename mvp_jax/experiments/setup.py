@@ -38,6 +38,7 @@ class Setting(NamedTuple):
         unseen: the numbers of the classes that neither pre-training here nor the bank sees.
         normalised: the mean and the standard deviation of each channel by which images were normalised; `None`: they
             were not, or a checkpoint's own processor did it.
+        superclasses: the number of the superclass of each class, such as its alphabet; `()`: there are none.
         tuning: further targets, on which the methods' learning rates are chosen; they are not reported.
     """
 
@@ -49,6 +50,7 @@ class Setting(NamedTuple):
     targets: tuple[tasks.Task, ...]
     unseen: tuple[int, ...] = ()
     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    superclasses: tuple[int, ...] = ()
     tuning: tuple[tasks.Task, ...] = ()
 
 

@@ -230,6 +230,8 @@ def _one(
         "cost_steps": spent.steps,
         "cost_examples": spent.examples,
         "cost_flops": 3 * flops.flops * spent.examples,
+        "cost_serial_steps": spent.serial_steps,
+        "cost_collectives": spent.collectives,
         "seconds": round(seconds, 3),
         "learning_rate": rate,
     }
@@ -266,6 +268,8 @@ def _settings(
         base=plan.base,
         round_steps=plan.round_steps,
         examples=plan.examples,
+        serial_steps=plan.serial_steps,
+        events=plan.events,
         rate=factor,
     )
     return registry.line(method, "sparse").settings(defaults)

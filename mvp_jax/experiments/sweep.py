@@ -46,6 +46,7 @@ _LATER = {
         "reference",
         "reptile",
         "round_steps",
+        "select",
         "sparsities",
         "steps",
         "targets",
@@ -55,7 +56,7 @@ _LATER = {
         "vote",
         "weak",
     ),
-    "bank": ("bank.similarity", "methods", "rates", "reptile", "steps", "targets", "vote", "weak"),
+    "bank": ("bank.similarity", "methods", "rates", "reptile", "select", "steps", "targets", "vote", "weak"),
 }
 """Settings that are used only after the pre-training, or the bank, is made: runs that differ in no others share it."""
 

@@ -23,10 +23,25 @@ class Spent(NamedTuple):
         steps: the number of optimiser steps, summed over all members that the method trains.
         examples: the number of examples that passed forward and backward through the model; an example that passed
             forward only counts as a third.
+        serial_steps: the number of optimiser steps that follow one another: what the method takes if every member has a
+            device of its own. Members that train at once count once.
+        collectives: how often what all members have is put together: their weights, their gradients, or their votes on
+            every weight. That is once a round where members are averaged or vote, and once a step where members share
+            a batch; 0 for a method that trains one model by itself.
     """
 
     steps: int
     examples: int
+    serial_steps: int
+    collectives: int = 0
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Returns the cost of this and then the other.
+
+        >>> Spent(6, 60, 2, 1).plus(Spent(4, 40, 4))
+        Spent(steps=10, examples=100, serial_steps=6, collectives=1)
+        """
+        return Spent(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Look(NamedTuple):

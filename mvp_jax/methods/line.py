@@ -36,6 +36,7 @@ class Line(NamedTuple):
             rule), `baseline` (a method to be compared with), `control` (the same without one of its ingredients) or
             `random` (what is kept is drawn at random).
         needs: the fields that the problem must have besides a model and data: `neighbours` or `universal`.
+        uses: the fields that the method makes use of if the problem has them, and can do without.
         suits: `(model) -> bool`: whether the method can prune the model; a comparison of all methods leaves out those
             that cannot.
         only_weights: whether the method prunes single weights and no other pattern, such as whole units.
@@ -49,6 +50,7 @@ class Line(NamedTuple):
     title: str
     role: ComparisonRole = "baseline"
     needs: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
     suits: Callable[[Model], bool] = any_model
     unsuited: str = ""
     only_weights: bool = False

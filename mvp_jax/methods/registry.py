@@ -20,6 +20,10 @@ TABLES: dict[ProblemKind, dict[str, Line]] = {"few_shot": few_shot_lines.LINES, 
 """The methods of each kind of problem, `{kind: {name: line}}`, in the order in which tables show them."""
 
 
+ALL = "all"
+"""The name that stands, in a list of its own, for all methods that can prune the model."""
+
+
 class Methods(Mapping[str, Callable[..., Pruned]]):
     """A mapping from the names of methods to functions `(problem, settings, key) -> Pruned`.
 
@@ -103,12 +107,18 @@ def chosen(kind: ProblemKind, names: Iterable[str], model: Model) -> dict[str, L
 
     Args:
         kind: the kind of problem that the methods are for.
-        names: the names of the methods; if empty, all that can prune the model are chosen.
+        names: the names of the methods; `all` alone, or none: all that can prune the model are chosen.
         model: the model to be pruned.
 
     Raises:
-        ValueError: for a name that no method of the kind has, or a method that cannot prune the model.
+        ValueError: for a name that no method of the kind has, `all` beside others, or a method that cannot prune the
+            model.
     """
+    names = tuple(names)
+    if ALL in names:
+        if len(names) > 1:
+            raise ValueError(f"methods are {list(names)}; give {ALL!r} alone, or the names of the methods")
+        names = ()
     found = {name: line(name, kind) for name in names or suited(kind, model)}
     for name, one in found.items():
         if not one.suits(model):

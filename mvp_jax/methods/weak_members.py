@@ -95,7 +95,7 @@ class WeakMembers(NamedTuple):
         states: their training states; every leaf leads with `K`.
         examples: `int32[K, n]`, the training examples that each member was allowed to see, by number.
         metrics: `[K]` of each, means over the steps as `population.fit` returns them.
-        spent: the optimiser steps and examples of all members together.
+        spent: what all members together cost; it counts one collective, as many members are put together once.
     """
 
     states: train.TrainState
@@ -200,7 +200,8 @@ def fork(
         )
         states, metrics = population.members((states, metrics), count)
     examples = count * settings.steps * min(recipe.batch, int(index.shape[1]))
-    return WeakMembers(states, index, metrics, Spent(count * settings.steps, examples))
+    spent = Spent(count * settings.steps, examples, settings.steps, int(count > 1))
+    return WeakMembers(states, index, metrics, spent)
 
 
 def weights(states: train.TrainState) -> Array:

@@ -40,17 +40,18 @@ def choose(
     They are chosen in this order, until there are `most`:
 
     1. `ours`, the method that the picture is about;
-    2. the reference, in which nothing is pruned;
-    3. the two most accurate baselines: the rivals;
-    4. the two most accurate controls: those that could explain the method's accuracy away;
-    5. what is kept at random: what any method must beat;
-    6. whatever else is most accurate.
+    2. any other method that is proposed;
+    3. the reference, in which nothing is pruned;
+    4. the two most accurate baselines: the rivals;
+    5. the two most accurate controls: those that could explain the method's accuracy away;
+    6. what is kept at random: what any method must beat;
+    7. whatever else is most accurate.
 
     Args:
         accuracies: the accuracy of every method in the picture, on average, `{method: accuracy}`.
         ours: the method that the picture is about; it may be absent.
-        roles: what each method is, `{method: role}`: `reference`, `baseline`, `control`, `random`, or any other word; a
-            method without a role is a baseline. `methods.registry.roles` gives them.
+        roles: what each method is, `{method: role}`: `proposed`, `reference`, `baseline`, `control`, `random`, or any
+            other word; a method without a role is a baseline. `methods.registry.roles` gives them.
         most: the most methods to choose.
 
     >>> roles = {"dense": "reference", "mvp_soup": "variant", "copy": "control", "dice": "random"}
@@ -67,7 +68,8 @@ def choose(
         return [m for m in ranked if role[m] == wanted][:count]
 
     first = [ours] if ours in accuracies else []
-    first += best("reference", 1) + best("baseline", _BASELINES) + best("control", _CONTROLS) + best("random", 1)
+    first += best("proposed", most) + best("reference", 1)
+    first += best("baseline", _BASELINES) + best("control", _CONTROLS) + best("random", 1)
     return [*first, *(m for m in ranked if m not in first)][:most]
 
 

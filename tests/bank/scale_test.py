@@ -79,9 +79,9 @@ def test_chunks_change_nothing(entries, similarity, oracle):
 
 
 def test_all_chunks_share_a_program(entries):
-    before = ranking._leep_to_all._cache_size()
+    before = ranking._similarity_to_all._cache_size()
     bank.similarities_to(entries, TARGET, PRETRAINED, mlp.data(n=21), chunk=3)
-    assert ranking._leep_to_all._cache_size() == before + 1
+    assert ranking._similarity_to_all._cache_size() == before + 1
     before = bank.prototypes_to_all._cache_size()
     bank.similarities_to(entries, TARGET, PRETRAINED, DATA, similarity="prototype", chunk=3)
     assert ranking.prototypes_to_all._cache_size() == before + 1

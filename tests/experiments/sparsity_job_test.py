@@ -227,7 +227,7 @@ def test_every_line_is_a_method_with_the_budget_of_the_soup():
     given = sparse.SparsityDefaults(problem=problem, base=base, round_steps=5)
     spent = given.spend
     # 0.8 ** 11 is the first below a tenth; an epoch of 24 examples has 3 steps.
-    assert spent == (11, 33, 11 * (3 + 4))
+    assert spent == (11, 33, 11 * (3 + 4), 11 * (3 + 1))
     assert lines.budget(contract.problem(0.2), base).rounds == 1
     table = {name: line.settings(given) for name, line in lines.LINES.items()}
     assert table["gradual"].steps == table["rigl"].steps == spent.total

@@ -152,7 +152,7 @@ def test_members_train_as_numpy_does_each_by_its_settings(inherit):
     np.testing.assert_allclose(run.state.variables.params["w"], params[0], rtol=1e-5, atol=1e-6)
     forks = weak_members.ForkSettings(count=4, steps=3, diversity=PARTICULAR)
     states, index, metrics, spent = sparse.fork(problem, TRAINING, run, jax.random.key(3), forks, inherit=inherit)
-    assert spent == (4 * 3, 4 * 3 * 12)
+    assert spent == (4 * 3, 4 * 3 * 12, 3, 1)
     assert metrics["taken"].tolist() == [3] * 4
     assert index.shape == (4, 12)
     settings = jax.tree.map(np.asarray, states.settings)

@@ -25,7 +25,7 @@ from mvp_jax.methods.contract import CROSS_ENTROPY, Look, Pruned, Spent, Trainin
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.train import Loss, evaluation, probe
 
-_NOTHING = Spent(0, 0)
+_NOTHING = Spent(0, 0, 0)
 
 
 class Start(NamedTuple):
@@ -325,8 +325,8 @@ def finish(problem: FewShotProblem, start: Start, tuning: Tuning, key: Key, *, b
             state, _ = advance(problem, state, tuning, at - done)
             variables, done = settle(problem, state, tuning), at
         if at in tuning.looks:
-            looks[at] = Look(variables, Spent(before.steps + at, before.examples + at * batch))
-    spent = Spent(before.steps + done, before.examples + done * batch)
+            looks[at] = Look(variables, before.plus(Spent(at, at * batch, at)))
+    spent = before.plus(Spent(done, done * batch, done))
     return pruned(problem, variables, start.units, spent=spent, alive=state.alive, looks=looks)
 
 

@@ -233,7 +233,8 @@ def ifp(problem: api.FewShotProblem, settings: Settings, key: Key) -> Pruned:
 
 def steps_and_examples(problem: api.FewShotProblem, settings: Settings) -> Spent:
     """Returns the cost of a search: its training steps, and the examples that pass forward and backward in them."""
-    return Spent(settings.total_steps, settings.total_steps * min(settings.tuning.batch, problem.examples))
+    steps = settings.total_steps
+    return Spent(steps, steps * min(settings.tuning.batch, problem.examples), steps)
 
 
 def cost_of_search(problem: api.FewShotProblem, settings: Settings) -> dict[str, float]:

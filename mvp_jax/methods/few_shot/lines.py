@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from mvp_jax.methods.few_shot import api, ifp, metasoup, mvp, oneshot, reptile
+from mvp_jax.methods.few_shot import api, ifp, metasoup, mvp, oneshot, reptile, select
 from mvp_jax.methods.line import ComparisonRole, Line, fixed
 from mvp_jax.models import resnet
 from mvp_jax.models.api import Model
@@ -17,6 +17,7 @@ class FewShotDefaults:
         tuning: how every method fits its head and fine-tunes; it takes the place of the other settings' `tuning`.
         search: settings of iterative filter pruning.
         vote: settings of the meta-vote, with which its variants and controls run too.
+        selection: settings of Meta-Vote Pruning with a selected start; `vote` takes the place of its own.
         weak: settings of the meta-soup.
         universal: settings of Reptile with iterative hard thresholding.
         examples: one-shot scores are computed on the first `examples` training examples.
@@ -28,6 +29,7 @@ class FewShotDefaults:
     tuning: api.Tuning = dataclasses.field(default_factory=api.Tuning)
     search: ifp.Settings = dataclasses.field(default_factory=ifp.Settings)
     vote: mvp.Settings = dataclasses.field(default_factory=mvp.Settings)
+    selection: select.Settings = dataclasses.field(default_factory=select.Settings)
     weak: metasoup.Settings = dataclasses.field(default_factory=metasoup.Settings)
     universal: reptile.Settings = dataclasses.field(default_factory=reptile.Settings)
     examples: int = 512
@@ -43,6 +45,10 @@ def _vote(given: FewShotDefaults) -> mvp.Settings:
 
 def _anchored(given: FewShotDefaults) -> mvp.Settings:
     return dataclasses.replace(_vote(given), k=max(2, given.vote.k))
+
+
+def _selected(given: FewShotDefaults) -> select.Settings:
+    return dataclasses.replace(given.selection, vote=_vote(given))
 
 
 def _ifp(given: FewShotDefaults) -> ifp.Settings:
@@ -92,6 +98,16 @@ LINES: dict[str, Line] = {
         "MVP",
         "Meta-Vote Pruning: the nearest tasks elect the units, weights start from their mean",
         "proposed",
+    ),
+    "mvp_select": Line(
+        select.select,
+        _selected,
+        "the task's examples choose among copies of the nearest, votes and means, by a leave-one-out error",
+        kind="few_shot",
+        title="MVP, selected start",
+        role="proposed",
+        needs=frozenset({"neighbours"}),
+        uses=frozenset({"universal"}),
     ),
     "mvp_anchored": _voting(
         "mvp_anchored",

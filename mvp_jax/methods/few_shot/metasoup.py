@@ -150,8 +150,9 @@ def _under_no_head(stacked: Variables, problem: api.FewShotProblem) -> Variables
 
 def cost_of_members(problem: api.FewShotProblem, settings: Settings) -> Spent:
     """Returns the cost of the decision: ranking the neighbours and training the weak members."""
-    ranked, trained = mvp.ranking(problem, settings), settings.spent(problem.examples)
-    return Spent(ranked.steps + settings.members * settings.steps, ranked.examples + trained)
+    steps, examples = settings.members * settings.steps, settings.spent(problem.examples)
+    # The members vote once, with the neighbours, whose ballots lie in the bank.
+    return mvp.ranking(problem, settings).plus(Spent(steps, examples, settings.steps, int(settings.members > 1)))
 
 
 metasoup = api.method(start, Settings, spends=cost_of_members)

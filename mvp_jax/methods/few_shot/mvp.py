@@ -35,8 +35,8 @@ class Settings:
         temperature: `τ`; 0: the vote is deterministic; above 0, units are sampled with probability `softmax(h/τ)` of
             their support `h`.
         similarity_temperature: where votes weigh by similarity, their weights are `softmax(similarity / this)`.
-        outside: where parameters of no pruned group start from: `pretrained`, their pre-trained values, or `mean`, the
-            neighbours' mean.
+        outside: where parameters of no pruned group start from: `mean`, the neighbours' mean, or `pretrained`, their
+            pre-trained values.
         doubt: only for the anchored vote: the fraction of the nearest neighbour's units, those it holds least salient,
             on which all neighbours vote.
         score: only for the control that keeps the task's own units: the one-shot score that chooses them.
@@ -51,7 +51,7 @@ class Settings:
     k: int = 5
     temperature: float = 0.0
     similarity_temperature: float = 0.1
-    outside: str = "pretrained"
+    outside: str = "mean"
     doubt: float = 0.25
     score: oneshot.UnitCriterion = "fisher"
     rounds: int = 0
@@ -338,7 +338,7 @@ def ranking(problem: api.FewShotProblem, settings: object) -> Spent:
 
     A forward pass costs a third of a training step on the example, and counts as a third of an example.
     """
-    return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3)
+    return Spent(0, problem.voters().similarity.shape[-1] * problem.examples // 3, 0)
 
 
 def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
@@ -356,8 +356,7 @@ def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
         ranked = ranking(problem, settings)
         if slots.elect is not own:
             return ranked
-        scored = oneshot.cost_of_score(problem, settings.score, 512)
-        return Spent(0, ranked.examples + scored.examples)
+        return ranked.plus(oneshot.cost_of_score(problem, settings.score, 512))
 
     at_once = api.method(slots, Settings, spends=cost_before)
 
@@ -372,8 +371,7 @@ def by(slots: MetaVote, name: str = "mvp") -> api.FewShotMethod:
         key_start, key_search = jax.random.split(key)
         search = ifp.with_budget(ifp.Settings(rounds=settings.rounds, tuning=settings.tuning), settings.tuning.steps)
         found = ifp.search(problem, search, key_search, start=slots(wider, settings, key_start), first=first)
-        before, after = cost_before(problem, settings), ifp.steps_and_examples(problem, search)
-        spent = Spent(before.steps + after.steps, before.examples + after.examples)
+        spent = cost_before(problem, settings).plus(ifp.steps_and_examples(problem, search))
         return api.pruned(problem, found.slim, found.units, spent=spent, alive=found.alive)
 
     run.__name__ = run.__qualname__ = name

@@ -101,7 +101,7 @@ def scoring(problem: api.FewShotProblem, settings: Settings) -> Spent:
 def cost_of_score(problem: api.FewShotProblem, score: UnitCriterion, examples: int) -> Spent:
     """Returns what a score takes on at most so many training examples; nothing for scores without data."""
     passes = {"taylor": 3, "fisher": 3, "activation": 1}.get(score, 0)  # thirds of a training example
-    return Spent(0, passes * min(examples, problem.examples) // 3)
+    return Spent(0, passes * min(examples, problem.examples) // 3, 0)
 
 
 oneshot = api.method(start, Settings, spends=scoring)

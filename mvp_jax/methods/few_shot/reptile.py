@@ -182,10 +182,12 @@ def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Star
 def cost_of_learning(problem: api.FewShotProblem, settings: Settings) -> Spent:
     """Returns the cost of learning the initialisation; zero if the problem has one that was learned before."""
     if problem.universal is not None:
-        return Spent(0, 0)
+        return Spent(0, 0, 0)
     steps = settings.outer_steps * settings.tasks * settings.inner_steps
     examples = 0 if problem.sources is None else problem.sources["y"].shape[1]
-    return Spent(steps, steps * min(settings.tuning.batch, examples))
+    serial = settings.outer_steps * settings.inner_steps
+    collectives = settings.outer_steps * int(settings.tasks > 1)
+    return Spent(steps, steps * min(settings.tuning.batch, examples), serial, collectives)
 
 
 reptile_iht = api.method(start, Settings, spends=cost_of_learning)

@@ -36,7 +36,7 @@ class Run(NamedTuple):
     Attributes:
         state: what is trained; its masks follow `kept`.
         kept: the entries that are left.
-        spent: the optimiser steps and examples so far.
+        spent: the cost so far.
         more: what else a method carries from round to round.
     """
 
@@ -51,7 +51,7 @@ def begin(problem: SparsityProblem, training: SparsityTraining, key: Key, more: 
     kept = problem.whole()
     whole = problem.pattern.masks(kept, problem.variables.params, problem.prunable)
     variables = jax.tree.map(jnp.asarray, problem.variables)
-    return Run(train.create(variables, training.tx, key, masks=whole), kept, Spent(0, 0), more)
+    return Run(train.create(variables, training.tx, key, masks=whole), kept, Spent(0, 0, 0), more)
 
 
 def recipe(
@@ -154,9 +154,18 @@ def fork(
     return weak_members.fork(how, state, problem.train, key, settings, learning_rate=training.learning_rate)
 
 
-def spend(run: Run, steps: int, examples: int) -> Run:
-    """Returns `run` with its cost counters increased by so many optimiser steps and examples."""
-    return run._replace(spent=Spent(run.spent.steps + steps, run.spent.examples + examples))
+def spend(run: Run, steps: int, examples: int, serial_steps: int | None = None, collectives: int = 0) -> Run:
+    """Returns `run` with its cost counters increased, see `contract.Spent`.
+
+    Args:
+        run: the run.
+        steps: optimiser steps of all members.
+        examples: examples that passed forward and backward.
+        serial_steps: optimiser steps that followed one another; `None`: all of them.
+        collectives: how often what all members have was put together.
+    """
+    serial = steps if serial_steps is None else serial_steps
+    return run._replace(spent=run.spent.plus(Spent(steps, examples, serial, collectives)))
 
 
 def anew(training: SparsityTraining, run: Run, key: Key, *, moments: bool = False) -> Run:

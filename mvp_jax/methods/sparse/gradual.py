@@ -26,19 +26,35 @@ class Settings:
         steps: number of training steps during which entries are pruned.
         events: how many times entries are pruned during these steps, at equal distances.
         schedule: how the sparsity rises from one time to the next; a name in `schedules.SCHEDULES`.
+        workers: among how many devices each batch is divided while entries are pruned: every one takes the examples of
+            a batch, so that a step sees that many times as many, but never more than there are, and costs a collective.
+            The fine-tuning is that of a single device.
         training: how steps are taken, and the fine-tuning under the final mask.
     """
 
     steps: int = 200
     events: int = 10
     schedule: Literal["cubic", "linear", "geometric"] = "cubic"
+    workers: int = 1
     training: SparsityTraining = dataclasses.field(default_factory=SparsityTraining)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.events <= self.steps:
-            raise ValueError(f"events must be 1 to steps, got {self.events} events in {self.steps} steps")
+        check_events(self.steps, self.events)
         if self.schedule not in ("cubic", "linear", "geometric"):
             raise ValueError(f"unknown schedule {self.schedule!r}; choose 'cubic', 'linear' or 'geometric'")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+    @property
+    def shared(self) -> SparsityTraining:
+        """How steps are taken while entries are pruned: with the batch of all workers together."""
+        return dataclasses.replace(self.training, batch=self.workers * self.training.batch)
+
+
+def check_events(steps: int | None, events: int | None) -> None:
+    """Raises `ValueError` unless there can be so many events in so many steps; what is `None` is not known yet."""
+    if (steps is not None and steps < 1) or (events is not None and not 1 <= events <= (steps or events)):
+        raise ValueError(f"events must be 1 to steps, and steps at least 1; got {events} events in {steps} steps")
 
 
 def intervals(steps: int, parts: int) -> list[int]:
@@ -77,7 +93,9 @@ def gradual(
     def body(r: int, run: api.Run) -> api.Run:
         if r == settings.events:
             return api.finish(problem, training, run, keys[1])
-        run = api.advance(problem, training, run, steps[r])
+        run = api.advance(problem, settings.shared, run, steps[r])
+        if settings.workers > 1:
+            run = api.spend(run, 0, 0, collectives=steps[r])
         return api.cut(problem, run, api.host(counts[r]))
 
     run = api.rounds(body, api.begin(problem, training, keys[0]), settings.events + 1, saved)

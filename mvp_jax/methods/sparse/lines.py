@@ -2,8 +2,9 @@
 
 Budgets are counted from Instant Soup Pruning's own: its rounds follow from the sparsity and from what a round prunes,
 its main weights train `main` steps in all, its members `K` times `weak` more. What prunes while it trains gets the
-total; gradual pruning stands there with the main cost too. Every method then fine-tunes equally long under its final
-mask.
+total; gradual pruning stands there with the main cost too. The gradual soup and what it is compared with count in
+serial steps: as many as Instant Soup Pruning takes on a device for each member, unless they are given. Every method
+then fine-tunes equally long under its final mask.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mvp_jax.methods import weak_members
 from mvp_jax.methods.line import ComparisonRole, Line, fixed
-from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
+from mvp_jax.methods.sparse import dynamic, gradual, gradual_soup, imp, isp, movement, oneshot, soup
 from mvp_jax.methods.sparse.problem import SparsityProblem, SparsityTraining
 from mvp_jax.models.api import Model
 
@@ -25,11 +26,13 @@ class SearchBudget(NamedTuple):
         rounds: how often it prunes.
         main: steps of the main weights.
         total: steps of the main weights and of all members.
+        serial: steps that follow one another: of the main weights and of one member.
     """
 
     rounds: int
     main: int
     total: int
+    serial: int
 
 
 def budget(problem: SparsityProblem, settings: isp.Settings) -> SearchBudget:
@@ -37,7 +40,8 @@ def budget(problem: SparsityProblem, settings: isp.Settings) -> SearchBudget:
     rounds = max(1, isp.least_rounds(problem, settings))
     main = settings.training.steps_in(problem, settings.epochs)
     weak_steps = settings.training.steps_in(problem, settings.weak_epochs)
-    return SearchBudget(rounds, rounds * main, rounds * (main + settings.members * weak_steps))
+    total = rounds * (main + settings.members * weak_steps)
+    return SearchBudget(rounds, rounds * main, total, rounds * (main + weak_steps))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,10 +54,13 @@ class SparsityDefaults:
         round_steps: training steps of iterative magnitude pruning and of sparse soups before and after each cut.
         examples: how many training examples data-driven scores look at.
         soups: members of the sparse soups.
+        serial_steps: serial training steps of the gradual soup while it prunes; `None`: those of Instant Soup Pruning.
+        events: how many times it averages members and prunes, never more than it has steps; `None`: as many as Instant
+            Soup Pruning has rounds.
         rate: a number by which every learning rate of the method is multiplied: that of `base`, or a method's own.
 
     Raises:
-        ValueError: if `rate` is not positive.
+        ValueError: if `rate` is not positive, or for more events than steps.
     """
 
     problem: SparsityProblem
@@ -61,9 +68,12 @@ class SparsityDefaults:
     round_steps: int
     examples: int = 512
     soups: int = 3
+    serial_steps: int | None = None
+    events: int | None = None
     rate: float = 1.0
 
     def __post_init__(self) -> None:
+        gradual.check_events(self.serial_steps, self.events)
         if not self.rate > 0:
             raise ValueError(f"rate must be positive, as it multiplies learning rates, got {self.rate}")
 
@@ -94,6 +104,30 @@ def _gradual(given: SparsityDefaults) -> gradual.Settings:
 
 def _gradual_main(given: SparsityDefaults) -> gradual.Settings:
     return gradual.Settings(**_steady(given, given.spend.main))
+
+
+def _serial(given: SparsityDefaults, times: int = 1) -> dict[str, Any]:
+    """Settings of what is compared with the gradual soup: `times` its serial steps, and as many cuts."""
+    events = given.spend.rounds if given.events is None else given.events
+    steps = given.spend.serial if given.serial_steps is None else given.serial_steps
+    return {"steps": times * steps, "events": min(events, steps), "training": given.training}
+
+
+def _gradual_soup(given: SparsityDefaults) -> gradual_soup.Settings:
+    base = given.base
+    return gradual_soup.Settings(**_serial(given), members=base.members, mapping=base.mapping, mesh=base.mesh)
+
+
+def _gradual_serial(given: SparsityDefaults) -> gradual.Settings:
+    return gradual.Settings(**_serial(given))
+
+
+def _gradual_wide(given: SparsityDefaults) -> gradual.Settings:
+    return gradual.Settings(**_serial(given), workers=given.base.members)
+
+
+def _gradual_long(given: SparsityDefaults) -> gradual.Settings:
+    return gradual.Settings(**_serial(given, given.base.members))
 
 
 def _movement(given: SparsityDefaults) -> movement.Settings:
@@ -226,6 +260,32 @@ LINES: dict[str, Line] = {
     ),
     "gradual": _line(
         gradual.gradual, _gradual, "gradual, total cost of ISP", "gradual magnitude pruning at the total cost of ISP"
+    ),
+    "gradual_soup": _line(
+        gradual_soup.gradual_soup,
+        _gradual_soup,
+        "gradual soup",
+        "gradual soup: many members train on from their pruned mean",
+        role="proposed",
+    ),
+    "gradual_serial": _line(
+        gradual.gradual,
+        _gradual_serial,
+        "gradual, same serial steps",
+        "control: gradual magnitude pruning at the serial steps of the gradual soup, a single member",
+        role="control",
+    ),
+    "gradual_wide": _line(
+        gradual.gradual,
+        _gradual_wide,
+        "gradual, K-fold batch",
+        "gradual magnitude pruning at the serial steps of the gradual soup; its members share a batch K times as large",
+    ),
+    "gradual_long": _line(
+        gradual.gradual,
+        _gradual_long,
+        "gradual, K-fold steps",
+        "gradual magnitude pruning at the total cost of the gradual soup: K times the serial steps",
     ),
     "movement": _line(
         movement.movement, _movement, "movement", "movement pruning at the total cost of ISP", only_weights=True

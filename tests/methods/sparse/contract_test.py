@@ -11,7 +11,7 @@ import pytest
 from mvp_jax import train
 from mvp_jax.core import masks, patterns, trees
 from mvp_jax.methods import METHODS, registry, sparse, weak_members
-from mvp_jax.methods.sparse import dynamic, gradual, imp, isp, movement, oneshot, soup
+from mvp_jax.methods.sparse import dynamic, gradual, gradual_soup, imp, isp, movement, oneshot, soup
 from mvp_jax.models import functions
 from mvp_jax.storage import checkpoint
 from tests import mlp
@@ -19,6 +19,7 @@ from tests import mlp
 TRAINING = sparse.SparsityTraining(steps=3, learning_rate=0.05, batch=8, optimizer="adamw", weight_decay=0.1)
 ISP = isp.Settings(members=3, round_sparsity=0.4, epochs=0.7, weak_epochs=0.7, training=TRAINING)
 SOUPS = soup.SparseSoupSettings(members=2, rounds=1, steps=3, training=TRAINING)
+GRADUAL_SOUP = gradual_soup.Settings(members=2, steps=7, events=3, training=TRAINING)
 CASES = {
     **{
         f"once_{s}": ("once", oneshot.Settings(score=s, examples=12, rounds=5, batch=5, training=TRAINING))
@@ -47,10 +48,19 @@ CASES = {
         soup.SparseSoupSettings(members=2, rounds=1, steps=3, recipe="learned", training=TRAINING),
     ),
     "instant_soup": ("instant_soup", soup.InstantSoupSettings(members=2, rounds=2, training=TRAINING)),
+    "gradual_wide": ("gradual", gradual.Settings(steps=7, events=3, workers=2, training=TRAINING)),
+    "gradual_wider": ("gradual", gradual.Settings(steps=7, events=3, workers=4, training=TRAINING)),
+    "gradual_soup": ("gradual_soup", GRADUAL_SOUP),
+    "gradual_soup_votes": (
+        "gradual_soup",
+        dataclasses.replace(GRADUAL_SOUP, rank="votes", members=3, outer_momentum=0.5, outer_rate=0.7),
+    ),
+    "gradual_soup_late": ("gradual_soup", dataclasses.replace(GRADUAL_SOUP, souped_from=0.4, inherit=False)),
 }
 FUNCTIONS = {
     "once": oneshot.oneshot,
     "gradual": gradual.gradual,
+    "gradual_soup": gradual_soup.gradual_soup,
     "movement": movement.movement,
     "dynamic": dynamic.dynamic,
     "imp": imp.imp,
@@ -172,6 +182,9 @@ def test_the_same_key_gives_the_same_bits_and_another_one_others(case):
         "isp_union",
         "greedy_soups",
         "instant_soup",
+        "gradual_soup",
+        "gradual_soup_votes",
+        "gradual_soup_late",
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_result(case, tmp_path, monkeypatch):
@@ -206,14 +219,23 @@ def test_costs_count_what_was_trained(case):
 
 
 def test_costs_by_hand():
-    assert result("once_magnitude").spent == (3, 24)
-    assert result("once_snip").spent == (3, 24 + 12)
-    assert result("gradual").spent == (10, 80)
+    assert result("once_magnitude").spent == (3, 24, 3, 0)
+    assert result("once_snip").spent == (3, 24 + 12, 3, 0)
+    assert result("gradual").spent == (10, 80, 10, 0)
     # Three steps, twice the two after the first, and the fine-tuning.
-    assert result("imp_rewound").spent == (3 + 2 * 2 + 3, (3 + 2 * 2 + 3) * 8)
+    assert result("imp_rewound").spent == (3 + 2 * 2 + 3, (3 + 2 * 2 + 3) * 8, 3 + 2 * 2 + 3, 0)
     # 88 -> 53 -> 32; another 40 % would go past 26. Main: 2 rounds of 2 steps, 3 members of 2, the fine-tuning.
-    assert result("isp").spent == (2 * (2 + 3 * 2) + 3, (2 * (2 + 3 * 2) + 3) * 8)
-    assert result("sparse_soups").spent == (2 + 2 * 2 * 3 + 3, (2 + 2 * 2 * 3 + 3) * 8)
+    # On a device for each member the members of a round take 2 steps; they vote once a round.
+    assert result("isp").spent == (2 * (2 + 3 * 2) + 3, (2 * (2 + 3 * 2) + 3) * 8, 2 * (2 + 2) + 3, 2)
+    assert result("sparse_soups").spent == (2 + 2 * 2 * 3 + 3, (2 + 2 * 2 * 3 + 3) * 8, 2 + 2 * 3 + 3, 2)
+    # 24 examples by 8 are 3 steps an epoch: main 0.2 of it (1), members 0.1 (1), twice, and the fine-tuning.
+    assert result("instant_soup").spent == (2 * (1 + 2) + 3, (2 * (1 + 2) + 3) * 8, 2 * (1 + 1) + 3, 2)
+    # 7 serial steps of 2 members in 3 rounds; of three rounds a third is one, of 2 steps, with a single model.
+    assert result("gradual_soup").spent == (2 * 7 + 3, (2 * 7 + 3) * 8, 7 + 3, 3)
+    assert result("gradual_soup_late").spent == (2 + 2 * 5 + 3, (2 + 2 * 5 + 3) * 8, 7 + 3, 2)
+    # A batch of 2 workers is 16 examples, of 4 it would be 32, and there are 24; a collective in every step.
+    assert result("gradual_wide").spent == (7 + 3, 7 * 16 + 3 * 8, 7 + 3, 7)
+    assert result("gradual_wider").spent == (7 + 3, 7 * 24 + 3 * 8, 7 + 3, 7)
 
 
 class Counter:
@@ -243,6 +265,9 @@ MORE_ROUNDS = {
     "isp_union": {"round_sparsity": 0.2},
     "sparse_soups": {"rounds": 4},
     "instant_soup": {"rounds": 4},
+    "gradual_soup": {"events": 5, "steps": 9, "outer_momentum": 0.3, "outer_rate": 1.5},
+    "gradual_soup_votes": {"events": 5, "outer_momentum": 0.0},
+    "gradual_soup_late": {"events": 5, "steps": 9},
 }
 
 
@@ -267,6 +292,15 @@ def test_more_rounds_and_other_sparsities_compile_nothing(case):
         (lambda: oneshot.Settings(score="best"), "unknown score"),
         (lambda: gradual.Settings(steps=3, events=4), "events must be"),
         (lambda: gradual.Settings(schedule="steep"), "unknown schedule"),
+        (lambda: gradual.Settings(workers=0), "workers"),
+        (lambda: gradual_soup.Settings(steps=3, events=4), "events must be"),
+        (lambda: gradual_soup.Settings(schedule="steep"), "unknown schedule"),
+        (lambda: gradual_soup.Settings(members=0), "members"),
+        (lambda: gradual_soup.Settings(rank="size"), "unknown rank"),
+        (lambda: gradual_soup.Settings(outer_momentum=1.0), "outer_momentum"),
+        (lambda: gradual_soup.Settings(outer_rate=0.0), "outer_rate"),
+        (lambda: gradual_soup.Settings(souped_from=1.0), "souped_from"),
+        (lambda: run("gradual_soup_votes", sparsity=0.5, pattern=patterns.NofM(2, axis=1)), "N of every M"),
         (lambda: movement.Settings(kind="weak"), "unknown kind"),
         (lambda: movement.Settings(threshold=1.0), "threshold"),
         (lambda: dynamic.Settings(grow="up"), "grow is"),

@@ -56,7 +56,7 @@ def drive(monkeypatch, problem, settings, given, index=None):
         variables = Variables(jax.tree.map(jnp.asarray, params), {})
         states = run.state._replace(variables=variables, alive=jnp.asarray(alive))
         own = jnp.zeros((len(alive), 1), jnp.int32) if index is None else index
-        return weak_members.WeakMembers(states, own, {}, contract.Spent(0, 0))
+        return weak_members.WeakMembers(states, own, {}, contract.Spent(0, 0, 0))
 
     monkeypatch.setattr(api, "fork", fork)
     monkeypatch.setattr(api, "advance", advance)

@@ -154,7 +154,7 @@ def forks(monkeypatch):
         states = run.state._replace(
             variables=Variables({"w": jnp.asarray(w)}, {}), alive=jnp.array([True, True, False])
         )
-        return weak_members.WeakMembers(states, None, {}, contract.Spent(6, 30))
+        return weak_members.WeakMembers(states, None, {}, contract.Spent(6, 30, 2, 1))
 
     def advance(problem, training, run, steps, *, last=False):
         return sparse.spend(run, steps, steps * training.batch)
@@ -184,7 +184,7 @@ def test_sparse_soups_are_means_under_the_mask_that_was_cut(forks):
         before, within = souped, mask
     np.testing.assert_array_equal(np.asarray(got.variables.params["w"]).ravel(), before)
     assert np.array_equal(np.asarray(got.masks["w"]).ravel(), within)
-    assert got.spent == (4 + 2 * 6, 4 * 5 + 2 * 30)
+    assert got.spent == (4 + 2 * 6, 4 * 5 + 2 * 30, 4 + 2 * 2, 2)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
@@ -202,7 +202,7 @@ def test_the_instant_soup_is_dense_until_the_end(sparsity, forks):
     mask = best(np.abs(last), 20 - round(20 * sparsity), np.ones(20, bool))
     assert np.array_equal(np.asarray(got.masks["w"]).ravel(), mask)
     np.testing.assert_allclose(np.asarray(got.variables.params["w"]).ravel(), np.where(mask, last, 0), rtol=1e-6)
-    assert got.spent == (3 * (2 + 6), 3 * (10 + 30))
+    assert got.spent == (3 * (2 + 6), 3 * (10 + 30), 3 * (2 + 2), 3)
 
 
 def states(margins, alive):
