@@ -94,7 +94,7 @@ def test_without_factors_nothing_is_written(tmp_path):
         ({"factors": (1, float("inf"))}, "must be positive numbers"),
         ({"factors": ("a", 1)}, "must be positive numbers"),
         ({"factors": (1,)}, "leaves nothing to choose; give at least two"),
-        ({"factors": (1, 2), "targets": 0}, "but rates.targets is 0 and rates.seeds 1"),
+        ({"factors": (1, 2), "targets": -1}, "but rates.targets is -1 and rates.seeds 1"),
         ({"factors": (1, 2), "seeds": 0}, "but rates.targets is 3 and rates.seeds 0"),
     ],
 )
@@ -109,7 +109,9 @@ def test_wrong_settings_are_refused_before_anything_is_written(file, fields, mes
 
 
 def test_more_targets_than_can_be_drawn_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"rates.targets=5000: 5000 distinct tasks .* only \d+ exist"):
+    with pytest.raises(
+        ValueError, match=r"rates.targets=5000 \(0 takes the reported ones .*\): 5000 distinct tasks .* only \d+ exist"
+    ):
         pools.load(tiny(**{"rates.targets": 5000}))
 
 
@@ -184,6 +186,12 @@ def test_the_sparsity_job_reads_none_either(monkeypatch):
     assert all(len(data.test.y) == 0 < len(data.valid.y) for _, data in made.values())
     with pytest.raises(AssertionError, match="were looked at"):
         sparsity_job.problems(without_test(plan), body)
+
+
+def test_where_no_others_can_be_drawn_the_reported_targets_are_repeated_with_other_seeds():
+    found = pools.load(tiny(**{"rates.targets": 0}))
+    assert [t.classes for t in found.tuning] == [t.classes for t in found.targets]
+    assert not {t.name for t in found.tuning} & {t.name for t in found.targets}
 
 
 def test_a_target_of_all_classes_is_repeated_with_other_seeds():
