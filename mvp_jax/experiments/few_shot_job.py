@@ -9,6 +9,7 @@ With `rates.factors` every method first runs at several learning rates on furthe
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +65,9 @@ def members_of(
     names, data, near = [], [], []
     pools, first = plan.setting.pools, rates.SEEDS_FROM
     seeds = range(first, first + plan.rates.seeds) if tuning else range(plan.seeds)
-    for target in plan.setting.tuning if tuning else plan.setting.targets:
-        for seed in seeds:
+    chosen = list(itertools.product(plan.setting.tuning if tuning else plan.setting.targets, seeds))
+    with records.progress(len(chosen), "ranking the bank for every target") as advance:
+        for target, seed in chosen:
             own = tasks.materialise(
                 target,
                 pools.target,
@@ -78,7 +80,8 @@ def members_of(
             )
             names.append((target.name, seed))
             data.append(own)
-            near.append(similarities(plan, variables, bank, batch_of(own.train)))
+            near.append(jax.block_until_ready(similarities(plan, variables, bank, batch_of(own.train))))
+            advance(1)
     stacked = tasks.stack(data)
     return names, Members(
         train=batch_of(stacked.train),

@@ -51,7 +51,12 @@ def _overlaps(plan: FewShotPlan, variables: Variables, bank: Stacked, work: Path
         sources.take(d.train, np.arange(min(len(d.train.y), _STUDIED)))
         for d in map(bank.images, (e.task for e in bank.entries))
     ]
-    near = np.stack([similarities(plan, variables, bank, batch_of(d)) for d in sample])
+    ranked = []
+    with records.progress(len(sample), "how alike the bank's tasks are") as advance:
+        for data in sample:
+            ranked.append(np.asarray(similarities(plan, variables, bank, batch_of(data))))
+            advance(1)
+    near = np.stack(ranked)
     chosen = bank.entries
     shared = np.array([[len(set(a.classes) & set(b.classes)) for b in chosen] for a in chosen])
     order = [g.name for g in plan.groups]
