@@ -83,6 +83,7 @@ def few_shot_glyphs(config: ConfigDict) -> None:
     config.bank.tasks = 48
     config.bank.batch = 32
     config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 10, 1, 5
+    config.steps = (0, 10, 50)
 
 
 def sparse_glyphs(config: ConfigDict) -> None:

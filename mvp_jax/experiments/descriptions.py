@@ -44,7 +44,7 @@ SETTINGS = {
     "targets.unseen_at_least": "How many unseen classes (data.unseen_classes) each target holds at least.",
     "rates": "How each method gets a learning rate of its own, on targets that are not reported.",
     "rates.factors": "The factors of its learning rate among which a method chooses, as (0.5, 1, 2); empty: none.",
-    "rates.targets": "The number of further targets, drawn like the reported ones, on which rates are chosen.",
+    "rates.targets": "The number of further targets on which rates are chosen; 0: the reported ones with other seeds.",
     "rates.seeds": "The number of repetitions of each target on which rates are chosen.",
     # The model and its pre-training.
     "model": "The dense network that is pruned.",

@@ -147,8 +147,7 @@ class Outcome(NamedTuple):
     Attributes:
         pruned: the pruned models; every array leads with `M`.
         model: the slim model whose variables `pruned.looks` holds.
-        accuracy: `{(fine-tuning steps, split): float[M]}`; on the test split only for the first and the last number of
-            steps.
+        accuracy: `{(fine-tuning steps, split): float[M]}`.
     """
 
     pruned: Pruned
@@ -198,9 +197,8 @@ def run_line(
     )
     counts = {name: int(jnp.sum(kept[0])) for name, kept in pruned.units.items()}
     model, accuracy = problem.model.resize(counts), {}
-    ends = (min(defaults.tuning.looks), max(defaults.tuning.looks))
     for at, look in pruned.looks.items():
-        for split in ("valid", "test") if test and at in ends else ("valid",):
+        for split in ("valid", "test") if test else ("valid",):
             accuracy[at, split] = np.asarray(
                 population.over(_Accuracy(model), look.variables, getattr(members, split), mapping=mapping, mesh=mesh)
             )

@@ -89,9 +89,7 @@ def _tasks(
     search = rates.read(config)
     if how == "whole":
         whole = _whole(config, source)
-        # Nothing else can be drawn: other examples of the same task, by other seeds.
-        same = tuple(tasks.Task(name=f"rates-{i:04d}", classes=t.classes) for i, t in enumerate(whole))
-        return (), whole, same if search.factors else ()
+        return (), whole, _again(whole) if search.factors else ()
     apart = groups.by_coarse(source) if how == "superclasses" or "+" in config.data.name else None
     bank_tasks: tuple[tasks.Task, ...] = ()
     targets: tuple[tasks.Task, ...] = ()
@@ -108,13 +106,21 @@ def _tasks(
         targets = checks.named(
             f"targets.count={number}", lambda: _draw(apart, away, number, config, config.seed + 1, **limits)
         )
-        if search.factors:  # last, so that what is reported is the same with and without
+        if search.factors and not search.targets:
+            tuning = _again(targets)
+        elif search.factors:  # last, so that what is reported is the same with and without
             limits |= {"exclude": (*bank_tasks, *targets), "prefix": "rates"}
             more = search.targets
             tuning = checks.named(
-                f"rates.targets={more}", lambda: _draw(apart, away, more, config, config.seed + 2, **limits)
+                f"rates.targets={more} (0 takes the reported ones with other seeds)",
+                lambda: _draw(apart, away, more, config, config.seed + 2, **limits),
             )
     return bank_tasks, targets, tuning
+
+
+def _again(targets: tuple[tasks.Task, ...]) -> tuple[tasks.Task, ...]:
+    """Returns targets under other names, for other examples of them by other seeds."""
+    return tuple(tasks.Task(name=f"rates-{i:04d}", classes=t.classes) for i, t in enumerate(targets))
 
 
 def _draw(

@@ -31,12 +31,12 @@ class RateSearch:
     Attributes:
         factors: the numbers by which each method's own learning rate is multiplied, rising; empty: nothing is chosen,
             and every method keeps its rate.
-        targets: the number of further targets on which the choice is made. Where a job has one target of all classes,
-            this is not used: nothing else can be drawn, and the choice is made on its validation examples.
+        targets: the number of further targets on which the choice is made; 0: the reported targets themselves, with
+            other seeds, for where no others can be drawn. A target of all classes is always such.
         seeds: the number of repetitions of each of these targets.
 
     Raises:
-        ValueError: for factors that are not positive and rising, a single one, or no targets or seeds to choose on.
+        ValueError: for factors that are not positive and rising, a single one, negative targets, or no seeds.
     """
 
     factors: tuple[float, ...] = ()
@@ -56,10 +56,10 @@ class RateSearch:
                 f"rates.factors is {self.factors}, which leaves nothing to choose; give at least two, as (0.5, 1, 2), "
                 "or () and another learning rate"
             )
-        if self.factors and (self.targets < 1 or self.seeds < 1):
+        if self.factors and (self.targets < 0 or self.seeds < 1):
             raise ValueError(
                 f"rates.factors is {self.factors}, but rates.targets is {self.targets} and rates.seeds {self.seeds}; "
-                "rates are chosen on at least one target with one seed"
+                "give at least 0 targets (0: the reported ones with other seeds) and at least 1 seed"
             )
 
 

@@ -28,6 +28,9 @@ _WHERE = ("compilation_cache", "devices", "distributed", "multihost")
 _LASTING = ("bank", "board", "config.json", "diverged", "overlap", "pretrain", "targets", "universal")
 """The beginnings of the names in the folder of a job `mvp` that do not depend on `steps`."""
 
+_SINCE = {"rates.factors": (), "rates.targets": 3, "rates.seeds": 1}
+"""Settings that configs have not always had, with the values that are as if they were not there."""
+
 
 def check(work: Path, config: ConfigDict, *, longer: bool = True) -> None:
     """Checks that a folder is free for a run, or holds this run or one that it continues; nothing is written.
@@ -44,7 +47,7 @@ def check(work: Path, config: ConfigDict, *, longer: bool = True) -> None:
     if not files.exists(path):
         _check_empty(work)
         return
-    old, new = flat(records.read_json(path)), flat(json.loads(described(config)))
+    old, new = _both(records.read_json(path), config)
     if "job" not in old:
         raise ValueError(
             f"workdir {str(work)!r} is not empty and holds no run (its config.json is of something else); choose an "
@@ -65,6 +68,12 @@ def check(work: Path, config: ConfigDict, *, longer: bool = True) -> None:
         raise ValueError(
             f"a run in a bucket cannot be continued with other steps ({told(differ)}); choose a new folder"
         )
+
+
+def _both(there: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings of the run that is there and of a config by path, without those that came later."""
+    old, new = flat(there), flat(json.loads(described(config)))
+    return {path: value for path, value in _SINCE.items() if path in new} | old, new
 
 
 def check_sweep(work: Path) -> None:
@@ -97,7 +106,7 @@ def claim(work: Path, config: ConfigDict) -> None:
     path, text = work / "config.json", described(config)
     if files.exists(path):
         old = records.read_json(path)
-        differ = differences(flat(old), flat(json.loads(text)))
+        differ = differences(*_both(old, config))
         if differ:
             records.say(f"continuing a shorter run: {told(differ)}")
         if any(name == "steps" for name, _, _ in differ):

@@ -10,6 +10,7 @@ In the jobs of `mvp_jax.experiments`:
 - `universal.learn`: the folder `universal/`, marker `model.json`, made by process 0 while the others wait (`first`);
 - `few_shot_job.study_overlap`: the file `overlap.json`;
 - `few_shot_job.compare`: a file `rows/METHOD-CHUNK.json` for each method and chunk of targets;
+- `few_shot_job.choose_rates`, `sparsity_job.choose_rates`: a file in `rates/` for each method, factor and chunk;
 - `sparsity_job.run`: a file `rows/CASE.json` for each method, sparsity, target and seed.
 
 Two things are not of this kind, because a part of them counts: training, which continues from the last state in
