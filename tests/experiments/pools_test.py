@@ -164,7 +164,7 @@ def test_drawn_characters(drawn):
     found = pools.load(wanted)
     assert (len(found.class_names), found.image_shape) == (178, (16, 16, 1))
     assert (len(found.pretrain_classes), len(found.unseen)) == (64, 40)
-    assert (len(found.bank_tasks), len(found.targets)) == (48, 8)
+    assert (len(found.bank_tasks), len(found.targets)) == (48, 10)
     bank = {c for t in found.bank_tasks for c in t.classes}
     assert not (bank | set(found.pretrain_classes)) & set(found.unseen)
     assert all(len(set(t.classes) & set(found.unseen)) >= 5 for t in found.targets)
