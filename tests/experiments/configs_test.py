@@ -31,6 +31,9 @@ FULL = [
     ("compare", ""),
     ("compare", "data=docstrings"),
     ("compare", "data=npz,model=resnet8_distiller"),
+    ("gradual_soup", ""),
+    ("gradual_soup", "data=npz,model=resnet20"),
+    ("gradual_soup", "data=mrpc"),
     ("isp", ""),
     ("isp", "data=docstrings"),
     ("isp_bert", ""),
@@ -64,6 +67,7 @@ FULL = [
 LOCAL = [
     ("bank", "runlocal"),
     ("compare", "runlocal"),
+    ("gradual_soup", "runlocal"),
     ("isp", "runlocal"),
     ("isp_bert", "data=mrpc,runlocal"),
     ("isp_clip", "data=svhn,runlocal"),
