@@ -13,7 +13,7 @@ from mvp_jax.experiments.plans import JobPlan
 from mvp_jax.experiments.setup import batch_of
 from mvp_jax.models.api import Model, replace_head
 from mvp_jax.parallel import processes
-from mvp_jax.storage import records
+from mvp_jax.storage import records, resume
 from mvp_jax.train import evaluation
 
 _STATISTICS = 512
@@ -23,7 +23,9 @@ _STATISTICS = 512
 def dense_model(plan: JobPlan, work: Path) -> Variables:
     """Returns the pre-trained variables: those of the plan's checkpoint, or of a model that is pre-trained here.
 
-    Pre-training is done by process 0, writes the folder `work/pretrain`, and is not repeated if it is there.
+    Pre-training is done by process 0, writes the folder `work/pretrain`, and is not repeated if it is there. Its batch
+    statistics are then re-estimated, once: sums are rounded otherwise on another machine or number of threads, and a
+    bank belongs to variables of one fingerprint.
 
     Args:
         plan: the job's plan.
@@ -40,9 +42,17 @@ def dense_model(plan: JobPlan, work: Path) -> Variables:
         return pretrained.load(plan.checkpoint, plan.model, classes=classes)[1]
     model, setting, folder = plan.model, plan.setting, work / "pretrain"
     processes.only_first("pre-training", lambda: pretrain_job.learn(plan.pretraining, folder))
-    variables = jax.tree.map(jnp.asarray, pretrained.reload(folder / "model")[1])
-    data = tasks.subset(setting.pools.source, setting.pretrain_classes)
-    variables = evaluation.reestimate(model, variables, batch_of(data)["x"][:_STATISTICS])
+
+    def make(where: Path) -> None:
+        trained = jax.tree.map(jnp.asarray, pretrained.reload(folder / "model")[1])
+        data = batch_of(tasks.subset(setting.pools.source, setting.pretrain_classes))
+        pretrained.save(where, model, evaluation.reestimate(model, trained, data["x"][:_STATISTICS]))
+
+    def read(where: Path) -> Variables:
+        found: Variables = jax.tree.map(jnp.asarray, pretrained.reload(where)[1])
+        return found
+
+    variables = resume.done_or_make(folder / "reestimated", make, read, marker="model.json", first="statistics")
     if processes.first():
         held_out = batch_of(tasks.subset(setting.pools.valid, setting.pretrain_classes))
         accuracy = float(evaluation.evaluate(model, variables, held_out)["accuracy"])

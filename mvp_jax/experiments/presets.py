@@ -67,7 +67,6 @@ DEFAULT_LINES = (
     "vote_pretrained_weights",
     "reptile_iht",
     "ifp",
-    "ifp_10x",
     "oneshot_fisher",
     "oneshot_magnitude",
     "random_units",

@@ -12,6 +12,7 @@ from mvp_jax.core import similarity, trees, units
 from mvp_jax.core.types import Variables
 from mvp_jax.models.api import replace_head
 from tests import mlp
+from tests.core import leave_one_out_test
 
 KEY = jax.random.key(0)
 A, B, KEPT = 8, 6, {"a": 4, "b": 3}
@@ -187,6 +188,42 @@ def test_similarity_to_all_is_leep_of_each():
         assert value == pytest.approx(float(other), rel=1e-5)
     assert np.ptp(got) > 0.01
     assert np.max(got) < 0
+
+
+@pytest.mark.parametrize("by", ["press", "logme"])
+def test_entries_are_ranked_by_how_well_their_features_tell_the_labels(by, entries):
+    model, data = mlp.mlp(4, 4, 5), mlp.data()
+    members = [mlp.variables(s, 4, 4, 5) for s in range(5)]
+    got = bank.similarity_to_all(model, trees.stack(members), data, num_classes=3, by=by, chunk=2)
+    features = [np.asarray(model.inspect(v, data["x"]).features) for v in members]
+    if by == "press":
+        labels = np.eye(3)[np.asarray(data["y"])]
+        want = [leave_one_out_test.by_fitting(f, labels, 0.1) for f in features]
+    else:  # which has an oracle of its own
+        want = [float(similarity.logme(jnp.asarray(f), data["y"], 3)) for f in features]
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+    assert np.ptp(want) > 0.005
+
+    near = bank.neighbours(entries, TARGET, PRETRAINED, DATA, k=4, similarity=by)
+    assert np.all(np.diff(near.similarity) <= 0)
+    assert np.ptp(near.similarity) > 0
+    leep = bank.similarities_to(entries, TARGET, PRETRAINED, DATA)
+    own = bank.similarities_to(entries, TARGET, PRETRAINED, DATA, similarity=by)
+    np.testing.assert_allclose(np.sort(own)[::-1][:4], near.similarity, rtol=1e-6)
+    assert not np.allclose(own, leep)
+
+
+def test_batch_statistics_are_re_estimated_before_features_are_judged():
+    model = models.create("resnet8", width=4, image_size=8, channels=1, classes=3)
+    members = jax.vmap(model.init)(jax.random.split(KEY, 2))
+    data = {"x": jax.random.normal(KEY, (24, 8, 8, 1)) + 2.0, "y": jnp.arange(24) % 3}
+    moved = members._replace(rest=jax.tree.map(lambda leaf: 3.0 * leaf + 1.0, members.rest))
+    a, b = (bank.similarity_to_all(model, m, data, num_classes=3, by="press") for m in (members, moved))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    a, b = (bank.similarity_to_all(model, m, data, num_classes=3) for m in (members, moved))
+    assert not np.allclose(a, b, rtol=1e-4)
+    with pytest.raises(ValueError, match="unknown similarity 'cka'"):
+        bank.similarity_to_all(model, members, data, num_classes=3, by="cka")
 
 
 def test_take_gives_rows_in_order(entries):

@@ -40,6 +40,10 @@ FULL = [
     ("isp_clip", ""),
     ("mvp", ""),
     ("mvp", "model=vit"),
+    ("mvp", "data=digits"),
+    ("mvp", "held_out=mono"),
+    ("bank", "data=glyphs"),
+    ("compare", "data=glyphs"),
     ("mvp", "data=npz,model=resnet8_distiller"),
     ("mvp_imagenet", ""),
     ("mvp_imagenet", "model=deit_small,classes=20,ratio=0.5"),
@@ -147,6 +151,9 @@ def faked(monkeypatch):
     def picture(name, path, config):
         if name == "digits":
             return sources.digits(upsample=config.data.upsample)
+        if name == "glyphs":
+            test = bool(config.data.held_out_faces)
+            return stand_in(name, classes=178, size=16, channels=1, test=test, each=160)
         if name == "npz":
             return stand_in(name, classes=100, size=32, each=160)
         known = catalog.find(name)
@@ -196,7 +203,7 @@ def test_the_full_config_fits_its_data(name, arg, faked):
     """What can be wrong with it is found before work starts; here nothing is, but for what the stand-ins lack."""
     config = jobs(of(name, arg))[-1]
     with config.unlocked():
-        if config.job == "mvp" and config.data.name != "digits":
+        if config.job == "mvp" and config.data.name not in ("glyphs", "digits"):
             config.data.fractions = (0.5, 0.5)
             config.tasks.source_images, config.tasks.shots = 5, 5
             config.tasks.valid = config.tasks.test = 5

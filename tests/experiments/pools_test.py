@@ -1,12 +1,14 @@
 """What a config's data are: which source is read, how it is cut and normalised, and which tasks it gives."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from mvp_jax.data import groups, sources, tasks
-from mvp_jax.data.datasets import catalog, glue
+from mvp_jax.data.datasets import catalog, glue, glyphs
 from mvp_jax.data.loading import lazy
-from mvp_jax.experiments import pools, presets
+from mvp_jax.experiments import data_presets, pools, presets
 from tests.pictures_on_disk import classes, pixels
 
 
@@ -115,7 +117,7 @@ def test_joined_data_sets(tmp_path):
     assert {of[c] for t in apart.targets for c in t.classes} == {"birds"}
     for wrong in ("fish", "digits+birds"):
         wanted.data.targets = wrong
-        with pytest.raises(ValueError, match=r"some of the data sets .*\['digits', 'birds'\], and leaves one"):
+        with pytest.raises(ValueError, match=r"or of the data sets .*\['digits', 'birds'\]; at least one is left"):
             pools.load(wanted)
     wanted.data.path = f"{path}+{path}+{path}"
     with pytest.raises(ValueError, match=r"data.path has 3 parts"):
@@ -142,6 +144,66 @@ def test_superclasses(tmp_path):
     wanted.data.fractions = (0.25,) * 4
     with pytest.raises(ValueError, match="digits has no superclasses"):
         pools.load(wanted)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Few pictures of each drawn character, which no cache keeps."""
+    monkeypatch.setattr(pools.glyphs, "glyphs", functools.partial(glyphs.glyphs, per_class=24, keep=False))
+
+    def made(**data):
+        found = presets.meta_vote("glyphs", "resnet")
+        found.data.update(data)
+        return found
+
+    return made
+
+
+def test_drawn_characters(drawn):
+    wanted = drawn()
+    found = pools.load(wanted)
+    assert (len(found.class_names), found.image_shape) == (178, (16, 16, 1))
+    assert (len(found.pretrain_classes), len(found.unseen)) == (64, 40)
+    assert (len(found.bank_tasks), len(found.targets)) == (48, 8)
+    bank = {c for t in found.bank_tasks for c in t.classes}
+    assert not (bank | set(found.pretrain_classes)) & set(found.unseen)
+    assert all(len(set(t.classes) & set(found.unseen)) >= 5 for t in found.targets)
+    x = np.concatenate([np.asarray(pool.x) for pool in found.pools])
+    np.testing.assert_allclose((x.mean(), x.std()), (0, 1), atol=1e-3)
+    np.testing.assert_allclose(found.normalised, [[0.26], [0.25]], atol=0.02)
+
+
+def test_drawn_characters_by_alphabet(drawn):
+    wanted = drawn(tasks="superclasses")
+    found, coarse = pools.load(wanted), glyphs.glyphs(per_class=1, keep=False).coarse
+    assert all(len({coarse[c] for c in t.classes}) == 1 for t in found.bank_tasks + found.targets)
+    assert all(len(set(t.classes) & set(found.unseen)) >= 5 for t in found.targets)
+
+    for how in ("subsets", "superclasses"):
+        found = pools.load(drawn(targets="armenian", tasks=how))
+        armenian = {i for i, b in enumerate(coarse) if b == 4}
+        assert set(found.unseen) == armenian
+        assert all(set(t.classes) <= armenian for t in found.targets)
+        assert not armenian & (set(found.pretrain_classes) | {c for t in found.bank_tasks for c in t.classes})
+    with pytest.raises(ValueError, match=r"data.targets is 'hebrew'; .* here \['digits', 'latin', "):
+        pools.load(drawn(targets="hebrew"))
+
+
+def test_drawn_characters_by_typeface(drawn):
+    wanted = drawn()
+    data_presets.held_out_faces(wanted, "serif")
+    found = pools.load(wanted)
+    source = glyphs.glyphs(per_class=24, held_out=("serif",), keep=False)
+    sizes = [len(pool.y) for pool in found.pools]
+    assert sizes == [178 * 18, 178 * 6, 178 * 12, 178 * 12]
+    mean, std = found.normalised[0][0], found.normalised[1][0]
+    for pool, split in ((found.pools.source, source.train), (found.pools.test, source.test)):
+        levels = np.round((np.asarray(pool.x) * std + mean) * 255).astype(np.uint8)
+        assert set(sources.hashes(levels)) <= set(sources.hashes(split.x))
+    with pytest.raises(ValueError, match=r"unknown families of typefaces \['comic'\]"):
+        data_presets.held_out_faces(drawn(), "comic")
+    with pytest.raises(ValueError, match=r"held_out=serif is for data=glyphs, .* not digits"):
+        data_presets.held_out_faces(presets.meta_vote("digits", "resnet"), "serif")
 
 
 def test_the_whole_data_set_is_one_task():
@@ -177,11 +239,12 @@ def test_glue_is_read_by_its_own_reader(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "letters"}, "unknown data 'letters'; choose 'digits', 'docstrings' or 'npz'"),
+        ({"name": "letters"}, "unknown data 'letters'; choose 'glyphs', 'digits', 'docstrings' or 'npz'"),
         ({"name": "digits+letters"}, "unknown data 'letters'"),
         ({"tasks": "all"}, r"unknown data.tasks 'all'; choose one of \['subsets', "),
         ({"fractions": (0.5, 0.5)}, "digits has no test split: give four"),
-        ({"targets": "digits"}, "data.targets is 'digits'; it names some of the data sets that data.name joins"),
+        ({"targets": "digits"}, "data.targets is 'digits'; it names some of the superclasses, .* digits has neither"),
+        ({"held_out_faces": "serif"}, "data.held_out_faces is 'serif', but digits has no typefaces; leave it empty"),
         ({"name": "gtsrb"}, "gtsrb is read from a folder"),
         ({"name": "folder"}, "no folder ''"),
     ],

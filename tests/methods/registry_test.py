@@ -145,7 +145,7 @@ def test_titles_are_short_and_each_methods_own():
 
 
 def test_every_kind_of_problem_has_a_reference_proposed_methods_and_one_at_random():
-    assert {n for n, r in registry.roles().items() if r == "proposed"} == {"mvp", "mvp_select", "isp"}
+    assert {n for n, r in registry.roles().items() if r == "proposed"} == {"mvp", "mvp_select", "isp", "gradual_soup"}
     for kind in registry.TABLES:
         roles = list(registry.roles(kind).values())
         assert [roles.count(role) for role in ("reference", "random")] == [1, 1]
