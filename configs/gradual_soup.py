@@ -18,7 +18,19 @@ chooses among four learning rates (`rates.factors`) on targets that are not repo
 `data` is `glyphs` (the default, four targets of 20 unseen characters, ten images each), `digits`, `npz` (CIFAR, as in
 `configs/compare.py`), or a task of GLUE such as `mrpc`, as in `configs/isp_bert.py`, with a `checkpoint` in a folder.
 
-Lab note. NOTE
+Lab note. `:runlocal` was resolved here; neither the whole job nor another data set has been run. A trial on one
+target of all 40 unseen glyphs (97 % of the weights, 5 members, a ResNet-8 pre-trained to 71.9 %; the settings are
+those of `--config.rates.factors="()" --config.targets.count=1 --config.tasks.classes_per_task=40
+--config.targets.unseen_at_least=40 --config.sparsities="(0.97,)" --config.mapping=loop` and `train.learning_rate`)
+gave, in test accuracy with the deviation of 3 seeds, each line at the better of the rates 0.08 and 0.16 on
+validation: gradual pruning 66.1 +- 2.3 (0.08; validation 67.3), with a five-fold batch 68.1 +- 1.1 (0.16; 69.2), the
+gradual soup 70.6 +- 1.7 (0.16; 70.8) with 10 collectives for 100. Over seeds, the soup is 4.5 +- 3.0 points (95 %)
+ahead of gradual pruning and 2.5 +- 6.9 ahead of the five-fold batch, which shows nothing yet; seeds are other images
+of one target. One seed each: gradual pruning at 0.04 and 0.32 has 64.4 and 60.6 on validation, the five-fold batch at
+0.32 has 63.5 (two seeds); the soup was not run at these. Five times the steps (0.08) reach 78.2 on the test images
+where the soup has 71.9: at equal total cost the soup is far behind. At 0.16, members that differ in their batches
+alone have 70.9 on validation, 5 rounds 70.3, and the default 70.0. Outer momentum, votes and a late start were not
+tried.
 """
 
 from ml_collections import ConfigDict
