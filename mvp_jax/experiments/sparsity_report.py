@@ -155,7 +155,10 @@ def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
 
 
 def draw(rows: list[dict[str, Any]], work: Path, *, ours: str, chance: float) -> None:
-    """Draws test accuracy against sparsity (`accuracy.png`) and cost (`cost.png`); `..._all.png` with all names.
+    """Draws test accuracy against sparsity and against what it cost; `..._all.png` with all names.
+
+    `accuracy.png` is by sparsity, `cost.png` by the operations of training, and `serial.png` by the steps that follow
+    one another if every member has a device of its own, if the rows tell.
 
     Args:
         rows: the rows of the results table whose models are judged whole, not by their masks alone.
@@ -164,8 +167,18 @@ def draw(rows: list[dict[str, Any]], work: Path, *, ours: str, chance: float) ->
         chance: the accuracy of guessing, in [0, 1].
     """
     names, roles = registry.titles("sparse"), registry.roles("sparse")
+    serial = {
+        "cost": "cost_serial_steps",
+        "label": "training steps one after the other",
+        "title": "Accuracy against the steps one after the other, a device for each member",
+    }
+    # Rows of before this cost was counted do not have it.
+    pictures = {"cost": {}, "serial": serial} if any(r.get(serial["cost"]) for r in rows) else {"cost": {}}
     for end, every in ((".png", False), ("_all.png", True)):
         reports.plot_accuracy_against_sparsity(
             rows, work / f"accuracy{end}", ours=ours, names=names, roles=roles, every=every, chance=chance
         )
-        reports.plot_accuracy_against_cost(rows, work / f"cost{end}", ours=ours, names=names, roles=roles, every=every)
+        for name, how in pictures.items():
+            reports.plot_accuracy_against_cost(
+                rows, work / f"{name}{end}", ours=ours, names=names, roles=roles, every=every, **how
+            )

@@ -119,6 +119,9 @@ def paired(
     return Paired(mean, mean - half, mean + half, len(both), len(d), int(np.sum(d > 0)))
 
 
+_COSTS = ("cost_examples", "cost_serial_steps", "cost_collectives", "params", "flops")
+
+
 def summary(rows: Sequence[Row], ours: str = "mvp", *, split: str = "test") -> list[dict[str, Any]]:
     """One row for each method, ratio (or sparsity) and number of steps, the best of each comparison first.
 
@@ -131,8 +134,8 @@ def summary(rows: Sequence[Row], ours: str = "mvp", *, split: str = "test") -> l
         Dicts with `method`, `ratio` or `sparsity` (whichever the rows have), `steps`, `accuracy` (mean over seeds of
         the mean over targets), `sd` (of those means, over seeds; `None` for one seed), `n` (rows), `targets`,
         `seeds`, `difference`, `low`, `high`, `wins` (ours minus this one, see `paired`; `None` for ours, or where
-        nothing is paired; the ends are `nan` for fewer than 3 targets), and the means of `cost_examples`, `params`,
-        `flops` (`None` where unknown).
+        nothing is paired; the ends are `nan` for fewer than 3 targets), and the means of `cost_examples`,
+        `cost_serial_steps`, `cost_collectives`, `params`, `flops` (`None` where unknown).
 
     Raises:
         ValueError: if no row has this split.
@@ -172,7 +175,7 @@ def summary(rows: Sequence[Row], ours: str = "mvp", *, split: str = "test") -> l
             "low": difference and difference.low,
             "high": difference and difference.high,
             "wins": difference and difference.wins,
-            **{field: mean(field) for field in ("cost_examples", "params", "flops")},
+            **{field: mean(field) for field in _COSTS},
         }
 
     found = [one(*at, members) for at, members in groups.items()]
@@ -217,6 +220,8 @@ def _cells(
         "wins": lambda r: "" if r["wins"] is None else f"{r['wins']}/{r['targets']}",
         "n": lambda r: str(r["n"]),
         "examples": lambda r: short(r["cost_examples"]),
+        "serial steps": lambda r: short(r.get("cost_serial_steps")),
+        "collectives": lambda r: short(r.get("cost_collectives")),
         "params": lambda r: short(r["params"]),
         "FLOPs": lambda r: short(r["flops"]),
     }
@@ -278,6 +283,8 @@ _COLUMNS = {
     "wins": "on how many of the targets {ours} is better",
     "n": "results, a target and a seed each",
     "examples": "training examples that went forward and backward for a target; one that went forward only is a third",
+    "serial steps": "training steps that follow one another, if every member has a device of its own",
+    "collectives": "how often the weights, gradients or votes of all members are put together",
     "params": "parameters that are kept",
     "FLOPs": "floating-point operations of a forward pass over one example",
 }
@@ -337,7 +344,8 @@ def to_terminal(
     # Only the bold marks are markup: an interval in brackets would be read as a tag.
     headings, *lines = ([cell.replace(" [", r" \[") for cell in line] for line in (headings, *lines))
     # 80 columns hold what is compared; what it cost stands in the file.
-    shown = [k for k, name in enumerate(headings) if name not in ("n", "examples", "params", "FLOPs")]
+    hidden = ("n", "examples", "serial steps", "collectives", "params", "FLOPs")
+    shown = [k for k, name in enumerate(headings) if name not in hidden]
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for k in shown:
         if headings[k] == "method":  # the one column that may give way

@@ -32,6 +32,9 @@ FULL = [
     ("compare", ""),
     ("compare", "data=docstrings"),
     ("compare", "data=npz,model=resnet8_distiller"),
+    ("gradual_soup", ""),
+    ("gradual_soup", "data=npz,model=resnet20"),
+    ("gradual_soup", "data=mrpc"),
     ("isp", ""),
     ("isp", "data=docstrings"),
     ("isp_bert", ""),
@@ -69,6 +72,7 @@ FULL = [
 LOCAL = [
     ("bank", "runlocal"),
     ("compare", "runlocal"),
+    ("gradual_soup", "runlocal"),
     ("isp", "runlocal"),
     ("isp_bert", "data=mrpc,runlocal"),
     ("isp_clip", "data=svhn,runlocal"),

@@ -19,7 +19,7 @@ from mvp_jax.storage import records
 from tests import mlp
 from tests.methods.sparse import contract_test as contract
 
-METHODS = ("unpruned", "magnitude", "gradual_main", "imp", "isp_one")
+METHODS = ("unpruned", "magnitude", "gradual_main", "imp", "isp_one", "gradual_soup", "gradual_wide")
 
 
 def config(arg="runlocal", file=compare, **fields):
@@ -54,6 +54,13 @@ def test_the_rows_are_those_of_every_method_sparsity_and_seed(job):
     assert {r["cost_steps"] for r in rows if r["method"] == "magnitude"} == {2}
     # 50 %: one round of 2 and 1 steps for `isp_one` and as much after it (40 examples, batches of 32).
     assert {r["cost_steps"] for r in rows if r["method"] == "isp_one" and r["sparsity"] == 0.5} == {1 + 1 + 2}
+    # 40 % of the rest in a round reach 50 % in two, of one step of the main weights and one of the members each: so
+    # many serial steps has the gradual soup, and its two members take each of them.
+    serial = {(r["method"], r["sparsity"]): (r["cost_steps"], r["cost_serial_steps"]) for r in rows}
+    assert serial["gradual_soup", 0.5] == (2 * 4 + 2, 4 + 2)
+    assert serial["isp_one", 0.5] == (4, 4)
+    collectives = {(r["method"], r["sparsity"]): r["cost_collectives"] for r in read}
+    assert (collectives["gradual_soup", 0.5], collectives["gradual_wide", 0.5], collectives["imp", 0.5]) == (2, 4, 0)
     assert all(r["cost_flops"] == pytest.approx(3 * r["flops"] * r["cost_examples"]) for r in rows)
     text = (work / "results.md").read_text()
     assert "masks alone" in text
@@ -62,7 +69,8 @@ def test_the_rows_are_those_of_every_method_sparsity_and_seed(job):
     assert all(f"| {titles[m]} |" in text for m in METHODS)
     assert all(f"| {titles[m]} | `{m}` |" in text for m in METHODS if titles[m] != m)
     assert text.count("- `sparsity`: ") == 1
-    for name in ("accuracy.png", "accuracy_all.png", "cost.png", "cost_all.png"):
+    assert "| serial steps | collectives |" in text
+    for name in ("accuracy.png", "accuracy_all.png", "cost.png", "cost_all.png", "serial.png", "serial_all.png"):
         assert matplotlib.image.imread(work / name).std() > 0.01
 
 
@@ -95,6 +103,21 @@ def test_masks_on_file_have_the_sparsity_and_their_likeness_is_numpys(job):
     one = next(r for r in dense if r["method"] == "imp" and r["sparsity"] == 0.5 and r["kind"] == "fc1")
     fc1 = [v[n].mean() for (m, s, _), v in bits.items() if (m, s) == ("imp", 0.5) for n in v if "fc1" in n]
     assert one["kept"] == pytest.approx(np.mean(fc1))
+
+
+def test_rows_of_before_serial_steps_were_counted_are_read_and_drawn(job, tmp_path):
+    _, rows = job
+    old = [{k: v for k, v in r.items() if k not in ("cost_serial_steps", "cost_collectives")} for r in rows]
+    plan = planning.sparsity_plan(config())
+    sparsity_report.report(dataclasses.replace(plan, methods=()), old, tmp_path)
+    assert "serial steps" not in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "cost.png").exists()
+    assert not (tmp_path / "serial.png").exists()
+    mixed = [*old[: len(old) // 2], *rows[len(old) // 2 :]]
+    sparsity_report.report(dataclasses.replace(plan, methods=()), mixed, tmp_path)
+    read = records.read_csv(tmp_path / "results.csv")
+    assert {r["cost_serial_steps"] is None for r in read} == {True, False}
+    assert (tmp_path / "serial.png").exists()
 
 
 def prunable(model):
@@ -190,6 +213,7 @@ def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
         ({"methods": ("isp", "best")}, "unknown method 'best'; .*There are unpruned, magnitude"),
         ({"ours": "best"}, "ours: unknown method 'best'"),
         ({"sparsities": (0.9, 0.5)}, "sparsities must rise"),
+        ({"gradual.steps": 3, "gradual.events": 4}, "events must be 1 to steps"),
         ({"sparsities": (0.5, 1.0)}, "sparsities must rise"),
         ({"pattern.name": "letters"}, "unknown pattern"),
         ({"pattern.allocation": "fair"}, "unknown allocation"),
@@ -232,6 +256,13 @@ def test_every_line_is_a_method_with_the_budget_of_the_soup():
     table = {name: line.settings(given) for name, line in lines.LINES.items()}
     assert table["gradual"].steps == table["rigl"].steps == spent.total
     assert table["gradual_main"].steps == spent.main
+    for name, times, workers in (("gradual_serial", 1, 1), ("gradual_wide", 1, 4), ("gradual_long", 4, 1)):
+        assert (table[name].steps, table[name].events, table[name].workers) == (times * 44, 11, workers)
+    assert (table["gradual_soup"].steps, table["gradual_soup"].events, table["gradual_soup"].members) == (44, 11, 4)
+    asked = dataclasses.replace(given, serial_steps=100, events=10)
+    table_asked = {name: line.settings(asked) for name, line in lines.LINES.items() if name.startswith("gradual")}
+    assert (table_asked["gradual_soup"].steps, table_asked["gradual_soup"].events) == (100, 10)
+    assert (table_asked["gradual_long"].steps, table_asked["gradual_main"].steps) == (400, spent.main)
     assert table["imp"].rounds == 11
     assert table["isp"] == table["isp_one"] == base  # its name says how many members vote
     assert set(presets.ISP_LINES) <= set(table)
