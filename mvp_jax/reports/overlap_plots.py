@@ -60,7 +60,7 @@ def plot_overlap_against_depth(
     )
     axes.set_yticks(range(len(depths)), labels, fontsize=plots.SMALL)
     axes.set_ylim(len(depths) - 0.5, -0.5)
-    axes.set_ylabel("from input to output" + (f" ({shared})" if shared else ""))
+    axes.set_ylabel("from input to output" + (f"\n({shared})" if shared else ""))
     axes.set_xlabel("overlap of the kept units (intersection / union)")
     top = max(max(r["overlap"] for r in table), *chance, *(r["high"] for r in table if r["high"] == r["high"]))
     axes.set_xlim(0, min(1.02, 1.1 * top))
