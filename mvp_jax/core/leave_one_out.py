@@ -82,16 +82,17 @@ def _press(features: Array, targets: Array, num_classes: int | None, ridge: Arra
     y = targets.astype(jnp.float32) if num_classes is None else labels_lib.one_hot(targets[:, 0], num_classes, weights)
     y = jnp.where(seen, y, 0.0)
     product = functools.partial(jnp.matmul, precision=_PRECISE)
-    small = min(n, width + 1)
-    gram = product(x, x.T) if n <= width else product(x.T, x)
-    factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(small), lower=True)
-    if n <= width:  # H = K (K + ridge·I)⁻¹ of K = X Xᵀ, the same matrix by the smaller of two systems
-        hat = jax.scipy.linalg.cho_solve(factor, gram)
-        leverage, fitted = jnp.diagonal(hat), product(hat, y)
+    dual = n <= width + 1  # the smaller of two systems
+    gram = product(x, x.T) if dual else product(x.T, x)
+    factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(len(gram)), lower=True)
+    if dual:  # I - H = ridge·(X Xᵀ + ridge·I)⁻¹, whose ratio loses no digits where H is near I; the ridge cancels
+        inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(n))
+        error = product(inverse, y) / jnp.diagonal(inverse)[:, None]
     else:
         solved = jax.scipy.linalg.cho_solve(factor, x.T)
         leverage, fitted = jnp.sum(x.T * solved, 0), product(x, product(solved, y))
-    residual = jnp.where(seen, (y - fitted) / (1 - leverage)[:, None], 0.0)
+        error = (y - fitted) / (1 - leverage)[:, None]
+    residual = jnp.where(seen, error, 0.0)
     return -jnp.sum(jnp.square(residual)) / (jnp.sum(weights) * y.shape[1])
 
 

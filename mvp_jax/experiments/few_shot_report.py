@@ -172,7 +172,8 @@ def report(plan: FewShotPlan, variables: Variables, rows: list[dict[str, Any]], 
     ours = "mvp" if "mvp" in plan.lines else next(iter(plan.lines))
     names = registry.titles("few_shot")
     table = reports.summary(rows, ours)
-    records.write_text(work / "results.md", reports.to_markdown(table, ours, names) + rates.section(work, names))
+    chosen = rates.section(work, names, on_targets=plan.setting.tunes_on_targets)
+    records.write_text(work / "results.md", reports.to_markdown(table, ours, names) + chosen)
     draw(rows, work, ours=ours, chance=1 / plan.sizes.classes_per_task)
     last = [r for r in table if r["steps"] == plan.steps[-1]]
     title = f"{plan.ratio:.0%} of the units pruned, {plan.steps[-1]} steps"

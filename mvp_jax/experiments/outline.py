@@ -88,8 +88,10 @@ def _work(plan: Any) -> str:
     start = "" if plan.checkpoint else f"{plan.pretraining.settings.steps:,} steps of pre-training; "
     targets = f"{_count(len(plan.setting.targets), 'target')} with {_count(plan.seeds, 'seed')} each"
     if plan.rates.factors:
-        other, tried = len(plan.setting.tuning), len(plan.rates.factors)
-        targets += f" (each at the best of {tried} learning rates, chosen on {_count(other, 'other target')})"
+        where = _count(len(plan.setting.tuning), "other target")
+        if plan.setting.tunes_on_targets:
+            where = "the same with other seeds"
+        targets += f" (each method at the best of {len(plan.rates.factors)} learning rates, chosen on {where})"
     if isinstance(plan, FewShotPlan):
         return (
             f"{start}a bank of {_count(len(plan.setting.bank_tasks), 'task')}; {_count(len(plan.lines), 'method')} on "

@@ -174,10 +174,11 @@ def few_shot_plan(config: ConfigDict) -> FewShotPlan:
     deliver = config.deliver or next(iter([n for n in ("mvp", *lines) if n in lines and n != "dense"]), "dense")
     if deliver not in lines:
         raise ValueError(f"deliver is {deliver!r}, which is not among the methods of this run: {list(lines)}")
-    if "reptile_iht" in lines and config.bank.tasks < defaults.universal.tasks:
+    learners = [name for name, one in lines.items() if "universal" in one.needs | one.uses]
+    if learners and config.bank.tasks < defaults.universal.tasks:
         raise ValueError(
             f"reptile.tasks is {defaults.universal.tasks}, but the bank has {config.bank.tasks} tasks; lower "
-            "reptile.tasks"
+            f"reptile.tasks, or leave out {learners}, which have a model that is learned from so many at once"
         )
     checks.examples(start["setting"], Sizes(**config.tasks.to_dict()))
     keep = prune.keep_counts({g.name: g.size for g in groups}, config.prune.ratio, min_units=config.prune.min_units)

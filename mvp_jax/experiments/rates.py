@@ -1,8 +1,9 @@
-"""A learning rate for every method of a comparison, chosen on targets that are not reported.
+"""A learning rate for every method of a comparison, chosen on further targets.
 
 `config.rates.factors` are numbers by which a method's own learning rate is multiplied. Every method runs with each of
 them on further targets, which are drawn like the reported ones, and the factor with the highest mean validation
-accuracy there is the method's. The test examples of these targets are never looked at.
+accuracy there is the method's. Where no others can be drawn, they are the reported targets with other seeds. The test
+examples of these targets are never looked at.
 """
 
 import csv
@@ -194,12 +195,13 @@ def write(choices: Sequence[RateChoice], work: str | os.PathLike[str], share: st
     records.write_text(files.path(work) / _FILE, text.getvalue())
 
 
-def section(work: str | os.PathLike[str], names: Mapping[str, str]) -> str:
+def section(work: str | os.PathLike[str], names: Mapping[str, str], *, on_targets: bool = False) -> str:
     """Returns a section of `results.md` on how rates were chosen, from `rates.csv`; empty if there is none.
 
     Args:
         work: the folder of the run.
         names: what methods are called in tables, `{method: name}`.
+        on_targets: whether the targets were the reported ones with other seeds.
     """
     path = files.path(work) / _FILE
     if not files.exists(path):
@@ -222,10 +224,13 @@ def section(work: str | os.PathLike[str], names: Mapping[str, str]) -> str:
         rate = f"{float(chosen['learning_rate']):.3g}"
         table.append([names.get(method, method), f"{float(amount):g}", *cells, rate, note])
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
+    where = "targets that are not reported"
+    if on_targets:
+        where = "the reported targets with other seeds, so that their validation accuracies are not independent of it"
     return (
         "\n## Learning rates\n\nEvery method has its own learning rate: that of the factors tried (×) which has the "
-        "highest mean validation accuracy, in percent, on targets that are not reported "
-        f"(n = {rows[0]['n']} pairs of a target and a seed). Test examples took no part.\n\n{text}\n"
+        f"highest mean validation accuracy, in percent, on {where} (n = {rows[0]['n']} pairs of a target and a seed). "
+        f"Test examples took no part.\n\n{text}\n"
     )
 
 

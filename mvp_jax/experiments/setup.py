@@ -39,7 +39,8 @@ class Setting(NamedTuple):
         normalised: the mean and the standard deviation of each channel by which images were normalised; `None`: they
             were not, or a checkpoint's own processor did it.
         superclasses: the number of the superclass of each class, such as its alphabet; `()`: there are none.
-        tuning: further targets, on which the methods' learning rates are chosen; they are not reported.
+        tuning: further targets, on which the methods' learning rates are chosen, or the reported ones under other names
+            for other seeds; they are not reported.
     """
 
     pools: Pools
@@ -52,6 +53,11 @@ class Setting(NamedTuple):
     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     superclasses: tuple[int, ...] = ()
     tuning: tuple[tasks.Task, ...] = ()
+
+    @property
+    def tunes_on_targets(self) -> bool:
+        """Whether learning rates are chosen on the reported targets themselves, with other seeds."""
+        return bool(self.tuning) and {t.classes for t in self.tuning} <= {t.classes for t in self.targets}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,8 @@ def report(plan: SparsityPlan, rows: list[dict[str, Any]], work: Path) -> None:
             text.append(section(f"End to end, {name}", found, f"100 × {name}"))
     if alone:
         text.append(section("The masks alone, on the pre-trained weights", reports.summary(alone, plan.ours)))
-    text += [chosen] if (chosen := rates.section(work, names).lstrip()) else []
+    chosen = rates.section(work, names, on_targets=plan.setting.tunes_on_targets).lstrip()
+    text += [chosen] if chosen else []
     text.append(f"## What the columns mean\n\n{reports.explanation(table, plan.ours, names)}")
     records.write_text(work / "results.md", "\n".join(text))
     for name, likeness in (("similarity", similarity(plan, work)), ("density", densities(plan, work))):

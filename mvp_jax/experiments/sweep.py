@@ -35,6 +35,7 @@ _LATER = {
         "bank",
         "chunk",
         "examples",
+        "gradual",
         "isp",
         "keep_rounds",
         "masks_alone",

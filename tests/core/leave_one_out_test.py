@@ -47,6 +47,14 @@ def test_it_is_the_error_of_regressions_fitted_without_each_example(n, width, cl
     assert want < seen - 1e-3
 
 
+@pytest.mark.parametrize(("n", "width", "classes"), [(12, 40, 3), (50, 64, 5), (9, 8, 2)])
+def test_a_small_penalty_loses_no_digits_where_examples_are_fitted_exactly(n, width, classes):
+    features, labels = draw(n, width, classes)
+    want = by_fitting(features, np.eye(classes)[labels], 1e-6)
+    got = similarity.press(jnp.asarray(features), jnp.asarray(labels), classes, ridge=1e-6)
+    assert float(got) == pytest.approx(want, rel=2e-3)
+
+
 def test_both_systems_give_one_answer():
     # With as many examples as features the smaller system changes; more features that say nothing change no error
     # but for the scale sqrt(F), which a ridge of the same scale undoes where there is no bias to penalise.

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import compare
+from configs import bank, compare, pretrain
 from mvp_jax.experiments import run, run_folder
 from mvp_jax.storage import records
 from tests.experiments.rates_test import FACTORS, tiny
@@ -74,3 +74,50 @@ def test_a_folder_from_before_there_were_rates_is_continued(tmp_path):
     run_folder.claim(tmp_path, c)
     with pytest.raises(ValueError, match=r"rates.factors is \(\) there and \(0.5, 1, 2\) here"):
         run_folder.check(tmp_path, tiny())
+
+
+LATER = ("rates", "gradual", "select", "data.held_out_faces")
+"""What a config did not have before methods had rates of their own."""
+
+
+def from_before(config, folder, methods):
+    """Makes a folder of a run as it was made before there were rates."""
+    run_folder.claim(folder, config)
+    old = json.loads((folder / "config.json").read_text())
+    for path in LATER:
+        *above, last = path.split(".")
+        (old[above[0]] if above else old).pop(last, None)
+    if "methods" in old:
+        old["methods"] = list(methods)
+    records.write_json(folder / "config.json", old)
+
+
+@pytest.mark.parametrize(
+    ("file", "methods"), [(bank, ()), (pretrain, ()), (compare, ()), (compare, ("isp",))], ids=lambda v: str(v)[:20]
+)
+def test_folders_of_other_jobs_from_before_are_continued(file, methods, tmp_path):
+    c = file.get_config()
+    from_before(c, tmp_path, methods)
+    run_folder.check(tmp_path, c)
+    run_folder.claim(tmp_path, c)
+    assert (tmp_path / "config.json").read_text() == run_folder.described(c)
+
+
+def test_all_methods_are_the_same_in_either_spelling_and_more_than_one(tmp_path):
+    c = compare.get_config()
+    c.methods = ("isp",)
+    run_folder.claim(tmp_path, c)
+    for methods in (("all",), (), ("all",)):
+        c.methods = methods
+        run_folder.check(tmp_path, c)
+        run_folder.claim(tmp_path, c)
+    c.methods = ("isp",)
+    with pytest.raises(ValueError, match=r"methods is \(\) there and \('isp',\) here"):
+        run_folder.check(tmp_path, c)
+
+
+def test_a_few_shot_table_of_unequal_parts_is_not_made(tmp_path):
+    c = tiny(**{"rates.factors": (), "rates.targets": 3})
+    from_before(c, tmp_path, c.methods)
+    with pytest.raises(ValueError, match=r"select\.candidates is not set there and 16 here"):
+        run_folder.check(tmp_path, c)

@@ -15,7 +15,7 @@ from configs import isp as isp_config
 from configs import mvp as mvp_config
 from mvp_jax.core.types import Variables
 from mvp_jax.data import sources
-from mvp_jax.experiments import few_shot_job, planning, pools, presets, rates, run, sparsity_job
+from mvp_jax.experiments import few_shot_job, outline, planning, pools, presets, rates, run, sparsity_job
 from mvp_jax.methods import registry, sparse
 from mvp_jax.methods.few_shot import oneshot as few_shot_oneshot
 from mvp_jax.methods.sparse import lines
@@ -191,6 +191,19 @@ def test_where_no_others_can_be_drawn_the_reported_targets_are_repeated_with_oth
     found = pools.load(tiny(**{"rates.targets": 0}))
     assert [t.classes for t in found.tuning] == [t.classes for t in found.targets]
     assert not {t.name for t in found.tuning} & {t.name for t in found.targets}
+    assert found.tunes_on_targets
+
+
+@pytest.mark.parametrize(("targets", "said"), [(0, "the same with other seeds"), (2, "2 other targets")])
+def test_what_is_written_says_on_which_targets_rates_were_chosen(targets, said, tmp_path):
+    plan = planning.few_shot_plan(tiny(**{"rates.targets": targets}))
+    assert plan.setting.tunes_on_targets == (targets == 0)
+    work = outline.lines(plan, tiny(), tmp_path)[3]
+    assert f"(each method at the best of 3 learning rates, chosen on {said})" in work
+    rates.write([rates.RateChoice("mvp", 0.5, (1, 2), (0.1, 0.2), (0.3, 0.4), 2)], tmp_path, "ratio")
+    text = rates.section(tmp_path, {}, on_targets=plan.setting.tunes_on_targets)
+    assert ("on targets that are not reported" in text) == (targets > 0)
+    assert ("on the reported targets with other seeds" in text) == (targets == 0)
 
 
 def test_a_target_of_all_classes_is_repeated_with_other_seeds():

@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     [
         ({"methods": ("mvp", "magic")}, r"unknown method 'magic'; .*There are dense, mvp"),
         ({"model.name": "resnet9"}, r"unknown model 'resnet9'; choose 'checkpoint' or one of"),
-        ({"data.name": "mnits"}, "unknown data 'mnits'; choose 'digits', 'docstrings' or 'npz'"),
+        ({"data.name": "mnits"}, "unknown data 'mnits'; choose 'glyphs', 'digits', 'docstrings' or 'npz'"),
         ({"prune.ratio": 1.0}, "1.0"),
         ({"prune.kinds": ("filter",)}, r"names no group of 'vit_micro'; it has \['head', 'neuron', 'qk', 'value'\]"),
         ({"steps": (2, 5)}, r"steps must rise from 0"),
@@ -279,6 +279,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         ({"vote.k": 0}, "k must be >= 1, got 0"),
         ({"weak.members": 0}, "members and steps must be at least 1"),
         ({"methods": (), "reptile.tasks": 9}, "reptile.tasks is 9, but the bank has 3 tasks"),
+        ({"methods": ("mvp_select",), "reptile.tasks": 9}, r"reptile.tasks is 9, .* leave out \['mvp_select'\]"),
     ],
 )
 def test_a_bad_config_is_refused_before_anything_is_written(tmp_path, fields, message):

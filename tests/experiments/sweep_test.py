@@ -171,6 +171,8 @@ def test_only_points_that_are_equal_up_to_a_stage_share_it():
             sweeping.configs(sweeping.over(config, {k.replace("__", "."): v for k, v in values.items()}))
         )
 
+    base.gradual = ConfigDict({"steps": 10})
+    assert shared(gradual__steps=(10, 20))["gradual.steps=20"]["pretrain"] == "gradual.steps=10"
     assert shared(vote__k=(1, 5))["vote.k=5"] == {"pretrain": "vote.k=1", "bank": "vote.k=1"}
     assert shared(bank__rounds=(1, 2))["bank.rounds=2"] == {"pretrain": "bank.rounds=1", "bank": "bank.rounds=2"}
     assert shared(seed=(0, 1))["seed=1"] == {"pretrain": "seed=1", "bank": "seed=1"}
