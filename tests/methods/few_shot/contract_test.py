@@ -39,6 +39,7 @@ CASES = {
 AT_ONCE = (
     "dense",
     "mvp",
+    "mvp_select",
     "mvp_anchored",
     "mvp_weighted",
     "own_mask_mean_weights",
