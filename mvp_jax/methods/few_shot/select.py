@@ -64,36 +64,37 @@ class Settings:
         return self.vote.tuning
 
 
-def starts(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
-    """Returns the candidates: copies of the nearest entries, votes, and a model learned from all tasks if there is one.
+def copied(problem: api.FewShotProblem, index: Array, settings: Settings, key: Key) -> api.Start:
+    """Returns a candidate that is one bank entry as it is: its units and its weights, under the task's head.
 
     Args:
         problem: the task, with neighbours.
-        settings: how many copies there are, and how votes are taken.
+        index: the number of the entry among the problem's neighbours, an integer scalar; traced.
+        settings: `vote` says how a copy is made where it matters, as for `copy_nearest`.
+        key: random key, which a copy does not use.
+    """
+    alone = jax.tree.map(lambda leaf: leaf[jnp.asarray(index)[None]], problem.voters())
+    return mvp.COPY(dataclasses.replace(problem, neighbours=alone), settings.vote, key)
+
+
+def voted(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Start:
+    """Returns the candidates that are no copies: votes, and a model learned from all tasks if the problem has one.
+
+    Args:
+        problem: the task, with neighbours.
+        settings: how votes are taken.
         key: random key for votes that sample.
 
     Returns:
-        A `Start` whose arrays lead with the number of candidates, copies first, nearest first.
-
-    Raises:
-        ValueError: if the problem has no neighbours, or their ballots are for other groups.
+        A `Start` whose arrays lead with the number of these candidates.
     """
-    near = problem.voters()
-    near = mvp.nearest(near, min(settings.candidates, near.similarity.shape[-1]), key)
-
-    def copy(entry: api.Neighbours) -> api.Start:
-        alone = jax.tree.map(lambda leaf: leaf[None], entry)
-        return mvp.COPY(dataclasses.replace(problem, neighbours=alone), settings.vote, key)
-
-    copies = jax.vmap(copy)(near)
-    others = [vote(problem, settings.vote, key) for vote in VOTES]
+    found = [vote(problem, settings.vote, key) for vote in VOTES]
     if problem.universal is not None:
         variables, kept = problem.universal
         head = api.head_of(problem.model, problem.variables.params)
         params = variables.params | {head: problem.variables.params[head]} if head else variables.params
-        others.append(api.Start(Variables(params, problem.variables.rest), kept))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *others)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), copies, stacked)
+        found.append(api.Start(Variables(params, problem.variables.rest), kept))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 def judged(problem: api.FewShotProblem, candidates: api.Start, settings: Settings) -> Array:
@@ -110,12 +111,36 @@ def judged(problem: api.FewShotProblem, candidates: api.Start, settings: Setting
     """
     # What a judgement does not look at would only make its program differ.
     bare = dataclasses.replace(problem, neighbours=None, universal=None, sources=None)
-    sizes = (settings.tuning.norm_examples, settings.tuning.probe_examples)
     count = jax.tree.leaves(candidates)[0].shape[0]
+    ridge, sizes = jnp.float32(settings.ridge), _sizes(settings)
     if train.loops_on_host(problem.slim, candidates, problem.train):
         single = [jax.tree.map(lambda leaf, i=i: leaf[i], candidates) for i in range(count)]
-        return jnp.stack([_judge(bare, one, jnp.float32(settings.ridge), sizes=sizes) for one in single])
-    return _judge_all(bare, candidates, jnp.float32(settings.ridge), sizes=sizes)
+        return jnp.stack([_judge(bare, one, ridge, sizes=sizes) for one in single])
+    return _judge_all(bare, candidates, ridge, sizes=sizes)
+
+
+def judged_copies(problem: api.FewShotProblem, order: Array, settings: Settings, key: Key) -> Array:
+    """Returns what `judged` says of copies of some entries, of which only one at a time is made, `float32[k]`.
+
+    Args:
+        problem: the task, with neighbours.
+        order: the numbers of the entries among the neighbours, `int[k]`.
+        settings: how copies are made and judged.
+        key: random key, which a copy does not use.
+    """
+    bare = dataclasses.replace(problem, universal=None, sources=None)
+    ridge, sizes = jnp.float32(settings.ridge), _sizes(settings)
+    # The penalty is traced, and nothing else of these settings matters to a copy.
+    plain = dataclasses.replace(settings, ridge=1.0, candidates=1, shares=())
+    if train.loops_on_host(problem.slim, problem.neighbours, problem.train):
+        single = [copied(bare, index, plain, key) for index in order]
+        without = dataclasses.replace(bare, neighbours=None)
+        return jnp.stack([_judge(without, one, ridge, sizes=sizes) for one in single])
+    return _judge_copies(bare, order, key, ridge, settings=plain, sizes=sizes)
+
+
+def _sizes(settings: Settings) -> tuple[int, int]:
+    return settings.tuning.norm_examples, settings.tuning.probe_examples
 
 
 @functools.partial(jax.jit, static_argnames="sizes")
@@ -132,6 +157,14 @@ def _judge(problem: api.FewShotProblem, start: api.Start, ridge: Array, *, sizes
 @functools.partial(jax.jit, static_argnames="sizes")
 def _judge_all(problem: api.FewShotProblem, candidates: api.Start, ridge: Array, *, sizes: tuple[int, int]) -> Array:
     return jax.lax.map(lambda start: _judge(problem, start, ridge, sizes=sizes), candidates)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "sizes"))
+def _judge_copies(
+    problem: api.FewShotProblem, order: Array, key: Key, ridge: Array, *, settings: Settings, sizes: tuple[int, int]
+) -> Array:
+    bare = dataclasses.replace(problem, neighbours=None)
+    return jax.lax.map(lambda i: _judge(bare, copied(problem, i, settings, key), ridge, sizes=sizes), order)
 
 
 def softened(problem: api.FewShotProblem, best: api.Start, settings: Settings, key: Key) -> api.Start:
@@ -174,20 +207,31 @@ def start(problem: api.FewShotProblem, settings: Settings, key: Key) -> api.Star
     Raises:
         ValueError: if the problem has no neighbours, or their ballots are for other groups.
     """
-    found = starts(problem, settings, key)
-    best = _best(found, judged(problem, found, settings))
+    near = problem.voters().similarity
+    order = similarity.nearest(near, min(settings.candidates, near.shape[-1]))
+    scores = _finite(judged_copies(problem, order, settings, key))
+    own, score = copied(problem, order[jnp.argmax(scores)], settings, key), jnp.max(scores)
+    others = voted(problem, settings, key)
+    best, score = _better(own, score, others, judged(problem, others, settings))
     if not settings.shares:
-        return best[0]
-    more = softened(problem, best[0], settings, key)
-    scores = jnp.concatenate([best[1][None], judged(problem, more, settings)])
-    return _best(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), best[0], more), scores)[0]
+        return best
+    more = softened(problem, best, settings, key)
+    return _better(best, score, more, judged(problem, more, settings))[0]
+
+
+def _finite(scores: Array) -> Array:
+    """A score of nan is the lowest."""
+    return jnp.where(jnp.isnan(scores), -jnp.inf, scores)
 
 
 @jax.jit
-def _best(candidates: api.Start, scores: Array) -> tuple[api.Start, Array]:
-    """The candidate of the highest score, the first of equal ones, and its score; a score of nan is the lowest."""
-    index = jnp.argmax(jnp.where(jnp.isnan(scores), -jnp.inf, scores))
-    return jax.tree.map(lambda leaf: leaf[index], candidates), scores[index]
+def _better(best: api.Start, score: Array, others: api.Start, scores: Array) -> tuple[api.Start, Array]:
+    """The best of one start and several others, and its score; of equal ones the first."""
+    scores = _finite(scores)
+    index = jnp.argmax(scores)
+    other = jax.tree.map(lambda leaf: leaf[index], others)
+    chosen = jax.tree.map(lambda a, b: jnp.where(scores[index] > score, b, a), best, other)
+    return chosen, jnp.maximum(score, scores[index])
 
 
 def cost_of_selection(problem: api.FewShotProblem, settings: Settings) -> Spent:

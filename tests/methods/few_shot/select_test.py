@@ -29,6 +29,15 @@ def error(given, start):
     return by_fitting(np.asarray(features), labels, SETTINGS.ridge)
 
 
+def starts(given, settings):
+    """All candidates, stacked: copies of the nearest, nearest first, then the others."""
+    order = np.argsort(-np.asarray(given.neighbours.similarity))[: settings.candidates]
+    copies = [select.copied(given, int(i), settings, KEY) for i in order]
+    others = select.voted(given, settings, KEY)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, others)
+
+
 def at(starts, i):
     return jax.tree.map(lambda leaf: leaf[i], starts)
 
@@ -38,7 +47,7 @@ def test_candidates_are_copies_votes_and_the_universal_model(kind):
     given = contract_test.problem(kind=kind)
     near = given.neighbours
     order = np.argsort(-np.asarray(near.similarity))
-    found = select.starts(given, SETTINGS, KEY)
+    found = starts(given, SETTINGS)
     count = len(jax.tree.leaves(found.units)[0])
     assert count == 2 + 3
     for i, entry in enumerate(order[:2]):
@@ -56,7 +65,7 @@ def test_candidates_are_copies_votes_and_the_universal_model(kind):
     assert any(not np.array_equal(kept[0], kept[1]) for kept in found.units.values())
 
     learned = few_shot.Start(at(near.variables, int(order[3])), at(near.units, int(order[3])))
-    more = select.starts(dataclasses.replace(given, universal=learned), SETTINGS, KEY)
+    more = starts(dataclasses.replace(given, universal=learned), SETTINGS)
     jax.tree.map(np.testing.assert_array_equal, at(more.units, 5), learned.units)
     assert METHODS["mvp_select"](given, SETTINGS, KEY).spent.examples > 0
 
@@ -64,9 +73,11 @@ def test_candidates_are_copies_votes_and_the_universal_model(kind):
 @pytest.mark.parametrize("kind", ["mlp", "basic"])
 def test_the_best_by_regressions_that_are_fitted_starts(kind):
     given = contract_test.problem(kind=kind)
-    found = select.starts(given, SETTINGS, KEY)
+    found = starts(given, SETTINGS)
     errors = [error(given, at(found, i)) for i in range(5)]
     np.testing.assert_allclose(select.judged(given, found, SETTINGS), errors, rtol=2e-3)
+    order = jnp.argsort(-given.neighbours.similarity)[:2]
+    np.testing.assert_allclose(select.judged_copies(given, order, SETTINGS, KEY), errors[:2], rtol=2e-3)
     assert max(errors) - min(errors) > 0.01
     best = at(found, int(np.argmax(errors)))
 
@@ -123,12 +134,15 @@ def test_a_candidate_that_is_not_finite_is_never_chosen():
 
 def test_a_new_ridge_or_task_compiles_nothing():
     given = contract_test.problem()
-    found = select.starts(given, SETTINGS, KEY)
+    found = starts(given, SETTINGS)
     select.judged(given, found, SETTINGS)
-    before = select._judge_all._cache_size()
+    order = jnp.array([1, 0])
+    select.judged_copies(given, order, SETTINGS, KEY)
+    before = select._judge_all._cache_size(), select._judge_copies._cache_size()
     other = select.judged(given, found, dataclasses.replace(SETTINGS, ridge=3.0))
     select.judged(contract_test.problem(seed=1), found, SETTINGS)
-    assert select._judge_all._cache_size() == before
+    select.judged_copies(contract_test.problem(seed=1), order[::-1], dataclasses.replace(SETTINGS, ridge=3.0), KEY)
+    assert (select._judge_all._cache_size(), select._judge_copies._cache_size()) == before
     assert not np.allclose(other, select.judged(given, found, SETTINGS), rtol=1e-3)
 
 
