@@ -195,20 +195,22 @@ def test_looks_are_the_model_on_the_way():
 def test_costs_count_what_passes_through():
     """Of 24 examples, a batch of 8; 4 neighbours that are ranked take a third of an example each."""
     ranked = 4 * 24 // 3
-    assert pruned("random_units").spent == pruned("oneshot_magnitude").spent == (3, 24)
+    assert pruned("random_units").spent == pruned("oneshot_magnitude").spent == (3, 24, 3, 0)
     # Gradients of 16 examples; a forward pass over them is a third of that.
-    assert pruned("oneshot_fisher").spent == pruned("oneshot_taylor").spent == (3, 16 + 24)
-    assert pruned("oneshot_activation").spent == (3, 16 // 3 + 24)
-    assert pruned("own_mask_mean_weights").spent == (3, ranked + 24 + 24)
-    assert pruned("mvp").spent == pruned("copy_random").spent == (3, ranked + 24)
-    # Two weak members of two steps.
-    assert pruned("metasoup").spent == (3 + 4, ranked + 4 * 8 + 24)
-    assert pruned("ifp").spent == (2 * 2 + 3, 7 * 8)
-    # Three outer steps on two tasks for two inner steps each; nothing if all targets share what was learned.
-    assert pruned("reptile_iht").spent == (12 + 3, 12 * 8 + 24)
+    assert pruned("oneshot_fisher").spent == pruned("oneshot_taylor").spent == (3, 16 + 24, 3, 0)
+    assert pruned("oneshot_activation").spent == (3, 16 // 3 + 24, 3, 0)
+    assert pruned("own_mask_mean_weights").spent == (3, ranked + 24 + 24, 3, 0)
+    assert pruned("mvp").spent == pruned("copy_random").spent == (3, ranked + 24, 3, 0)
+    # Four copies, three votes and three shares, with two passes over all examples for each.
+    assert pruned("mvp_select").spent == (3, ranked + 10 * 2 * 24 // 3 + 24, 3, 0)
+    # Two weak members of two steps, at once; they vote once.
+    assert pruned("metasoup").spent == (3 + 4, ranked + 4 * 8 + 24, 3 + 2, 1)
+    assert pruned("ifp").spent == (2 * 2 + 3, 7 * 8, 7, 0)
+    # Three outer steps on two tasks, at once, for two inner steps each; nothing if all targets share what was learned.
+    assert pruned("reptile_iht").spent == (12 + 3, 12 * 8 + 24, 6 + 3, 3)
     learned = reptile.learn(problem(), CASES["reptile_iht"][1], jax.random.key(7))
     given = dataclasses.replace(problem(), universal=learned, sources=None)
-    assert METHODS["reptile_iht"](given, CASES["reptile_iht"][1], jax.random.key(0)).spent == (3, 24)
+    assert METHODS["reptile_iht"](given, CASES["reptile_iht"][1], jax.random.key(0)).spent == (3, 24, 3, 0)
 
 
 @pytest.mark.parametrize("name", registry.TABLES["few_shot"])
