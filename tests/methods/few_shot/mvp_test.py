@@ -58,7 +58,7 @@ def chosen(start):
     return {name: np.flatnonzero(u).tolist() for name, u in start.units.items()}
 
 
-def souped(voters, order, weights, *, outside="pretrained"):
+def souped(voters, order, weights, *, outside="mean"):
     """Every entry of the parameters on its own: the mean over those that kept all of its units, else pre-trained."""
     pretrained = trees.flatten(problem(voters).variables.params)
     members = trees.flatten(voters.variables.params)
@@ -104,18 +104,22 @@ def test_units_of_most_votes_are_kept_and_start_from_the_mean_of_those_that_kept
     np.testing.assert_allclose(got["two"]["kernel"][0, 3], two[1, 0, 3], rtol=1e-5)  # only one kept both sides
     assert float(got["two"]["kernel"][3, 0]) == float(own["two"]["kernel"][3, 0])  # two kept a side, none both
     assert float(got["one"]["bias"][2]) == float(own["one"]["bias"][2])  # nobody kept it
-    np.testing.assert_array_equal(got["offset"], own["offset"])  # in no group
+    np.testing.assert_allclose(got["offset"], members["offset"].mean(0), rtol=1e-5)  # in no group
     np.testing.assert_array_equal(got["head"]["kernel"], own["head"]["kernel"])
     assert len({round(float(v), 6) for v in (*one[:, 1], own["one"]["bias"][1])}) == 4
 
 
-def test_parameters_of_no_group_are_averaged_if_asked_for_and_heads_never():
+def test_parameters_of_no_group_are_averaged_unless_their_pretrained_values_are_asked_for():
     voters = neighbours()
-    start = decide(voters, outside="mean")
+    start = decide(voters)
     assert_params(start, souped(voters, [0, 1, 2], [1, 1, 1], outside="mean"))
-    offset = np.asarray(voters.variables.params["offset"]).mean(0)
+    offset, own = np.asarray(voters.variables.params["offset"]).mean(0), problem(voters).variables.params
     np.testing.assert_allclose(start.variables.params["offset"], offset, rtol=1e-5)
-    assert not np.allclose(offset, problem(voters).variables.params["offset"])
+    assert not np.allclose(offset, own["offset"])
+    plain = decide(voters, outside="pretrained")
+    assert_params(plain, souped(voters, [0, 1, 2], [1, 1, 1], outside="pretrained"))
+    np.testing.assert_array_equal(plain.variables.params["offset"], own["offset"])
+    assert chosen(plain) == chosen(start)
 
 
 def test_pretrained_weights_and_the_vote_alone():
