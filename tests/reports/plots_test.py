@@ -35,7 +35,7 @@ def test_overlap_has_a_line_a_bin_and_chance_and_layers_in_words(drawn, tmp_path
     reports.plot_overlap_against_depth(table[::-1], tmp_path / "a.png", binned="number of shared classes")
     axes, keys = drawn[0].axes
     assert [t.get_text() for t in axes.get_yticklabels()] == [f"stage {d}, block 1" for d in (1, 2, 3, 4)]
-    assert axes.get_ylabel() == "from input to output (convolution 1)"
+    assert axes.get_ylabel() == "from input to output\n(convolution 1)"
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the input is at the top"
     want = [[0.8, 0.7, 0.6, 0.5], [0.85, 0.75, 0.65, 0.55], [0.2, 0.21, 0.22, 0.23]]
     np.testing.assert_allclose([line.get_xdata() for line in axes.lines], want)
