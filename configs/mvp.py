@@ -19,15 +19,16 @@ task within one alphabet, and `--config.data.targets=armenian` draws the targets
 pre-training nor the bank has seen.
 
 Lab note. All figures are for two CPU cores, and nothing is downloaded. The default (glyphs, ResNet-8, 87.5 % of the
-filters removed, 48 bank tasks, 10 targets of 10 classes and 5 shots, a dozen methods) takes 7 minutes and 23 seconds from an
-empty folder and with an empty compilation cache, 131 s of it compiling. The model is at 73 % on the 64 classes that it is pre-trained on. After
-50 steps: dense 89.8, `mvp_select` 69.4, copy of the nearest 69.3, vote of the whole bank 67.2, `mvp` 65.1, farthest
-61.7, Reptile 50.5, and what starts without a bank 35.3 to 46.1. `data=digits` with all methods and 6 targets × 3 seeds
-takes about four and a half minutes, most of it compiling; so does `model=vit,data=digits`. CIFAR-100 is
-`data=npz,model=resnet8_distiller`, with `--config.data.path` and `--config.model.checkpoint`; it takes one to two hours
-on two cores (bank 12, table 60 minutes of one core for the ResNet-8, about three times that for the ResNet-20), and
-every finished bank entry and (method, target) is kept. The learning rate and the batch of the fine-tuning were chosen
-on validation images. The results, and what they do not show, are in `docs/results/`.
+filters removed, 48 bank tasks, 10 targets of 10 classes and 5 shots, a dozen methods) takes 7 minutes and 23 seconds
+from an empty folder and with an empty compilation cache, 131 s of it compiling. The model is at 73 % on the 64 classes
+that it is pre-trained on. After 50 steps: dense 89.8, `mvp_select` 69.4, copy of the nearest 69.3, vote of the whole
+bank 67.2, `mvp` 65.1, farthest 61.7, Reptile 50.5, and what starts without a bank 35.3 to 46.1. `data=digits` with all
+methods and 6 targets × 3 seeds takes about four and a half minutes, most of it compiling; so does
+`model=vit,data=digits`. CIFAR-100 is `data=npz,model=resnet8_distiller`, with `--config.data.path` and
+`--config.model.checkpoint`; it takes one to two hours on two cores (bank 12, table 60 minutes of one core for the
+ResNet-8, about three times that for the ResNet-20), and every finished bank entry and (method, target) is kept. The
+learning rate and the batch of the fine-tuning were chosen on validation images. The results, and what they do not show,
+are in `docs/results/`.
 """
 
 from ml_collections import ConfigDict
