@@ -14,10 +14,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BRANCH = "main"
 """The branch whose notebooks the badges open, and which is installed there."""
 
-EXTRAS = {"research_loop": (("export",), ("equinox",)), "checkpoint": (("text",), ())}
+EXTRAS = {"research_loop": (("export",), ("equinox",))}
 """What a notebook needs besides the package, by its name: extras of this project, and other packages."""
 
-MODULES = {"export": "flatbuffers", "text": "tokenizers"}
+MODULES = {"export": "flatbuffers"}
 """A module that is there if an extra is."""
 
 _INSTALL = """\
@@ -62,13 +62,13 @@ def badge(name: str) -> str:
 def install(name: str) -> str:
     """The code of the install cell of a notebook of this name."""
     extras, packages = EXTRAS.get(name, ((), ()))
-    modules = (*(MODULES[extra] for extra in extras), *packages)
+    modules = str((*(MODULES[extra] for extra in extras), *packages)).replace("'", '"') if extras or packages else ""
     return _INSTALL.format(
         source=f"git+{address()}@{BRANCH}",
         version=version(),
         extras=f"[{','.join(extras)}]" if extras else "",
         packages="".join(f" {package}" for package in packages),
-        modules="".join(f' and importlib.util.find_spec("{module}") is not None' for module in modules),
+        modules=f" and all(map(importlib.util.find_spec, {modules}))" if modules else "",
     )
 
 
