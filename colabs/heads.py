@@ -30,10 +30,10 @@ import pathlib
 clone = next((f for f in (pathlib.Path.cwd(), pathlib.Path.cwd().parent) if (f / "mvp_jax/__init__.py").exists()), None)
 source = clone.as_uri() if clone else os.environ.get("MVP_JAX_SOURCE", "{source}")
 try:
-    ready = importlib.metadata.version("mvp-jax") == "{version}"{modules}
+    ready = importlib.metadata.version("mvp-jax") == "{version}"
 except importlib.metadata.PackageNotFoundError:
     ready = False
-if not ready:
+if not ready or not all(map(importlib.util.find_spec, {modules})):
     %pip install -q "mvp-jax{extras} @ {{source}}"{packages}
     importlib.invalidate_caches()"""
 
@@ -62,13 +62,13 @@ def badge(name: str) -> str:
 def install(name: str) -> str:
     """The code of the install cell of a notebook of this name."""
     extras, packages = EXTRAS.get(name, ((), ()))
-    modules = str((*(MODULES[extra] for extra in extras), *packages)).replace("'", '"') if extras or packages else ""
+    modules = ("mvp_jax", *(MODULES[extra] for extra in extras), *packages)
     return _INSTALL.format(
         source=f"git+{address()}@{BRANCH}",
         version=version(),
         extras=f"[{','.join(extras)}]" if extras else "",
         packages="".join(f" {package}" for package in packages),
-        modules=f" and all(map(importlib.util.find_spec, {modules}))" if modules else "",
+        modules=json.dumps(modules).replace("[", "(").replace("]", ",)" if len(modules) == 1 else ")"),
     )
 
 
