@@ -1,4 +1,4 @@
-"""Compares every way to reach a sparsity: methods x sparsities x targets x seeds, with what each costs.
+"""Compares methods that prune to a sparsity (methods x sparsities x targets x seeds), and their costs.
 
     python -m mvp_jax.main --config=configs/compare.py --workdir=DIR
     python -m mvp_jax.main --config=configs/compare.py:data=docstrings,model=bert --workdir=DIR
@@ -6,11 +6,12 @@
 
 The argument is a comma-separated list of `data=digits|glyphs|docstrings|npz`, `model=vit|bert|resnet|NAME` and
 `runlocal`.
-`config.methods` names methods of `mvp_jax.methods.METHODS` for a sparsity; `all`, or none, runs all of them.
+`config.methods` names those methods of `mvp_jax.methods.METHODS` that prune to a sparsity; `all`, or an empty tuple,
+runs all of them.
 
-Lab note. Thirteen methods were run on CIFAR (ResNet-20 from CIFAR-10, ten classes of CIFAR-100, 3 seeds, four
-sparsities, 65 minutes of two cores), and eleven on the digits; the tables are in `docs/results`. All methods together
-have not been run.
+Lab note. Thirteen methods were run on CIFAR (a ResNet-20 pre-trained on CIFAR-10, ten classes of CIFAR-100, 3 seeds,
+four sparsities), which took 65 minutes on two cores. Eleven methods were run on the digits. The tables are in
+`docs/results`. No run has included all methods.
 """
 
 from ml_collections import ConfigDict

@@ -1,17 +1,18 @@
-"""Sweeps that show what Instant Soup Pruning depends on: members, the vote, the intervals, what members differ in.
+"""Sweeps over what Instant Soup Pruning depends on: number of members, vote, intervals, diversity of the members.
 
     python -m mvp_jax.main --config=configs/isp_ablations.py:study=members --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_ablations.py:study=diversity,data=docstrings --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_ablations.py:study=vote,runlocal --workdir=DIR
 
-The argument `study` is `members` (1 to 9 weak masks; the method `isp_one` has a single one), `vote` (how masks become
-one), `interval` (how long main weights and members train before each cut; `gradual` gets the same number of steps), or
-`diversity` (the fraction of the data that a member sees, and the range of its learning rate). Each point is a job of
-`configs/isp.py`, with the same `data` and `model`. `summary.md` has a row for each point, sparsity and method.
+The argument `study` is `members` (1 to 9 weak masks; the method `isp_one` has a single mask), `vote` (the rule that
+combines the masks), `interval` (how long the main weights and the members train before each cut; `gradual` gets the
+same number of steps), or `diversity` (the fraction of the data that a member sees, and the range of its learning rate).
+Each point of a study is a job of `configs/isp.py`, with the same `data` and `model`. `summary.md` has a row for each
+point, sparsity and method.
 
-Lab note. `:runlocal` of each study was run here; no study was run at full length. A first study found a single member
-as good as five, and members' mean weights (`isp_soup`) worth 0.9 to 1.5 points; `docs/results` has the table of one
-full run.
+Lab note. `:runlocal` of each study was run here; no study was run at full length. In a first study a single member was
+as good as five, and the mean weights of the members (`isp_soup`) gained 0.9 to 1.5 points. `docs/results` has the table
+of one full run of `configs/isp.py`.
 """
 
 from ml_collections import ConfigDict

@@ -4,18 +4,18 @@
     python -m mvp_jax.main --config=configs/isp_bert.py:checkpoint=FOLDER --workdir=DIR
     python -m mvp_jax.main --config=configs/isp_bert.py --workdir=DIR
 
-`data=mnli|qnli|qqp|sst2|rte|mrpc` are tasks of GLUE, pruned to 10 to 90 % sparsity as in the paper; `data.path` is the
-folder with their tables, which `mvp_jax.data.datasets.glue` describes. Of each class as many texts are taken as the
-scarcest has. A twentieth of the training split, which would be for pre-training, is left out. Half of the official
-development split validates, and the other half is for the reported accuracy. Without `data`, and with `runlocal`, the
-texts are those that come with the installed packages (`mvp_jax.data.datasets.text`).
+`data=mnli|qnli|qqp|sst2|rte|mrpc` are tasks of GLUE, pruned to sparsities of 10 to 90 % as in the paper. `data.path` is
+the folder with their tables, which `mvp_jax.data.datasets.glue` describes. Every class contributes as many texts as the
+scarcest class has. A twentieth of the training split is reserved for pre-training and is not used here. Half of the
+official development split is for validation, and the other half is for the reported accuracy. Without `data`, and with
+`runlocal`, the texts come from the installed packages (`mvp_jax.data.datasets.text`).
 
-`checkpoint` is a folder as `transformers` writes it (BERT, RoBERTa or DistilBERT, with the tokeniser's files), or the
-id of one on the Hugging Face hub (the paper's is `bert-base-uncased`); it gets a new head. Without `checkpoint` a small
-BERT is pre-trained here.
+`checkpoint` is a folder that `transformers` wrote (BERT, RoBERTa or DistilBERT, with the files of the tokeniser), or an
+id `organisation/name` on the Hugging Face hub (the paper's model is `google-bert/bert-base-uncased` there). The model
+gets a new head. Without `checkpoint`, a small BERT is pre-trained here.
 
 Lab note. `:runlocal` was run here, with and without a small random checkpoint. No published checkpoint and no task of
-GLUE has been run yet.
+GLUE has been run with this config yet.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.methods = presets.ISP_LINES
     if data != "docstrings" and not local:
         papers.whole(config, f"glue/{presets.one_of('data', data, ('docstrings', *papers.GLUE_TASKS))}")
-        if not folder:  # a small BERT learns the task itself, on another part of it
+        if not folder:  # a small BERT is pre-trained on the same task, on another part of its texts
             config.data.fractions, config.data.length = (0.5, 0.5), 32
     if folder:
         papers.checkpoint(config, folder)

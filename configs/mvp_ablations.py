@@ -1,4 +1,4 @@
-"""Sweeps that show what Meta-Vote Pruning depends on: neighbours, similarity, ratio, the number of classes.
+"""Sweeps over what Meta-Vote Pruning depends on: neighbours, similarity, ratio, the number of classes.
 
     python -m mvp_jax.main --config=configs/mvp_ablations.py:study=neighbours --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp_ablations.py:study=ratio,data=cifar100,checkpoint=P/model --workdir=DIR
@@ -6,13 +6,14 @@
 
 The argument `study` is `neighbours` (1 to 20 voters), `similarity` (LEEP or class prototypes; the method
 `vote_farthest` is the control), `ratio` (the fraction of units removed), or `classes` (the number of classes of each
-task). `data=digits` is the job of `configs/mvp.py`, `data=cifar100` that of `configs/mvp_cifar100.py`, with its
-`checkpoint`. Points that can share a bank do. `summary.md` has a row for each point and method; the best is chosen on
-the validation split. The study of overlap is part of every job.
+task). `data=digits` selects the job of `configs/mvp.py`, and `data=cifar100` selects the job of
+`configs/mvp_cifar100.py` with its `checkpoint`. Points share a bank if their settings permit it. `summary.md` has a row
+for each point and method, and the best point is chosen on the validation split. The study of overlap is part of every
+job.
 
 Lab note. `:runlocal` of each study was run here (digits, a ResNet-8, four bank tasks); no study was run at full length.
-A first study (ResNet-8, CIFAR-100, 75 % of the filters removed, 32 bank tasks, one seed) found 3 voters as good as 5,
-and shared classes a better predictor of overlap than LEEP.
+In a first study (ResNet-8, CIFAR-100, 75 % of the filters removed, 32 bank tasks, one seed), 3 voters were as good as
+5, and the number of shared classes predicted the overlap better than LEEP did.
 """
 
 from ml_collections import ConfigDict

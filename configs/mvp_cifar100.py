@@ -5,20 +5,22 @@
     python -m mvp_jax.main --config=configs/mvp_cifar100.py:checkpoint=PRE/model,targets=cub200 --workdir=DIR
     python -m mvp_jax.main --config=configs/mvp_cifar100.py:runlocal --workdir=DIR
 
-Without `checkpoint` the network is looked for in `runs/pretrain_supervised/model`, or with `pretraining=simsiam` in
-`runs/pretrain_simsiam/model`, where `configs/pretrain.py:...,method=simsiam` may have written it. Further arguments are
-`model=NAME`; `classes=5|10|20`, the number of classes of a task; `ratio=0.75`, the fraction of the filters to remove;
-and `targets=cifar100|cub200|pets`, the data set of the targets: the last two are seen by neither the bank nor the
-pre-training, and their images are resized to 32 pixels. The data are read as tensorflow-datasets prepared them
-(`--config.data.path`).
+Without `checkpoint`, the network is read from `runs/pretrain_supervised/model`, or with `pretraining=simsiam` from
+`runs/pretrain_simsiam/model`; `configs/pretrain.py` writes it there with `--workdir=runs/pretrain_supervised` or
+`--workdir=runs/pretrain_simsiam`. Further arguments are `model=NAME`; `classes=5|10|20`, the number of classes of a
+task;
+`ratio=0.75`, the fraction of the filters to remove; and `targets=cifar100|cub200|pets`, the data set of the targets.
+Neither the bank nor the pre-training sees `cub200` or `pets`, and their images are resized to 32 pixels. The data must
+have been prepared by tensorflow-datasets (`--config.data.path`).
 
-Lab note. The default has not been run here: 1,000 searches of a ResNet-18 take an accelerator. A smaller bank with the
-ResNet-8 and ResNet-20 was run (`configs/mvp.py:data=npz`, `docs/results`): MVP is 3 to 14 points above what starts from
-pre-trained weights; with the neighbours' mean outside the pruned groups, as it is now, it is 2.5 points above a copy of
-the nearest entry on the ResNet-20 at 75 %, and with pre-trained values there it was level. The paper finds more overlap
-between similar tasks, the more so the deeper the layer (the study of overlap is part of every run:
-`overlap_by_similarity.png`), and MVP ahead of pruning from scratch at the same few iterations. Its numbers are not
-repeated here, as bank, budgets and splits are our own. `:runlocal` was run here: digits, a ResNet-8, four bank tasks.
+Lab note. The default has not been run here, because 1,000 searches of a ResNet-18 need an accelerator. A smaller bank
+with the ResNet-8 and the ResNet-20 was run (`configs/mvp.py:data=npz`, `docs/results`). There MVP is 3 to 14 points
+above the methods that start from pre-trained weights and take the same number of steps. On the ResNet-20 at 75 %, MVP
+is 2.5 points above a copy of the nearest entry with the present default, in which parameters outside the pruned groups
+start from the neighbours' mean; with pre-trained values there, the two were equal. The paper finds more overlap between
+similar tasks, above all in deep layers (the study of overlap is part of every run: `overlap_by_similarity.png`). It
+also finds MVP ahead of pruning from scratch at the same small number of iterations. Its numbers are not repeated here,
+because bank, budgets and splits are our own. `:runlocal` was run here (digits, a ResNet-8, four bank tasks).
 """
 
 from ml_collections import ConfigDict

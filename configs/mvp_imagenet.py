@@ -5,13 +5,15 @@
     python -m mvp_jax.main --config=configs/mvp_imagenet.py:model=deit_small,runlocal --workdir=DIR
 
 `checkpoint` is a file or folder of torchvision, timm or Hugging Face, an id on the hub (`microsoft/resnet-50`,
-`facebook/deit-small-patch16-224`), or what `configs/pretrain.py:data=imagenet,...` wrote. `classes` is the number of
-classes of a task, and `ratio` the fraction of the units to remove. `data=tiny_imagenet` uses Tiny ImageNet (64 pixels),
-read from a folder (`--config.data.path`), with a network pre-trained on it. ImageNet is prepared by tensorflow-datasets
-from the archives that one downloads after an agreement; only a task's own images are decoded.
+`facebook/deit-small-patch16-224`), or the folder `model` that `configs/pretrain.py:data=imagenet,...` wrote. `classes`
+is the number of classes of a task, and `ratio` is the fraction of the units to remove. `data=tiny_imagenet` reads Tiny
+ImageNet (64 pixels) from a folder (`--config.data.path`) and needs a network that was pre-trained on it.
+tensorflow-datasets prepares ImageNet from the archives, which you can download after you accept their terms. The job
+decodes only the images of its tasks.
 
-Lab note. The job was not run here, for want of the data and an accelerator; `:runlocal` was (digits, a ResNet-8 or a
-small ViT, four bank tasks). The number of tasks is the paper's; the classes of a task (10) and all budgets are ours.
+Lab note. The job was not run here, because the data and an accelerator were not available. `:runlocal` was run (digits,
+a ResNet-8 or a small ViT, four bank tasks). The number of tasks is the paper's. The number of classes of a task (10)
+and all budgets are our own.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Pre-training of the dense network that other jobs prune: with labels, or without by SimSiam.
+"""Pre-trains the dense network that other jobs prune, with labels or, by SimSiam, without labels.
 
     python -m mvp_jax.main --config=configs/pretrain.py --workdir=DIR
     python -m mvp_jax.main --config=configs/pretrain.py:data=cifar100,model=resnet18 --workdir=DIR
@@ -6,21 +6,23 @@
     python -m mvp_jax.main --config=configs/pretrain.py:data=imagenet,model=deit_small,recipe=vit --workdir=DIR
     python -m mvp_jax.main --config=configs/pretrain.py:method=simsiam,runlocal --workdir=DIR
 
-The other jobs read the result by `--config.model.checkpoint=DIR/model`, with the same `model.name` and `model.options`.
-With the same data, seed and `data.fractions`, their targets have only images that the network was not trained on.
+The other jobs read the result with `--config.model.checkpoint=DIR/model` and the same `model.name` and `model.options`.
+If they also have the same data, seed and `data.fractions`, their targets contain only images on which the network was
+not trained.
 
 The argument is a comma-separated list of `data=digits|npz|folder|NAME` (a name of `mvp_jax.data.datasets.catalog`;
 `--config.data.path` says where the data are), `model=resnet|vit|NAME`, `method=supervised|simsiam`,
 `recipe=resnet|vit|simsiam` (published settings, in `mvp_jax/experiments/papers.py`) and `runlocal`. The default is a
-ResNet-8 on six of the ten digits, as `configs/mvp.py` prunes it. Images that do not fit into memory are read during
-training. All accelerators share each batch.
+ResNet-8 on six of the ten digits, which `configs/mvp.py:data=digits` prunes. Images that do not fit into memory are
+read during training. All accelerators share each batch.
 
-`recipe=vit` is DeiT's: AdamW, 5 epochs of warm-up, a cosine learning rate, RandAugment, mixup or cutmix, and label
-smoothing, without random erasing, repeated augmentation, stochastic depth and distillation. There is no masked
-autoencoding.
+`recipe=vit` has DeiT's settings: AdamW, 5 epochs of warm-up, a cosine learning rate, RandAugment, mixup or cutmix, and
+label smoothing. It leaves out random erasing, repeated augmentation, stochastic depth and distillation. Masked
+autoencoders are not implemented.
 
-Lab note. `:runlocal` was run here for both methods and recipes; no data but the digits were. SimSiam's authors report
-91.8 % by a linear classifier for CIFAR-10 and ResNet-18 at these settings (arXiv:2011.10566, section D).
+Lab note. `:runlocal` was run here for both methods and their recipes, and only on the digits. SimSiam's authors report
+an accuracy of 91.8 % with a linear classifier for CIFAR-10 and ResNet-18 at these settings (arXiv:2011.10566, section
+D).
 """
 
 from ml_collections import ConfigDict

@@ -1,25 +1,26 @@
-"""A checkpoint and data of your own in; a smaller model, ready for other tools, and a report out.
+"""Prunes your own checkpoint on your own data, and writes a smaller model for other tools, and a report.
 
     python -m mvp_jax.main --config=configs/prune.py:checkpoint=FOLDER,data=a.csv --config.sparsity=0.8 --workdir=out
     python -m mvp_jax.main --config=configs/prune.py:checkpoint=FOLDER,data=photos --config.ratio=0.5 --workdir=out
     python -m mvp_jax.main --config=configs/prune.py --workdir=out
 
-`checkpoint` is a folder as `transformers` writes it (BERT, RoBERTa, DistilBERT, ViT, DeiT, ResNet), or the id of one on
-the Hugging Face hub. `data` is a table of texts (CSV, TSV or JSON lines, with a column of labels), a folder with a
-folder of pictures for each class, an `.npz` archive, a name of the catalogue, or `glue/TASK` with `data.path`.
+`checkpoint` is a folder that `transformers` wrote (BERT, RoBERTa, DistilBERT, ViT, DeiT or ResNet), or the id
+`organisation/name` of a model on the Hugging Face hub. `data` is a table of texts (CSV, TSV or JSON lines, with a
+column of labels), a folder with one folder of pictures for each class, an `.npz` archive, a name of the catalogue, or
+`glue/TASK` with `data.path`.
 
-The goal is one of `sparsity` (the share of the weights that goes), `ratio` (the share of each group's heads, neurons or
-filters that goes, so that the model becomes smaller), `parameters`, `flops`, `latency` (what may be left), and
-`keep_accuracy` (the share of the dense model's validation accuracy that must be kept, as 0.99; with
-`remove="units"` for units). Without any, 80 % of the weights go.
+The goal is one of these settings: `sparsity` (the share of the weights to remove), `ratio` (the share of each group's
+heads, neurons or filters to remove, so that the model becomes smaller), `parameters`, `flops` or `latency` (what may be
+left), or `keep_accuracy` (the share of the dense model's validation accuracy that must be kept, for example 0.99; with
+`remove="units"`, units are removed instead of weights). Without a goal, 80 % of the weights are removed.
 
-The dense model is fine-tuned first, as the reference. Then it is pruned and fine-tuned; the test part is read once.
-`--workdir` gets `model/` (a folder for `transformers`, with tokeniser or processor and label names), `slim/` (smaller,
-for `mvp_jax.pretrained.load`), `dense/` (the fine-tuned dense model: prune it again with another goal as
-`checkpoint=out/dense`), and `report.html`, `report.md`, `report.json`.
+The dense model is fine-tuned first, as the reference. Then it is pruned and fine-tuned again. The test part is read
+once. The job writes to `--workdir`: `model/` (a folder for `transformers`, with tokeniser or processor and label
+names), `slim/` (the smaller model, for `mvp_jax.pretrained.load`), `dense/` (the fine-tuned dense model; give it as
+`checkpoint=out/dense` to prune it with another goal), `report.html`, `report.md` and `report.json`.
 
-Lab note. Without arguments a small vision transformer is made on the spot, trained on five of the digits of
-scikit-learn, and pruned for all ten.
+Lab note. Without arguments, the job makes a small vision transformer, trains it on five of the ten digits of
+scikit-learn, and prunes it for all ten.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,14 @@
-"""Runs a job at many settings, in one process, and makes one table of all runs.
+"""Runs a job with many settings in one process, and writes one table of all runs.
 
     python -m mvp_jax.main --config=configs/sweep.py --workdir=DIR
     python -m mvp_jax.main --config=configs/sweep.py:base=mvp,model=vit --workdir=DIR
     python -m mvp_jax.main --config=configs/sweep.py --config.sweep.over="(('isp.members',(3,5,9)),('seed',(0,1)))" ...
 
-In the argument, `base=NAME` names the file in this folder whose job is swept (default `isp`); the rest is the argument
-of that file, and all of its settings can be given as in a single run. `config.sweep.over` pairs paths of settings with
-values; all combinations of the values are run. The best settings are chosen on the validation split, and the table
-shows test accuracy for these only. Runs that differ only in settings used after the pre-training, or after the bank is
-made, share it.
+In the argument, `base=NAME` names the file in this folder whose job is run with many settings (the default is `isp`).
+The rest is the argument of that file, and all of its settings can be given as in a single run. `config.sweep.over`
+pairs paths of settings with values, and all combinations of the values are run. The best settings are chosen on the
+validation split, and the table shows the test accuracy for these only. Runs share a pre-training, or a bank, if they
+differ only in settings that do not affect it.
 
 Lab note. `:runlocal` was run here.
 """

@@ -159,7 +159,7 @@ def draw(rows: list[dict[str, Any]], work: Path, *, ours: str, chance: float) ->
     """Draws test accuracy against sparsity and against what it cost; `..._all.png` with all names.
 
     `accuracy.png` is by sparsity, `cost.png` by the operations of training, and `serial.png` by the steps that follow
-    one another if every member has a device of its own, if the rows tell.
+    one another if every member has a device of its own; both are drawn only if rows of pruned models have the cost.
 
     Args:
         rows: the rows of the results table whose models are judged whole, not by their masks alone.
@@ -173,8 +173,11 @@ def draw(rows: list[dict[str, Any]], work: Path, *, ours: str, chance: float) ->
         "label": "training steps one after the other",
         "title": "Accuracy against the steps one after the other, a device for each member",
     }
-    # Rows of before this cost was counted do not have it.
-    pictures = {"cost": {}, "serial": serial} if any(r.get(serial["cost"]) for r in rows) else {"cost": {}}
+    # A run of the model that is not pruned alone has no cost to compare, and rows written by older versions of the
+    # package have no serial steps.
+    kinds: dict[str, dict[str, str]] = {"cost": {"cost": "cost_flops"}, "serial": serial}
+    pruned = [r for r in rows if records.share(r) > 0]
+    pictures = {name: how for name, how in kinds.items() if any(r.get(how["cost"]) for r in pruned)}
     for end, every in ((".png", False), ("_all.png", True)):
         reports.plot_accuracy_against_sparsity(
             rows, work / f"accuracy{end}", ours=ours, names=names, roles=roles, every=every, chance=chance

@@ -1,6 +1,7 @@
-"""Every method by name: the one table behind `METHODS`, the configs' `methods`, the tests' contract and the docs.
+"""Every method by name: the table behind `METHODS`, the configs' `methods`, the contract tests and the docs.
 
-To add a method, write one file and one line of its family's table, `few_shot/lines.py` or `sparse/lines.py`.
+To add a method, write it in a new file and add one line to the table of its family, which is `few_shot/lines.py` or
+`sparse/lines.py`.
 """
 
 import difflib

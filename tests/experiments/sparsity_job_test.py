@@ -120,6 +120,16 @@ def test_rows_of_before_serial_steps_were_counted_are_read_and_drawn(job, tmp_pa
     assert (tmp_path / "serial.png").exists()
 
 
+def test_a_run_of_the_model_that_is_not_pruned_alone_ends_without_pictures_of_costs(job, tmp_path):
+    _, rows = job
+    level = [r for r in rows if r["method"] == "unpruned"]
+    plan = dataclasses.replace(planning.sparsity_plan(config(ours="unpruned")), methods=())
+    sparsity_report.report(plan, level, tmp_path)
+    assert len(records.read_csv(tmp_path / "results.csv")) == len(level) > 0
+    assert (tmp_path / "accuracy.png").exists()
+    assert not (tmp_path / "cost.png").exists()
+
+
 def prunable(model):
     params = jax.eval_shape(model.init, jax.random.key(0)).params
     return trees.flatten(trees.select(params, model.prunable))

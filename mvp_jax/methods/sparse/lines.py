@@ -246,7 +246,7 @@ LINES: dict[str, Line] = {
     "taylor": _score("taylor", "Taylor, one-shot", "weights of largest squared first-order effect on the loss stay"),
     "fisher": _weight_score("fisher", "Fisher, one-shot", "weights of largest diagonal Fisher information stay"),
     "snip": _weight_score("snip", "SNIP", "SNIP: weights of largest absolute first-order effect on the loss stay"),
-    "grasp": _weight_score("grasp", "GraSP", "GraSP: weights whose removal harms the gradient's norm most stay"),
+    "grasp": _weight_score("grasp", "GraSP", "GraSP: weights whose removal reduces the gradient's norm most stay"),
     "synflow": _weight_score(
         "synflow",
         "SynFlow",
@@ -254,7 +254,7 @@ LINES: dict[str, Line] = {
         suits=_can_be_linear,
         unsuited="cannot be made linear",
     ),
-    "wanda": _weight_score("wanda", "Wanda", "Wanda: magnitude times the norm of the input, within every output"),
+    "wanda": _weight_score("wanda", "Wanda", "Wanda: weights of largest magnitude times input norm stay, in every output"),
     "gradual_main": _line(
         gradual.gradual, _gradual_main, "gradual, main cost of ISP", "gradual magnitude pruning at the main cost of ISP"
     ),
@@ -265,21 +265,21 @@ LINES: dict[str, Line] = {
         gradual_soup.gradual_soup,
         _gradual_soup,
         "gradual soup",
-        "gradual soup: many members train on from their pruned mean",
+        "gradual soup: after each cut, many members continue to train from their pruned mean",
         role="proposed",
     ),
     "gradual_serial": _line(
         gradual.gradual,
         _gradual_serial,
         "gradual, same serial steps",
-        "control: gradual magnitude pruning at the serial steps of the gradual soup, a single member",
+        "control: gradual magnitude pruning of a single member at the serial steps of the gradual soup",
         role="control",
     ),
     "gradual_wide": _line(
         gradual.gradual,
         _gradual_wide,
         "gradual, K-fold batch",
-        "gradual magnitude pruning at the serial steps of the gradual soup; its members share a batch K times as large",
+        "gradual magnitude pruning at the serial steps of the gradual soup, with a batch K times as large",
     ),
     "gradual_long": _line(
         gradual.gradual,
@@ -301,13 +301,13 @@ LINES: dict[str, Line] = {
         fixed(dynamic.dynamic, dynamic.Settings, grow="random"),
         _dynamic,
         "SET",
-        "SET: weights go by magnitude, grow at random",
+        "SET: weights of small magnitude are removed, and others grow at random",
     ),
     "rigl": _line(
         fixed(dynamic.dynamic, dynamic.Settings, grow="gradient"),
         _dynamic,
         "RigL",
-        "RigL: weights go by magnitude, grow by gradient",
+        "RigL: weights of small magnitude are removed, and those of large gradient grow",
     ),
     "imp_finetune": _line(
         fixed(imp.imp, imp.Settings, rewind="none"),
@@ -325,49 +325,59 @@ LINES: dict[str, Line] = {
         fixed(imp.imp, imp.Settings, rewind="rate"),
         _imp,
         "IMP, rate rewound",
-        "iterative magnitude pruning with a rewound rate",
+        "iterative magnitude pruning with a rewound learning rate",
     ),
     "sms": _line(soup.sparse_soups, _sms, "sparse model soup", "sparse model soups"),
     "sms_greedy": _line(
         fixed(soup.sparse_soups, soup.SparseSoupSettings, recipe="greedy"),
         _sms,
         "sparse model soup, greedy",
-        "sparse model soups, members chosen greedily",
+        "sparse model soups with greedily chosen members",
     ),
     "instant_soup": _line(
-        soup.instant_soup, _instant, "instant model soup", "instant model soup: members' mean weights in one pass"
+        soup.instant_soup, _instant, "instant model soup", "instant model soup: the mean weights of members, pruned in one pass"
     ),
     "isp": _vote("ISP", "Instant Soup Pruning: many weak masks vote", role="proposed"),
-    "isp_union": _vote("ISP, union", "a weight goes only if every member drops it", vote="union"),
+    "isp_union": _vote("ISP, union", "a weight is removed only if every member drops it", vote="union"),
     "isp_majority": _vote("ISP, majority", "a weight stays if half of the members keep it", vote="majority"),
     "isp_intersection": _vote("ISP, intersection", "a weight stays only if every member keeps it", vote="intersection"),
     "isp_score": _vote(
-        "mean scores, no vote", "control: the members' mean scores, no vote", vote="score", role="control"
+        "mean scores, no vote", "control: the members' mean scores decide, without a vote", vote="score", role="control"
     ),
-    "isp_one": _vote("ISP, a single member", "control: a single member", members=1, role="control"),
-    "isp_soup": _vote("ISP, mean weights", "main weights become the members' mean", soup="mean"),
+    "isp_one": _vote("ISP, a single member", "control: Instant Soup Pruning with a single member", members=1, role="control"),
+    "isp_soup": _vote("ISP, mean weights", "the main weights become the members' mean", soup="mean"),
     "isp_soup_kept": _vote(
-        "ISP, mean where kept", "main weights become the mean of the members that kept them", soup="kept"
+        "ISP, mean where kept", "each main weight becomes the mean of the members that keep it", soup="kept"
     ),
     "isp_soup_alike": _vote(
         "ISP, mean of alike members",
-        "the soup of members that differ in their batches alone",
+        "control: the main weights become the mean of members that differ only in their batches",
         soup="mean",
         diversity=weak_members.NONE,
         role="control",
     ),
-    "isp_taylor": _vote("ISP, by Taylor", "members rank by first-order effect", rank="taylor"),
+    "isp_taylor": _vote("ISP, by Taylor", "members rank weights by their first-order effect on the loss", rank="taylor"),
     "isp_taylor_soup": _vote(
-        "ISP, by Taylor, mean weights", "members rank by first-order effect; soup", rank="taylor", soup="mean"
+        "ISP, by Taylor, mean weights",
+        "members rank weights by their first-order effect on the loss; the main weights become the members' mean",
+        rank="taylor",
+        soup="mean",
     ),
-    "isp_varied": _vote("ISP, varied members", "members of more varied settings", _varied),
+    "isp_varied": _vote("ISP, varied members", "members with more varied settings vote", _varied),
     "isp_varied_soup": _vote(
-        "ISP, varied, mean weights", "members of more varied settings; soup", _varied, soup="mean"
+        "ISP, varied, mean weights",
+        "members with more varied settings vote; the main weights become their mean",
+        _varied,
+        soup="mean",
     ),
-    "isp_published": _vote("ISP, published settings", "the published settings", _published),
-    "isp_stability": _vote("ISP, by disagreement", "members' disagreement prunes", _stable, rank="stability"),
+    "isp_published": _vote("ISP, published settings", "Instant Soup Pruning with the published settings", _published),
+    "isp_stability": _vote("ISP, by disagreement", "weights on which members disagree are removed", _stable, rank="stability"),
     "isp_stability_soup": _vote(
-        "ISP, disagreement, means", "members' disagreement prunes; soup", _stable, rank="stability", soup="mean"
+        "ISP, disagreement, means",
+        "weights on which members disagree are removed; the main weights become the members' mean",
+        _stable,
+        rank="stability",
+        soup="mean",
     ),
 }
 """Every method to a sparsity: `METHODS[name]` runs it, a config's `methods` names it."""
