@@ -14,8 +14,12 @@ official development split is for validation, and the other half is for the repo
 id `organisation/name` on the Hugging Face hub (the paper's model is `google-bert/bert-base-uncased` there). The model
 gets a new head. Without `checkpoint`, a small BERT is pre-trained here.
 
-Lab note. `:runlocal` was run here, with and without a small random checkpoint. No published checkpoint and no task of
-GLUE has been run with this config yet.
+Lab note. `:runlocal` was run here, with and without a small random checkpoint. MiniLM (22.7 million parameters) was
+pruned on 4,000 texts of SST-2, cut to 32 tokens, with the settings in `docs/results/sparsity.md`: a learning rate of
+2e-4, 125 steps of 16 texts under the final mask, three seeds. 70 % of the weights took 71 minutes of one core, and 90 %
+took 100. Test accuracy at 90 %: not pruned 81.9, gradual pruning at the total cost 77.9 and at the cost of the main
+weights 74.5, Instant Soup Pruning 72.4, one-shot magnitude 71.7, iterative pruning 71.0. A step took 0.65 s on an idle
+core. The settings of the paper (128 tokens, whole epochs) and other tasks have not been run.
 """
 
 from ml_collections import ConfigDict

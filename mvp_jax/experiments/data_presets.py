@@ -75,6 +75,8 @@ def glyphs(config: ConfigDict) -> None:
     config.pretrain.classes = 64
     config.pretrain.steps = 500
     config.pretrain.augment = "none"  # the pictures are distorted already
+    if config.pretrain.optimizer == "adamw":  # a transformer needs more steps, and pictures that move
+        config.pretrain.steps, config.pretrain.learning_rate, config.pretrain.augment = 3000, 3e-3, "shift"
 
 
 def held_out_faces(config: ConfigDict, families: str) -> None:

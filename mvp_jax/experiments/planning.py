@@ -18,7 +18,7 @@ from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.experiments.setup import Setting, Sizes
 from mvp_jax.methods import few_shot, registry, sparse, weak_members
 from mvp_jax.methods.few_shot import ifp, metasoup, mvp, reptile, select
-from mvp_jax.methods.sparse import isp
+from mvp_jax.methods.sparse import gradual_soup, isp
 from mvp_jax.models import bert, clip, resnet
 from mvp_jax.models.api import Model
 from mvp_jax.parallel import mapping
@@ -107,6 +107,11 @@ def sparsity_plan(config: ConfigDict) -> SparsityPlan:
         examples=config.examples,
         serial_steps=config.gradual.steps,
         events=config.gradual.events,
+        averaging=gradual_soup.Settings(
+            rank=config.gradual.rank,
+            outer_momentum=config.gradual.outer_momentum,
+            souped_from=config.gradual.souped_from,
+        ),
         reference=config.reference,
         ours=config.ours,
         keep_rounds=config.keep_rounds,

@@ -17,7 +17,7 @@ from mvp_jax.experiments.rates import RateSearch
 from mvp_jax.experiments.setup import Setting, Sizes
 from mvp_jax.methods import Line, few_shot
 from mvp_jax.methods.few_shot import ifp, reptile
-from mvp_jax.methods.sparse import gradual, isp
+from mvp_jax.methods.sparse import gradual, gradual_soup, isp
 from mvp_jax.models.api import Model
 from mvp_jax.models.functions import freeze
 from mvp_jax.storage import event_files
@@ -142,6 +142,7 @@ class SparsityPlan(JobPlan):
         serial_steps: the serial training steps of the gradual soup before the fine-tuning, and of what is compared with
             it; `None`: as many as Instant Soup Pruning takes.
         events: how many times these methods prune; `None`: as many as Instant Soup Pruning has rounds.
+        averaging: how the gradual soup averages its members.
         reference: the name of the method whose masks those of all others are compared with.
         ours: the name of the method whose accuracy that of all others is compared with in the table.
         keep_rounds: whether a method's state is saved after each round, so that a killed method goes on within its run.
@@ -169,6 +170,7 @@ class SparsityPlan(JobPlan):
     masks_alone: bool
     serial_steps: int | None = None
     events: int | None = None
+    averaging: gradual_soup.Settings = dataclasses.field(default_factory=gradual_soup.Settings)
     zero_shot: np.ndarray | None = None
     metrics: tuple[str, ...] = ()
 

@@ -357,6 +357,8 @@ def sparsity(data: str, model: str) -> ConfigDict:
     config.gradual = ConfigDict()
     config.gradual.steps = config_dict.placeholder(int)
     config.gradual.events = config_dict.placeholder(int)
+    config.gradual.rank = "magnitude"
+    config.gradual.outer_momentum = config.gradual.souped_from = 0.0
     config.examples = 256
 
     config.isp = ConfigDict()

@@ -32,6 +32,9 @@ _LASTING = ("bank", "board", "config.json", "diverged", "overlap", "pretrain", "
 _SINCE = {
     "data.held_out_faces": "",
     "gradual.events": None,
+    "gradual.outer_momentum": 0.0,
+    "gradual.rank": "magnitude",
+    "gradual.souped_from": 0.0,
     "gradual.steps": None,
     "rates.factors": (),
     "rates.seeds": 1,

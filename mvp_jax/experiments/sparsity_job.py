@@ -270,6 +270,7 @@ def _settings(
         examples=plan.examples,
         serial_steps=plan.serial_steps,
         events=plan.events,
+        averaging=plan.averaging,
         rate=factor,
     )
     return registry.line(method, "sparse").settings(defaults)

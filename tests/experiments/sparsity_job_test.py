@@ -14,7 +14,7 @@ from configs import isp as isp_config
 from mvp_jax.core import patterns, trees
 from mvp_jax.experiments import planning, presets, run, sparsity_job, sparsity_report
 from mvp_jax.methods import registry, sparse
-from mvp_jax.methods.sparse import lines
+from mvp_jax.methods.sparse import gradual_soup, lines
 from mvp_jax.storage import records
 from tests import mlp
 from tests.methods.sparse import contract_test as contract
@@ -224,6 +224,8 @@ def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):
         ({"ours": "best"}, "ours: unknown method 'best'"),
         ({"sparsities": (0.9, 0.5)}, "sparsities must rise"),
         ({"gradual.steps": 3, "gradual.events": 4}, "events must be 1 to steps"),
+        ({"gradual.rank": "size"}, "unknown rank 'size'"),
+        ({"gradual.outer_momentum": 1.0}, "outer_momentum and souped_from lie in"),
         ({"sparsities": (0.5, 1.0)}, "sparsities must rise"),
         ({"pattern.name": "letters"}, "unknown pattern"),
         ({"pattern.allocation": "fair"}, "unknown allocation"),
@@ -269,9 +271,12 @@ def test_every_line_is_a_method_with_the_budget_of_the_soup():
     for name, times, workers in (("gradual_serial", 1, 1), ("gradual_wide", 1, 4), ("gradual_long", 4, 1)):
         assert (table[name].steps, table[name].events, table[name].workers) == (times * 44, 11, workers)
     assert (table["gradual_soup"].steps, table["gradual_soup"].events, table["gradual_soup"].members) == (44, 11, 4)
-    asked = dataclasses.replace(given, serial_steps=100, events=10)
+    late = gradual_soup.Settings(rank="votes", outer_momentum=0.5, souped_from=0.2)
+    asked = dataclasses.replace(given, serial_steps=100, events=10, averaging=late)
     table_asked = {name: line.settings(asked) for name, line in lines.LINES.items() if name.startswith("gradual")}
-    assert (table_asked["gradual_soup"].steps, table_asked["gradual_soup"].events) == (100, 10)
+    asked_soup = table_asked["gradual_soup"]
+    assert (asked_soup.steps, asked_soup.events, asked_soup.members) == (100, 10, 4)
+    assert (asked_soup.rank, asked_soup.outer_momentum, asked_soup.singles) == ("votes", 0.5, 2)
     assert (table_asked["gradual_long"].steps, table_asked["gradual_main"].steps) == (400, spent.main)
     assert table["imp"].rounds == 11
     assert table["isp"] == table["isp_one"] == base  # its name says how many members vote

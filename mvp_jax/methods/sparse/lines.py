@@ -57,6 +57,8 @@ class SparsityDefaults:
         serial_steps: serial training steps of the gradual soup while it prunes; `None`: those of Instant Soup Pruning.
         events: how many times it averages members and prunes, never more than it has steps; `None`: as many as Instant
             Soup Pruning has rounds.
+        averaging: how the gradual soup averages its members: its settings, of which `rank`, `outer_momentum`,
+            `outer_rate` and `souped_from` are taken.
         rate: a number by which every learning rate of the method is multiplied: that of `base`, or a method's own.
 
     Raises:
@@ -70,6 +72,7 @@ class SparsityDefaults:
     soups: int = 3
     serial_steps: int | None = None
     events: int | None = None
+    averaging: gradual_soup.Settings = dataclasses.field(default_factory=gradual_soup.Settings)
     rate: float = 1.0
 
     def __post_init__(self) -> None:
@@ -115,7 +118,9 @@ def _serial(given: SparsityDefaults, times: int = 1) -> dict[str, Any]:
 
 def _gradual_soup(given: SparsityDefaults) -> gradual_soup.Settings:
     base = given.base
-    return gradual_soup.Settings(**_serial(given), members=base.members, mapping=base.mapping, mesh=base.mesh)
+    return dataclasses.replace(
+        given.averaging, **_serial(given), members=base.members, mapping=base.mapping, mesh=base.mesh
+    )
 
 
 def _gradual_serial(given: SparsityDefaults) -> gradual.Settings:
@@ -254,7 +259,9 @@ LINES: dict[str, Line] = {
         suits=_can_be_linear,
         unsuited="cannot be made linear",
     ),
-    "wanda": _weight_score("wanda", "Wanda", "Wanda: weights of largest magnitude times input norm stay, in every output"),
+    "wanda": _weight_score(
+        "wanda", "Wanda", "Wanda: weights of largest magnitude times input norm stay, in every output"
+    ),
     "gradual_main": _line(
         gradual.gradual, _gradual_main, "gradual, main cost of ISP", "gradual magnitude pruning at the main cost of ISP"
     ),
@@ -335,7 +342,10 @@ LINES: dict[str, Line] = {
         "sparse model soups with greedily chosen members",
     ),
     "instant_soup": _line(
-        soup.instant_soup, _instant, "instant model soup", "instant model soup: the mean weights of members, pruned in one pass"
+        soup.instant_soup,
+        _instant,
+        "instant model soup",
+        "instant model soup: the mean weights of members, pruned in one pass",
     ),
     "isp": _vote("ISP", "Instant Soup Pruning: many weak masks vote", role="proposed"),
     "isp_union": _vote("ISP, union", "a weight is removed only if every member drops it", vote="union"),
@@ -344,7 +354,9 @@ LINES: dict[str, Line] = {
     "isp_score": _vote(
         "mean scores, no vote", "control: the members' mean scores decide, without a vote", vote="score", role="control"
     ),
-    "isp_one": _vote("ISP, a single member", "control: Instant Soup Pruning with a single member", members=1, role="control"),
+    "isp_one": _vote(
+        "ISP, a single member", "control: Instant Soup Pruning with a single member", members=1, role="control"
+    ),
     "isp_soup": _vote("ISP, mean weights", "the main weights become the members' mean", soup="mean"),
     "isp_soup_kept": _vote(
         "ISP, mean where kept", "each main weight becomes the mean of the members that keep it", soup="kept"
@@ -356,7 +368,9 @@ LINES: dict[str, Line] = {
         diversity=weak_members.NONE,
         role="control",
     ),
-    "isp_taylor": _vote("ISP, by Taylor", "members rank weights by their first-order effect on the loss", rank="taylor"),
+    "isp_taylor": _vote(
+        "ISP, by Taylor", "members rank weights by their first-order effect on the loss", rank="taylor"
+    ),
     "isp_taylor_soup": _vote(
         "ISP, by Taylor, mean weights",
         "members rank weights by their first-order effect on the loss; the main weights become the members' mean",
@@ -371,7 +385,9 @@ LINES: dict[str, Line] = {
         soup="mean",
     ),
     "isp_published": _vote("ISP, published settings", "Instant Soup Pruning with the published settings", _published),
-    "isp_stability": _vote("ISP, by disagreement", "weights on which members disagree are removed", _stable, rank="stability"),
+    "isp_stability": _vote(
+        "ISP, by disagreement", "weights on which members disagree are removed", _stable, rank="stability"
+    ),
     "isp_stability_soup": _vote(
         "ISP, disagreement, means",
         "weights on which members disagree are removed; the main weights become the members' mean",
