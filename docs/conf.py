@@ -1,6 +1,5 @@
 """How Sphinx builds the site; docs/README.md says how to call it."""
 
-import os
 import pathlib
 import re
 import sys
@@ -27,24 +26,13 @@ extensions = [
     "gallery_pages",
 ]
 exclude_patterns = ["README.md", "_*"]
-# Sphinx's own inventories are fetched only where this is asked for: a build needs no network.
-if os.environ.get("DOCS_INTERSPHINX"):
-    extensions.append("sphinx.ext.intersphinx")
-    intersphinx_mapping = {
-        "python": ("https://docs.python.org/3", None),
-        "jax": ("https://docs.jax.dev/en/latest", None),
-        "numpy": ("https://numpy.org/doc/stable", None),
-    }
 
 # Markdown and notebooks
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
-# Notebooks come executed from CI (EXECUTED_NOTEBOOKS=FOLDER), or are executed here where DOCS_EXECUTE is `cache` or `force`.
-nb_execution_mode = os.environ.get("DOCS_EXECUTE", "off")
-nb_execution_timeout = 600
-nb_execution_raise_on_error = True
-nb_execution_cache_path = str(DOCS.parent / "build" / "notebooks")
+# The gallery shows the outputs that the notebooks hold: none as they are committed, all after CI has executed them.
+nb_execution_mode = "off"
 nb_merge_streams = True
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -68,10 +56,10 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "max_navbar_depth": 4,
+    "collapse_navbar": True,  # each page lists its own branch alone; nine tenths of the build went into listing all
     "navigation_with_keys": False,
     "use_download_button": False,
     "use_fullscreen_button": False,
     "path_to_docs": "docs",
     "repository_branch": "main",
-    "article_header_end": ["search-button", "toggle-secondary-sidebar"],
 } | ({"repository_url": repository_address, "use_repository_button": True} if repository_address else {})

@@ -105,9 +105,7 @@ def sections(docstring: str) -> list[tuple[str, list[str]]]:
             found.append(("", [line]))
         else:
             found[-1][1].append(line)
-    return [
-        (name, textwrap.dedent("\n".join(lines)).split("\n") if name else lines) for name, lines in found if lines
-    ]
+    return [(name, textwrap.dedent("\n".join(lines)).split("\n") if name else lines) for name, lines in found if lines]
 
 
 def to_myst(docstring: str, without: tuple[str, ...] = ()) -> list[str]:

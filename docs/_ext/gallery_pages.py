@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 
 FOLDER = "gallery"
 
-FIRST = ("quickstart", "mvp", "isp", "prune_any_model", "checkpoint", "your_own_loop", "research_loop", "research_code")
+FIRST = ("quickstart", "mvp", "isp", "prune_any_model", "checkpoint", "research_loop")
 """The order in which they are read; others follow by name."""
 
 

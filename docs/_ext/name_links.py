@@ -3,6 +3,7 @@
 Also every name by which something can be reached (`mvp_jax.core.prune.by_leaf`) is in the inventory of the site.
 """
 
+import builtins
 import pathlib
 from typing import Any
 
@@ -54,22 +55,15 @@ def find(text: str, page: str, names: Names) -> str | None:
     for one in tried:
         if one in names.targets:
             return names.targets[one]
-    return _classes(names).get(text)
+    return names.classes.get(text)
 
 
-_CLASSES: dict[int, dict[str, str]] = {}
-
-
-def _classes(names: Names) -> dict[str, str]:
-    """Names like `SparsityProblem`, which stand for one thing in the whole package."""
-    if id(names) not in _CLASSES:
-        found: dict[str, list[str]] = {}
-        for shown in names.entries:
-            found.setdefault(shown.rpartition(".")[2], []).append(shown)
-        _CLASSES[id(names)] = {
-            name: where[0] for name, where in found.items() if len(where) == 1 and name[:1].isupper() and len(name) > 2
-        }
-    return _CLASSES[id(names)]
+def _leave_builtins(app: Sphinx, doctree: nodes.document) -> None:
+    """Keeps the type `bytes` from being taken for a field of this name, which Sphinx would look for in all classes."""
+    for node in doctree.findall(addnodes.pending_xref):
+        if node.get("refdomain") == "py" and hasattr(builtins, node["reftarget"]):
+            node.attributes.pop("refspecific", None)
+            node["reftarget"] = f"builtins.{node['reftarget']}"
 
 
 def _parameters(node: nodes.Node) -> set[str]:
@@ -106,7 +100,7 @@ def _missing(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, co
     if node.get("refdomain") != "py" or node.get("reftype") not in ("class", "obj", "exc"):
         return None
     wanted, page = node["reftarget"], node.get("refdoc", "")
-    shown = find(wanted, page, _names(app)) or _classes(_names(app)).get(wanted.rpartition(".")[2])
+    shown = find(wanted, page, _names(app)) or _names(app).classes.get(wanted.rpartition(".")[2])
     entry = env.get_domain("py").data["objects"].get(shown) if shown else None
     return entry and make_refnode(app.builder, page, entry.docname, entry.node_id, content, shown)
 
@@ -114,6 +108,7 @@ def _missing(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, co
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the extension."""
     app.connect("builder-inited", _generate)
+    app.connect("doctree-read", _leave_builtins)
     app.connect("env-updated", _add_aliases)
     app.connect("doctree-resolved", _link_code)
     app.connect("missing-reference", _missing)

@@ -1,7 +1,9 @@
 """Writes the reference: a page for each module, with an entry for each public name, as MyST Markdown."""
 
 import ast
+import copy
 import inspect
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -37,25 +39,6 @@ def page(shown_module: str) -> str:
     return f"{FOLDER}/{shown_module}"
 
 
-def _arguments(node: ast.FunctionDef, skip_first: bool) -> str:
-    """The arguments as they are written, with their types."""
-    args = node.args
-    if skip_first:
-        before, named = args.posonlyargs, args.args
-        before, named = (before[1:], named) if before else (before, named[1:])
-        count = min(len(args.defaults), len(before) + len(named))
-        args = ast.arguments(
-            posonlyargs=before,
-            args=named,
-            vararg=args.vararg,
-            kwonlyargs=args.kwonlyargs,
-            kw_defaults=args.kw_defaults,
-            kwarg=args.kwarg,
-            defaults=args.defaults[len(args.defaults) - count :],
-        )
-    return ast.unparse(args)
-
-
 def signature(name: str, node: ast.FunctionDef, *, method: bool = False) -> str:
     """A function's name, arguments, and what it returns, on one line.
 
@@ -63,15 +46,21 @@ def signature(name: str, node: ast.FunctionDef, *, method: bool = False) -> str:
         name: to show.
         node: the definition.
         method: whether the first argument is the object.
+
+    >>> signature("scaled", ast.parse("def scaled(self, by: float = 2.0, /) -> float: ...").body[0], method=True)
+    'scaled(by: float=2.0, /) -> float'
     """
+    given = copy.deepcopy(node.args)
+    if method and (given.posonlyargs or given.args):
+        (given.posonlyargs or given.args).pop(0)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
-    return f"{name}({_arguments(node, method)}){returns}"
+    return f"{name}({ast.unparse(given)}){returns}"
 
 
 def _directive(kind: str, argument: str, options: dict[str, str], content: list[str], depth: int) -> list[str]:
     fence = "`" * (9 - 2 * depth)
     head = [f"{fence}{{py:{kind}}} {argument}"]
-    head += [f":{key}: {value}".rstrip() for key, value in options.items()]
+    head += [f":{key}: {json.dumps(value) if value else ''}".rstrip() for key, value in options.items()]
     return [*head, "", *content, fence, ""]
 
 
@@ -82,9 +71,7 @@ def _decorators(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
 def _documents(node: ast.ClassDef) -> Iterator[tuple[ast.stmt, str]]:
     """The statements of a class, with the text below each."""
     for here, after in zip(node.body, [*node.body[1:], None], strict=True):
-        below = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        text = after.value.value if below and isinstance(after.value.value, str) else ""
-        yield here, text
+        yield here, package_names.text_of(after)
 
 
 def _default(value: ast.expr) -> str:
@@ -100,40 +87,46 @@ def _default(value: ast.expr) -> str:
     return ast.unparse(value)
 
 
+def _described(text: str) -> dict[str, list[str]]:
+    """What the section `Attributes` of a class says of each name; an entry may name several, `rows, columns: ...`."""
+    parts = [docstrings.entries(lines) for section, lines in docstrings.sections(text) if section == "Attributes"]
+    return {name: lines for part in parts for names, lines in part.items() for name in names.split(", ")}
+
+
+def _field(member: ast.Assign | ast.AnnAssign, text: list[str]) -> list[str]:
+    """A field of a class, or nothing if it is private."""
+    target = member.target if isinstance(member, ast.AnnAssign) else member.targets[0]
+    if not isinstance(target, ast.Name) or target.id.startswith("_"):
+        return []
+    options = {"type": ast.unparse(member.annotation)} if isinstance(member, ast.AnnAssign) else {}
+    if member.value is not None and (value := _default(member.value)):
+        options["value"] = value
+    return _directive("attribute", target.id, options, docstrings.body(text), 1)
+
+
+def _method(member: ast.FunctionDef, described: list[str]) -> list[str]:
+    """A method or a property, or nothing if it is private or a part of one that has been shown."""
+    marks, own = _decorators(member), ast.get_docstring(member) or ""
+    if (member.name.startswith("_") and member.name != "__call__") or marks & {"overload", "setter", "deleter"}:
+        return []
+    if marks & {"property", "cached_property"}:
+        options = {"type": ast.unparse(member.returns)} if member.returns else {}
+        return _directive("property", member.name, options, docstrings.to_myst(own) or docstrings.body(described), 1)
+    options = {mark: "" for mark in ("classmethod", "staticmethod") if mark in marks}
+    line = signature(member.name, member, method="staticmethod" not in marks)
+    return _directive("method", line, options, docstrings.to_myst(own), 1)
+
+
 def _members(node: ast.ClassDef, text: str) -> list[str]:
     """Fields, properties and methods of a class."""
-    described = {n: lines for s, ls in docstrings.sections(text) if s == "Attributes" for n, lines in docstrings.entries(ls).items()}
-    for names in [n for n in described if ", " in n]:  # `rows, columns: ...`
-        described |= {n: described[names] for n in names.split(", ")}
+    described = _described(text)
     found: list[str] = []
     for member, below in _documents(node):
-        if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
-            name, kind = member.target.id, ast.unparse(member.annotation)
-            if name.startswith("_"):
-                continue
-            options = {"type": kind}
-            if member.value is not None and (value := _default(member.value)):
-                options["value"] = value
-            content = docstrings.body(described.get(name) or (inspect.cleandoc(below).split("\n") if below else []))
-            found += _directive("attribute", name, options, content, 1)
-        elif isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Name):
-            name = member.targets[0].id
-            if not name.startswith("_"):
-                content = docstrings.body(described.get(name) or inspect.cleandoc(below).split("\n"))
-                found += _directive("attribute", name, {"value": ast.unparse(member.value)}, content, 1)
+        if isinstance(member, ast.AnnAssign | ast.Assign):
+            name = package_names.names_of(member)
+            found += _field(member, described.get(name[0] if name else "", inspect.cleandoc(below).split("\n")))
         elif isinstance(member, ast.FunctionDef):
-            called = member.name == "__call__"
-            if member.name.startswith("_") and not called:
-                continue
-            marks, own = _decorators(member), ast.get_docstring(member) or ""
-            if marks & {"property", "cached_property"}:
-                content = docstrings.to_myst(own) or docstrings.body(described.get(member.name, []))
-                options = {"type": ast.unparse(member.returns)} if member.returns else {}
-                found += _directive("property", member.name, options, content, 1)
-            elif "overload" not in marks and not any(m in ("setter", "deleter") for m in marks):
-                options = {f: "" for f in ("classmethod", "staticmethod") if f in marks}
-                line = signature(member.name, member, method="staticmethod" not in marks)
-                found += _directive("method", line, options, docstrings.to_myst(own), 1)
+            found += _method(member, described.get(member.name, []))
     return found
 
 
@@ -165,10 +158,7 @@ def entry_lines(entry: Entry) -> list[str]:
     if isinstance(node, ast.ClassDef):
         return _class(entry, node)
     if isinstance(node, ast.FunctionDef):
-        overloads = [n for n in entry.nodes if isinstance(n, ast.FunctionDef) and "overload" in _decorators(n)]
-        lines = [signature(name, n) for n in overloads or [node]]
-        fence = f"\n{' ' * 18}"  # further signatures of one entry are lines of the directive's argument
-        return _directive("function", fence.join(lines), {}, docstrings.to_myst(entry.text), 0)
+        return _directive("function", signature(name, node), {}, docstrings.to_myst(entry.text), 0)
     options = {}
     if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation).rpartition(".")[2] != "TypeAlias":
         options["type"] = ast.unparse(node.annotation)
@@ -176,10 +166,6 @@ def entry_lines(entry: Entry) -> list[str]:
         value = ast.unparse(node.value)
         options["value"] = value if len(value) <= 120 else f"{value[:117]}..."
     return _directive("data", name, options, docstrings.to_myst(entry.text), 0)
-
-
-def _title(shown: str, module: Module) -> str:
-    return f"# {shown.removeprefix(PACKAGE + '.')}" if shown != PACKAGE else f"# {PACKAGE}"
 
 
 def _row(label: str, target: str, kind: str, text: str) -> str:
@@ -204,7 +190,7 @@ def _tables(shown: str, names: Names, own: list[Entry]) -> list[str]:
     return found
 
 
-def _submodules(shown: str, module: Module, names: Names) -> list[str]:
+def _submodules(module: Module, names: Names) -> list[str]:
     """The pages below a folder's, first those offered under a short name."""
     below = [s for s, m in names.modules.items() if m.path.rpartition(".")[0] == module.path]
     return sorted(below, key=lambda s: (s.count("."), s))
@@ -222,16 +208,15 @@ def module_page(shown: str, names: Names) -> str:
     if module.offered:
         order = {name: i for i, name in enumerate(module.offered)}
         own.sort(key=lambda e: order.get(e.shown.rpartition(".")[2], len(order)))
-    lines = [_title(shown, module), "", f"```{{py:module}} {shown}", "```", ""]
+    lines = [f"# {shown.removeprefix(f'{PACKAGE}.')}", "", f"```{{py:module}} {shown}", "```", ""]
     folder, _, name = shown.rpartition(".")
-    if shown == PACKAGE:
-        how = f"import {PACKAGE}"
-    else:
-        how = f"from {folder} import {name}"
-    where = f"Defined in `{module.file}`." if shown == module.path else f"Defined as `{module.path}` in `{module.file}`."
-    lines += [f"`{how}`. {where}" if shown != PACKAGE else f"`{how}`.", "", *docstrings.to_myst(module.docstring), ""]
+    how = f"from {folder} import {name}" if folder else f"import {PACKAGE}"
+    where = (
+        f"Defined in `{module.file}`." if shown == module.path else f"Defined as `{module.path}` in `{module.file}`."
+    )
+    lines += [f"`{how}`. {where}", "", *docstrings.to_myst(module.docstring), ""]
     lines += _tables(shown, names, own)
-    below = _submodules(shown, module, names) if shown != PACKAGE else []
+    below = _submodules(module, names) if shown != PACKAGE else []
     if below:
         lines += ["## Modules", "", "| module | what is there |", "|:--|:--|"]
         lines += [_row(s.removeprefix(f"{PACKAGE}."), s, "mod", names.modules[s].docstring) for s in below]
@@ -294,8 +279,3 @@ def write(docs: pathlib.Path, found: dict[str, str]) -> None:
     for file in (docs / FOLDER).glob("*.md"):
         if f"{FOLDER}/{file.name}" not in found:
             file.unlink()
-
-
-if __name__ == "__main__":
-    root = pathlib.Path(__file__).resolve().parents[2]
-    write(root / "docs", pages(package_names.collect(root)))

@@ -1,11 +1,10 @@
 """Links that work on GitHub work in the site: to other pages, to notebooks, and to files of the repository.
 
-Pages link to each other and to files by relative paths, as GitHub wants it. Of these, what is a page of the site becomes
-a link to that page; other files of the repository become links to GitHub, or to a copy in the site for tables and
-pictures beside the pages. A link that leads nowhere is a warning, and so stops a build with `-W`.
+Pages link to each other and to files by relative paths, as GitHub wants it. Of these, what is a page of the site
+becomes a link to that page; other files of the repository become links to GitHub, or to a copy in the site for tables
+and pictures beside the pages. A link that leads nowhere is a warning, and so stops a build with `-W`.
 """
 
-import os
 import pathlib
 import posixpath
 import re
@@ -23,7 +22,9 @@ INSTEAD = {"README.md": "index.md"}
 """Files that the site has another page for."""
 
 _LINK = re.compile(r"(?<!\\)\]\((?!<)([^)\s]+)\)")
-_CODE = re.compile(r"(^[ \t]*(`{3,}|~{3,}).*?^[ \t]*\2[ \t]*$|(?<!`)(`+)(?!`)(?:(?!\n\n).)+?(?<!`)\3(?!`))", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(
+    r"(^[ \t]*(`{3,}|~{3,}).*?^[ \t]*\2[ \t]*$|(?<!`)(`+)(?!`)(?:(?!\n\n).)+?(?<!`)\3(?!`))", re.DOTALL | re.MULTILINE
+)
 _ABSOLUTE = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|#|/)", re.IGNORECASE)
 
 
@@ -113,18 +114,20 @@ def _source_read(app: Sphinx, page: str, content: list[str]) -> None:
     content[0], broken = rewritten(content[0], file, page, root, repository)
     for link in broken:
         logger.warning("%s links to %s, which is not in the repository", file, link, location=page)
-    if re.fullmatch(r"results/[^/]+/.+", page):  # tables of runs, reached from the pages about them
-        content[0] = "---\norphan: true\n---\n\n" + content[0]
+    if run := re.fullmatch(r"results/([^/]+)/.+", page):  # what a run wrote, reached from the pages about it
+        titled = re.search(r"^# ", content[0], re.MULTILINE)
+        title = "" if titled else f"# What the run `{run[1]}` wrote\n\n"
+        content[0] = f"---\norphan: true\n---\n\n{title}{content[0]}"
 
 
 def _copy(app: Sphinx) -> None:
-    """Copies into the folder of the documentation what lies outside, where it changed."""
+    """Copies what lies outside into the folder of the documentation, where it changed, and removes what is gone."""
     docs = pathlib.Path(app.srcdir)
-    executed = os.environ.get("EXECUTED_NOTEBOOKS", "")
+    for old in (docs / "gallery").glob("*.ipynb"):
+        if not (docs.parent / "colabs" / old.name).is_file():
+            old.unlink()
     for page, file in sources(docs.parent).items():
         source = docs.parent / file
-        if file.endswith(".ipynb") and executed and (pathlib.Path(executed) / source.name).is_file():
-            source = pathlib.Path(executed) / source.name
         copy = docs / (page + source.suffix)
         copy.parent.mkdir(exist_ok=True)
         content = source.read_bytes()
