@@ -14,6 +14,9 @@ FOLDER = "gallery"
 FIRST = ("quickstart", "mvp", "isp", "prune_any_model", "checkpoint", "research_loop")
 """The order in which they are read; others follow by name."""
 
+SHORT = 60
+"""A first sentence of fewer characters is followed by the second."""
+
 
 def card(notebook: dict[str, Any]) -> tuple[str, str, bytes | None]:
     """What a card shows.
@@ -22,7 +25,7 @@ def card(notebook: dict[str, Any]) -> tuple[str, str, bytes | None]:
         notebook: its JSON.
 
     Returns:
-        Its title, its first sentence, and its first picture (PNG), if an executed cell has one.
+        Its title, its first sentence (two if the first is short), and its first picture (PNG), if an executed cell has one.
 
     Raises:
         ValueError: if it has no title.
@@ -34,7 +37,11 @@ def card(notebook: dict[str, Any]) -> tuple[str, str, bytes | None]:
         raise ValueError("a notebook of the gallery begins with a heading: a cell of Markdown with a line `# Title`")
     after = [p for p in re.split(r"\n\s*\n", whole[title.end() :]) if p.strip()]
     sentences = [p for p in after if not p.lstrip().startswith(("[![", "#", "|", "-", "<"))]
-    plain = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", sentences[0]) if sentences else ""
+    plain = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", sentences[0]).replace("**", "") if sentences else ""
+    first = docstrings.summary(plain)
+    rest = " ".join(plain.split())[len(first) :]
+    if rest and len(first) < SHORT:
+        first = f"{first} {docstrings.summary(rest)}"
     picture = next(
         (
             base64.b64decode("".join(out["data"]["image/png"]))
@@ -44,7 +51,7 @@ def card(notebook: dict[str, Any]) -> tuple[str, str, bytes | None]:
         ),
         None,
     )
-    return title[1], docstrings.summary(plain.replace("**", "")), picture
+    return title[1], first, picture
 
 
 def _write(app: Sphinx) -> None:
