@@ -143,7 +143,10 @@ def plan(
     entries = tuple(banks.entries(opened))
     if not entries:
         raise ValueError(f"the bank {opened.path} has no entries, so nobody can vote; add tasks by configs/bank.py")
-    found = data if isinstance(data, LabelledData) else labelled.read(data, valid_share=HELD_OUT, test_share=HELD_OUT)
+    if isinstance(data, LabelledData):
+        found = data
+    else:
+        found = labelled.read(data, valid_share=HELD_OUT, test_share=HELD_OUT, seed=settings.seed)
     if found.regression:
         raise ValueError(f"{found.name} has numbers to estimate, but the entries of a bank tell classes apart")
     with bank_model.located(opened, checkpoint) as (folder, variables):

@@ -100,7 +100,7 @@ def plan(
         ValueError: for anything wrong with the checkpoint, the data or the settings.
     """
     where = "" if isinstance(data, LabelledData) else str(data)
-    found = data if isinstance(data, LabelledData) else labelled.read(data)
+    found = data if isinstance(data, LabelledData) else labelled.read(data, seed=settings.seed)
     task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
     for program in settings.programs:
         calls.check_packages(program)

@@ -141,6 +141,8 @@ def test_a_fifth_validates_and_a_fifth_tests_from_python_too(grown, tmp_path):
     with bank_pruning.plan(grown[0], tmp_path / "pets", BankPruningSettings()) as made:
         data = made.inputs.data
         assert [len(part.y) for part in (data.train, data.valid, data.test)] == [24, 8, 8]
+    with bank_pruning.plan(grown[0], tmp_path / "pets", BankPruningSettings(seed=1)) as made:
+        assert not np.array_equal(made.inputs.data.test.x, data.test.x)  # another seed cuts other parts
 
 
 @pytest.mark.slow
