@@ -25,7 +25,8 @@ def card(notebook: dict[str, Any]) -> tuple[str, str, bytes | None]:
         notebook: its JSON.
 
     Returns:
-        Its title, its first sentence (two if the first is short), and its first picture (PNG), if an executed cell has one.
+        Its title, its first sentence (two if the first is short), and its first picture (PNG), if an executed cell has
+        one.
 
     Raises:
         ValueError: if it has no title.

@@ -15,7 +15,7 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-COPIES = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
+COPIES = {"CONTRIBUTING.md": "project/contributing", "CHANGELOG.md": "project/changelog"}
 """Files outside the folder of the documentation that the site shows, with their pages."""
 
 INSTEAD = {"README.md": "index.md"}
