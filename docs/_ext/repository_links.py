@@ -21,6 +21,9 @@ COPIES = {"CONTRIBUTING.md": "project/contributing", "CHANGELOG.md": "project/ch
 INSTEAD = {"README.md": "index.md"}
 """Files that the site has another page for."""
 
+NO_PAGES = ("docs/README.md",)
+"""Files in the folder of the documentation that are about the site and not in it."""
+
 _LINK = re.compile(r"(?<!\\)\]\((?!<)([^)\s]+)\)")
 _CODE = re.compile(
     r"(^[ \t]*(`{3,}|~{3,}).*?^[ \t]*\2[ \t]*$|(?<!`)(`+)(?!`)(?:(?!\n\n).)+?(?<!`)\3(?!`))", re.DOTALL | re.MULTILINE
@@ -62,7 +65,7 @@ def target(link: str, file: str, page: str, root: pathlib.Path, repository: str)
     elif wanted in back:
         suffix = pathlib.PurePosixPath(wanted).suffix
         found = back[wanted] + suffix
-    elif wanted.startswith("docs/") and (root / wanted).is_file():
+    elif wanted.startswith("docs/") and wanted not in NO_PAGES and (root / wanted).is_file():
         found = wanted.removeprefix("docs/")
     elif wanted.startswith("docs/") and (root / readme).is_file():
         found = readme.removeprefix("docs/")
