@@ -11,6 +11,7 @@ whenever the writer is killed. In a bucket (`storage`) it is there when its `ent
 is cached: a reader sees new entries the next time it asks.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,7 +28,7 @@ from mvp_jax.bank import manifest, readme
 from mvp_jax.bank.manifest import Bank, BankDescription
 from mvp_jax.core.types import PyTree, Variables
 from mvp_jax.models.api import Model
-from mvp_jax.storage import checkpoint, files
+from mvp_jax.storage import checkpoint, fault_points, files, leftovers, locks
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -35,6 +36,7 @@ T = TypeVar("T")
 ARRAYS, MARKER = "arrays.safetensors", "entry.json"
 """The files of an entry; the second says, in a bucket, that the entry is complete."""
 
+_PATIENCE = 30.0  # seconds to wait for another process that writes the manifest
 _READERS = 32  # requests to a bucket at a time: each waits for the network, hardly any for this process
 
 
@@ -108,11 +110,14 @@ def create(
     if dense is not None:
         about = dataclasses.replace(about, model=dense_model.configuration(dense[0]))
         dense_model.check(fingerprint, dense[1])
-    if not files.exists(directory / manifest.NAME):
-        _empty(directory)
-        manifest.write(Bank(path=directory, fingerprint=fingerprint, settings=settings, about=about))
-    elif not exist_ok:
-        raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
+    new = not files.exists(directory / manifest.NAME)
+    # Of several that make one bank at once, the first writes the manifest, and the others see it.
+    with locks.held(directory, wait=_PATIENCE) if new else contextlib.nullcontext():
+        if not files.exists(directory / manifest.NAME):
+            _empty(directory)
+            manifest.write(Bank(path=directory, fingerprint=fingerprint, settings=settings, about=about))
+        elif not exist_ok:
+            raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
     bank = open(directory, fingerprint=fingerprint, settings=settings, write=True)
     if bank.about == BankDescription() != about:
         bank = dataclasses.replace(bank, about=about)
@@ -129,8 +134,8 @@ def _empty(directory: pathlib.Path) -> None:
     files.writable(directory)
     # What a bank killed before its manifest was written leaves behind is its own, anything else is not.
     found = [] if files.is_remote(directory) else [p.name for p in directory.iterdir() if p.name[0] == "."]
-    found = [name for name in [*found, *files.listing(directory)] if not name.startswith(".tmp-")]
-    foreign = sorted(set(found) - {"entries"})
+    found = [name for name in [*found, *files.listing(directory)] if not leftovers.is_hidden(name)]
+    foreign = sorted(set(found) - {"entries", locks.NAME})
     if foreign or files.listing(directory / "entries"):
         raise ValueError(f"{directory} is neither empty ({foreign[:5] or 'entries'}) nor a bank; choose another folder")
 
@@ -170,7 +175,8 @@ def open(
             )
     if write:
         files.writable(directory / "entries")
-        files.sweep(directory / "entries")
+        leftovers.sweep(directory)
+        leftovers.sweep(directory / "entries")
     return bank
 
 
@@ -238,11 +244,20 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
             files.write_bytes(target / MARKER, json.dumps(content, indent=1).encode())
         return entry_at(target)
     with files.writing(bank.path):
-        hidden = files.hidden(target.parent)
+        hidden = leftovers.hidden(target.parent)
         try:
             content["checksum"] = checkpoint.save_arrays(hidden / ARRAYS, arrays)
             files.write_bytes(hidden / MARKER, json.dumps(content, indent=1).encode())
+            fault_points.reached("entry written", target)
             os.rename(hidden, target)  # refused, not merged, if another writer was first: its folder is not empty
+            fault_points.reached("entry moved", target)
+        except OSError as error:
+            if has(bank, entry.task):
+                raise ValueError(
+                    f"task {entry.task!r} was added to the bank {bank.path} by another process in the meantime; its "
+                    "entry is there and complete"
+                ) from error
+            raise
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
         files.sync(target.parent)

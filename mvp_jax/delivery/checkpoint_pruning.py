@@ -20,7 +20,7 @@ from mvp_jax.delivery.planning import DeliveryPlan, DeliverySettings, check_apar
 from mvp_jax.models.api import Model
 from mvp_jax.reports import model_report_text
 from mvp_jax.reports.model_report import ModelReport, SearchTrial, TrainingCurve
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, leftovers, records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +119,7 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
     root = files.path(out)
     check_apart(root, made)
     made = claim(root, made)
-    files.sweep(root)  # what a killed run was writing
+    leftovers.sweep(root)  # what a killed run was writing
     if files.exists(root / "report.html"):  # it is written last
         files.remove(root / "running")
         return _read(root, made)

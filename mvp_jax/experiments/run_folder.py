@@ -12,16 +12,17 @@ A pre-training cannot be made longer: its learning rate falls over all of its st
 from the first step.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mvp_jax.methods import registry
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, leftovers, locks, records
 
 _WHERE = ("compilation_cache", "devices", "distributed", "multihost")
 """Settings that say where a run works, not what it makes."""
@@ -135,6 +136,25 @@ def claim(work: Path, config: ConfigDict) -> None:
             _set_aside(work, old["steps"][-1])
     # Last: a run that is killed before is still the shorter one, whose missing rows are made again.
     records.write_text(path, text)
+
+
+@contextlib.contextmanager
+def locked(work: Path, config: ConfigDict) -> Iterator[None]:
+    """A context in which a folder is this run's and no other run's; what killed runs left in it is removed first.
+
+    Args:
+        work: the folder of the run.
+        config: the resolved config.
+
+    Raises:
+        ValueError: if another run is at work in the folder, or `claim` refuses it.
+    """
+    check(work, config)  # before anything is written
+    with locks.held(work) as alone:
+        if alone:
+            leftovers.sweep_all(work)
+        claim(work, config)
+        yield
 
 
 def claimed(work: Path, config: ConfigDict) -> None:
@@ -262,4 +282,4 @@ def _check_empty(work: Path, what: str = "run (there is no config.json") -> None
         )
 
 
-__all__ = ["check", "check_sweep", "claim", "claimed", "described", "differences", "flat", "told"]
+__all__ = ["check", "check_sweep", "claim", "claimed", "described", "differences", "flat", "locked", "told"]

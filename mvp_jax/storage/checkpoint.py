@@ -20,7 +20,7 @@ import safetensors.numpy
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree, Variables
 from mvp_jax.parallel import processes
-from mvp_jax.storage import dtypes, files, stores
+from mvp_jax.storage import dtypes, fault_points, files, stores
 
 
 class Checkpoints:
@@ -119,8 +119,10 @@ class Checkpoints:
         if not self._alone:
             # Orbax starts with a device collective, in which nobody hears of a failure, and gloo waits 30 s at most.
             processes.barrier("saving")
+        fault_points.reached("state next", self.directory)
         with files.writing(self.directory):
             self._store.save(step, state, force=True, custom_metadata={"leaves": _describe(state)})
+        fault_points.reached("state saved", self.directory)
 
     def restore(self, like: PyTree, *, step: int | None = None) -> PyTree:
         """Reads a state back.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mvp_jax import bank
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
-from mvp_jax.storage import files
+from mvp_jax.storage import leftovers
 
 PRINT = "0" * 64
 SETTINGS = {"method": "ifp", "rounds": 3, "tuning": {"rate": 0.02, "steps": 60}}
@@ -280,7 +280,7 @@ def test_a_writer_leaves_the_work_of_another_alone(tmp_path):
     (tmp_path / "entries").mkdir()
     (tmp_path / ".tmp-manifest.json-1").write_text("{")  # killed before its manifest: begun again
     store = made(tmp_path)
-    hidden = tmp_path / "entries" / f"{files._mine()}{os.getpid()}~x"
+    hidden = tmp_path / "entries" / f"{leftovers._mine()}{os.getpid()}~x"
     hidden.mkdir()
     elsewhere = tmp_path / "entries" / ".tmp-another-host~1~x"
     elsewhere.mkdir()

@@ -1,0 +1,53 @@
+"""Whether a job that was killed has left the same files as one that was left alone, and nothing else."""
+
+import csv
+import io
+import json
+
+TIMED = ("seconds",)
+"""Columns and keys that say how long something took: they are not compared."""
+
+APART = ("states", "board")
+"""Folders that are not compared: states to continue from, of which the newest are kept and whose files have names made
+of random numbers, and TensorBoard's events, which hold the time of day.
+"""
+
+
+def files_in(folder):
+    """Every file below a folder that is compared, by its path there."""
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: p for name, p in found.items() if not set(APART) & set(name.split("/"))}
+
+
+def left_behind(folder):
+    """What a finished job must not leave: hidden names, half-written states, and states of finished methods."""
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
+
+    def foreign(name):
+        last = name.rsplit("/", 1)[-1]
+        return last.startswith(".") or "orbax-checkpoint-tmp" in last or last == "running"
+
+    return sorted(name for name in names if foreign(name))
+
+
+def differences(whole, killed):
+    """The files that are in one folder alone, or differ in more than times."""
+    ours, theirs = files_in(whole), files_in(killed)
+    found = [f"{name} is {'missing' if name in ours else 'too much'}" for name in sorted(set(ours) ^ set(theirs))]
+    both = sorted(set(ours) & set(theirs))
+    return found + [f"{name} differs" for name in both if _content(ours[name]) != _content(theirs[name])]
+
+
+def _content(path):
+    if path.suffix == ".csv":
+        rows = csv.DictReader(io.StringIO(path.read_text()))
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+    if path.suffix == ".json":
+        return _untimed(json.loads(path.read_text()))
+    return path.read_bytes()
+
+
+def _untimed(value):
+    if isinstance(value, dict):
+        return {k: _untimed(v) for k, v in value.items() if k not in TIMED}
+    return [_untimed(v) for v in value] if isinstance(value, list) else value
