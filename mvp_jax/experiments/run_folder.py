@@ -147,7 +147,7 @@ def locked(work: Path, config: ConfigDict) -> Iterator[None]:
         config: the resolved config.
 
     Raises:
-        ValueError: if another run is at work in the folder, or `claim` refuses it.
+        ValueError: if another run is at work in the folder, `claim` refuses it, or at the end the folder has vanished.
     """
     check(work, config)  # before anything is written
     with locks.held(work) as alone:
@@ -155,6 +155,11 @@ def locked(work: Path, config: ConfigDict) -> Iterator[None]:
             leftovers.sweep_all(work)
         claim(work, config)
         yield
+        if not files.exists(work / "config.json"):
+            raise ValueError(
+                f"the folder {work} is not there any more: it was removed during the run, and what is in its place "
+                "now is not complete; delete it and start again"
+            )
 
 
 def claimed(work: Path, config: ConfigDict) -> None:

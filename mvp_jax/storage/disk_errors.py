@@ -16,6 +16,7 @@ _ADVICE = {
     errno.ESTALE: "the network file system has lost the folder; mount it again",
     errno.ENOMEM: "free some memory",
 }
+_VANISHED = "a folder was removed or unmounted during the run"
 _OTHER = "choose a folder that can be written"
 _GOES_ON = "the same command then goes on from what is finished"
 
@@ -29,7 +30,7 @@ def advice(error: BaseException) -> str:
     code = error.errno if isinstance(error, OSError) else None
     if code is None and "no space left" in str(error).lower():  # what C++ libraries say
         code = errno.ENOSPC
-    return _ADVICE.get(code or 0, _OTHER)
+    return _ADVICE.get(code or 0, _VANISHED if code == errno.ENOENT else _OTHER)
 
 
 @contextlib.contextmanager
@@ -43,26 +44,35 @@ def told(folder: str | os.PathLike[str]) -> Iterator[None]:
         folder: the folder of the run.
 
     Raises:
-        ValueError: in the place of such an `OSError` or of a `MemoryError`.
+        ValueError: in the place of such an `OSError`, of a `MemoryError` or of XLA's error of memory.
     """
     try:
         yield
     except MemoryError as error:
-        detail = f" ({error})" if str(error) else ""
-        raise ValueError(
-            f"no memory is left{detail} for the run in {folder}; free some, or lower `chunk` or the batch; {_GOES_ON}"
-        ) from error
+        raise _no_memory(folder, str(error)) from error
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # what XLA says
+            raise
+        raise _no_memory(folder, str(error).partition("\n")[0]) from error
     except OSError as error:
         if not _of_disk(error, folder):
             raise
         text = " ".join(str(error).split())
-        where = "" if os.path.isdir(folder) or "://" in os.fspath(folder) else "; the folder is not there any more"
-        raise ValueError(f"cannot write to {folder}: {text}{where}; {advice(error)}; {_GOES_ON}") from error
+        raise ValueError(f"cannot write to {folder}: {text}; {advice(error)}; {_GOES_ON}") from error
+
+
+def _no_memory(folder: str | os.PathLike[str], text: str) -> ValueError:
+    detail = f" ({text[:200]})" if text else ""
+    return ValueError(
+        f"no memory is left{detail} for the run in {folder}; free some, or lower `chunk` or the batch; {_GOES_ON}"
+    )
 
 
 def _of_disk(error: OSError, folder: str | os.PathLike[str]) -> bool:
     if error.errno in _ADVICE:
         return True
+    if "://" in os.fspath(folder):  # a bucket's client says what it likes
+        return not isinstance(error, FileNotFoundError)
     inside = os.path.join(os.path.abspath(folder), "")
     names = [os.path.abspath(n) for n in (error.filename, error.filename2) if isinstance(n, str | os.PathLike)]
     return any(f"{name}/".startswith(inside) for name in names)

@@ -80,10 +80,12 @@ def held(folder: str | os.PathLike[str], *, name: str = NAME, wait: float = 0.0)
             fault_points.reached("lock signed", folder)
         yield True
     finally:
-        with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
-            fault_points.reached("lock left", folder)
-            (folder / name).unlink(missing_ok=True)  # while it is held: whoever waits sees that it is another file
-        os.close(descriptor)
+        try:
+            with contextlib.suppress(OSError):  # the folder may be gone, or read-only by now
+                fault_points.reached("lock left", folder)
+                (folder / name).unlink(missing_ok=True)  # while it is held: whoever waits sees that it is another file
+        finally:
+            os.close(descriptor)
 
 
 def _taken(folder: pathlib.Path, name: str, until: float) -> int | None:

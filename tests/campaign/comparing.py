@@ -19,6 +19,17 @@ def files_in(folder):
     return {name: p for name, p in found.items() if not set(APART) & set(name.split("/"))}
 
 
+def unpacked(objects):
+    """The objects of the strict bucket's run as a folder of files."""
+    folder = objects.with_name(f"{objects.name}-files")
+    for found in objects.iterdir():
+        if not found.name.startswith(".publishing"):  # an upload that was cut off, which is the bucket's to clear away
+            path = folder / found.name.replace("~", "/").removeprefix("bucket/run/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(found.read_bytes())
+    return folder
+
+
 def left_behind(folder):
     """What a finished job must not leave: hidden names, half-written states, and states of finished methods."""
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]

@@ -1,24 +1,31 @@
 """Runs of a job in forked processes, which are killed at a moment or at a change of the disk."""
 
+import contextlib
 import dataclasses
+import functools
+import gc
 import mmap
 import os
 import random
 import signal
+import socket
 import struct
 import sys
 import time
 import traceback
 
-from mvp_jax.storage import files
-from tests.campaign import jobs, watching
+from tests.campaign import flaky, jobs, watching
 
+_REFUSED = 3
 _PLACE = 400  # bytes of the shared memory for the place where a process is
 
 
 @dataclasses.dataclass
 class Ended:
-    """How one process ended: `killed`, `done` or `failed`, after how many changes, seconds, and at which place."""
+    """How a process ended, after how many changes and seconds, and at which place.
+
+    `how` is `killed`, `done`, `refused` (by a `ValueError`, which `main` shows in one line) or `failed`.
+    """
 
     how: str
     changes: int
@@ -40,7 +47,7 @@ class Board:
         return struct.unpack("q", self._memory[:8])[0], self._memory[8:].rstrip(b"\0").decode(errors="replace")
 
 
-def start(name, work, log, board, *, at=None, prepare=None):
+def start(name, work, log, board, *, at=None, prepare=None, root=None):
     """Forks a process that runs a job; it kills itself before change number `at`.
 
     Args:
@@ -49,7 +56,8 @@ def start(name, work, log, board, *, at=None, prepare=None):
         log: the file for what the job says.
         board: where the process tells what it does.
         at: the number of the change; `None`: it does not.
-        prepare: `(config, board) -> config`, called in the process before the job; `None`: nothing is prepared.
+        prepare: changes the config, or the process, before the job; `None`: nothing is prepared.
+        root: the folder whose changes count; `None`: `work`.
 
     Returns:
         The process's id.
@@ -64,23 +72,25 @@ def start(name, work, log, board, *, at=None, prepare=None):
         os.dup2(stream, 2)
         os.setpgid(0, 0)
         count = 0
-        below = os.fspath(work)
+        root = work if root is None else root
 
         def told(point, path):
             nonlocal count
             count += 1
-            board.write(count, f"{point}: {path.removeprefix(below).strip('/')}")
+            board.write(count, f"{point}: {path.removeprefix(os.fspath(root)).strip('/')}")
             if count == at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         config = jobs.JOBS[name]()
-        config = config if prepare is None else prepare(config)
-        watching.install(work if not files.is_remote(work) else "/nowhere", told)
+        if prepare is not None:
+            prepare(config)
+        watching.install(root, told)
         from mvp_jax.experiments import run
 
         run.run(config, work)
         code = 0
-    except BaseException:
+    except BaseException as error:
+        code = _REFUSED if isinstance(error, ValueError) else 1  # in one line, as `main` shows it
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -107,7 +117,7 @@ def waited(pid, board, begun, *, after=None, limit=1800.0):
         time.sleep(0.003)
     count, place = board.read()
     code = os.waitstatus_to_exitcode(status)
-    how = {0: "done", -signal.SIGKILL: "killed"}.get(code, "failed")
+    how = {0: "done", -signal.SIGKILL: "killed", _REFUSED: "refused"}.get(code, "failed")
     return Ended(how, count, time.monotonic() - (first or begun), place)
 
 
@@ -115,6 +125,89 @@ def run_once(name, work, log, *, at=None, after=None, prepare=None):
     """Runs a job in one process, which is killed at a change, after some seconds, or not at all."""
     board, begun = Board(), time.monotonic()
     return waited(start(name, work, log, board, at=at, prepare=prepare), board, begun, after=after)
+
+
+def run_in_bucket(name, work, log, *, at=None, after=None):
+    """As `run_once`, in a bucket that fails now and then, whose objects lie in the folder `work`."""
+    work.mkdir(exist_ok=True)
+
+    def prepare(config):
+        os.environ["BUCKET_ROOT"] = os.fspath(work)
+        os.environ["EPATH_USE_TF"] = "false"
+        flaky.register(time.time_ns())
+
+    board, begun = Board(), time.monotonic()
+    pid = start(name, "gs://bucket/run", log, board, at=at, prepare=prepare, root=work)
+    return waited(pid, board, begun, after=after)
+
+
+def run_pair(name, work, log, *, at=None, after=None):
+    """As `run_once`, by two processes, of which a random one is killed; the other one dies within two seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def prepare(config, index):
+        config.multihost = True
+        config.distributed.coordinator = f"127.0.0.1:{port}"
+        config.distributed.processes, config.distributed.process = 2, index
+
+    victim, boards, begun = random.randrange(2), [Board(), Board()], time.monotonic()
+    pids = [
+        start(name, work, log, boards[i], at=at if i == victim else None, prepare=functools.partial(prepare, index=i))
+        for i in range(2)
+    ]
+    ended = waited(pids[victim], boards[victim], begun, after=after)
+    patience = {"after": 2 * random.random()} if ended.how == "killed" else {}
+    other = waited(pids[1 - victim], boards[1 - victim], time.monotonic(), **patience)
+    return ended if ended.how != "done" else other
+
+
+class Stopped(BaseException):
+    """Stands for a kill in a process that lives on."""
+
+
+class Inside:
+    """Runs of jobs in this process, in which a kill is an exception after which the run can change nothing any more.
+
+    Python runs `finally` on its way out, which a kill does not; so every change of the disk that comes after the moment
+    is refused too, and the disk stays as it was then. What was compiled stays in memory, so that a run takes as long as
+    its work: hundreds of kills in minutes. Times are not drawn, as nothing but the number of changes says what is on
+    the disk.
+    """
+
+    def __init__(self, folder):
+        self._root, self._count, self._at, self._place = os.fspath(folder), 0, None, ""
+        watching.install(folder, self._told)
+
+    def _told(self, point, path):
+        if self._at is None:
+            self._count += 1
+            return
+        if self._count >= self._at:  # it is dead
+            raise Stopped
+        self._count += 1
+        self._place = f"{point}: {'/'.join(path.removeprefix(self._root).strip('/').split('/')[1:])}"
+        if self._count >= self._at:
+            raise Stopped
+
+    def run(self, name, work, log, *, at=None, **_):
+        """Runs a job, which is stopped at a change, or not at all."""
+        from mvp_jax.experiments import run
+
+        how, begun = "done", time.monotonic()
+        with log.open("a") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            self._count, self._at = 0, at
+            try:
+                run.run(jobs.JOBS[name](), work)
+            except BaseException:
+                how = "killed" if at is not None and self._count >= at else "failed"
+                if how == "failed":
+                    traceback.print_exc()
+            finally:
+                gc.collect()  # what closes files
+                self._at = None
+        return Ended(how, self._count, time.monotonic() - begun, self._place)
 
 
 def import_all():
@@ -128,18 +221,19 @@ def import_all():
     return orbax.checkpoint, sklearn.datasets, v1, run
 
 
-def draw(generator: random.Random, whole: Ended, seconds) -> dict:
+def draw(generator: random.Random, whole: Ended, seconds, *, inside=False) -> dict:
     """When the next run is killed: at a change, of which early ones are likelier, or after a uniform time.
 
     Args:
         generator: what draws.
         whole: how the job ended that was left alone.
         seconds: `(shortest, longest)` time from the first change to the kill; `None`: up to the time of `whole`.
+        inside: whether moments are changes alone.
     """
-    if generator.random() < 0.5 and whole.changes:
+    if generator.random() < (1.0 if inside else 0.5) and whole.changes:
         return {"at": int(whole.changes ** generator.random())}
     low, high = seconds or (0.0, whole.seconds)
     return {"after": generator.uniform(low, high)}
 
 
-__all__ = ["Board", "Ended", "draw", "import_all", "run_once", "start", "waited"]
+__all__ = ["Board", "Ended", "Inside", "draw", "import_all", "run_in_bucket", "run_once", "run_pair", "start", "waited"]
