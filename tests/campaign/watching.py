@@ -15,7 +15,7 @@ def install(root, told):
     """From now on calls `told(name, path)` before each change below `root` and at each fault point of the library.
 
     An audit hook cannot be removed, so only processes that are to die install one. `told` may end the process, or raise
-    an `OSError`, which is then what the change ends with.
+    an `OSError`, which is then what the change ends with. The opening of a file that is emptied by it is `open anew`.
     """
     root = os.path.join(os.path.realpath(root), "")
     busy = False
@@ -35,7 +35,7 @@ def install(root, told):
             if isinstance(path, str | bytes | os.PathLike):
                 path = os.path.abspath(os.fsdecode(path))
                 if f"{path}/".startswith(root):
-                    told(event, path)
+                    told("open anew" if event == "open" and arguments[2] & os.O_TRUNC else event, path)
         finally:
             busy = False
 
