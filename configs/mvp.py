@@ -7,8 +7,8 @@
 
 With `bank` and `target` there is no comparison of methods. The job prunes the pre-trained model of an existing bank,
 for example one that `configs/bank.py` made, for the one new task in FOLDER (pictures by class, or a table of texts).
-This takes seconds to a minute. The job writes `model/`, `slim/` and `report.html` to `--workdir`. The setting `method`
-selects another method than `mvp`.
+This takes seconds to a few minutes. The job writes `model/`, `slim/` and `report.html` to `--workdir`. The setting
+`method` selects another method than `mvp`.
 
 Otherwise the argument is a comma-separated list of `data=glyphs|digits|npz|NAME`, `model=resnet|vit|NAME`,
 `held_out=FAMILY` and `runlocal`. Every field of the config can be overridden with `--config.field=value`. For example,

@@ -45,8 +45,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
 
     Raises:
         ValueError: if anything is wrong with the config, the data, the checkpoint, the bank or the folder, or another
-            run is at work in the folder, before work starts; if pre-training diverges; or if there is no room, no
-            memory or no folder any more, where what is finished stays and the same call goes on later.
+            run is at work in the folder. What can be known without training is checked first. Also if pre-training
+            diverges, or if there is no room, no memory or no folder any more; then what is finished stays, and the same
+            call goes on later.
     """
     join(config)
     with processes.guarded(), disk_errors.told(workdir):
