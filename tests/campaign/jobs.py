@@ -8,7 +8,7 @@ _FEW = {"model.options.width": 4, "pretrain.steps": 4, "pretrain.save_every": 2,
 
 
 def _with(config, values):
-    if config.model.name == "vit_micro":
+    if "model" in config and config.model.name == "vit_micro":
         config.model.options.update({"dim": 16, "heads": 2, "layers": 1})
     return command_line.changed(config, values)
 
@@ -18,8 +18,8 @@ def _isp():
 
 
 def _compare():
-    given = {"methods": ("imp", "gradual", "magnitude", "unpruned"), "ours": "gradual", "rates.factors": (0.5, 1.0)}
-    return _with(compare.get_config("runlocal"), {**_SPARSE, **given, "rates.targets": 1, "sparsities": (0.5, 0.75)})
+    given = {"methods": ("gradual", "imp"), "ours": "gradual", "rates.factors": (0.5, 1.0), "rates.targets": 1}
+    return _with(compare.get_config("runlocal"), {**_SPARSE, **given, "sparsities": (0.5,)})
 
 
 def _sweep():
