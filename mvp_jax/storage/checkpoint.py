@@ -20,7 +20,7 @@ import safetensors.numpy
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree, Variables
 from mvp_jax.parallel import processes
-from mvp_jax.storage import dtypes, fault_points, files, stores
+from mvp_jax.storage import disk_errors, dtypes, fault_points, files, stores
 
 
 class Checkpoints:
@@ -180,6 +180,10 @@ class Checkpoints:
     def _damaged(self, step: int, error: BaseException) -> ValueError:
         while error.__cause__ or error.__context__:  # Orbax says what was wrong only at the bottom
             error = error.__cause__ or error.__context__ or error
+        if disk_errors.passing(error):
+            return ValueError(
+                f"cannot read the checkpoint of step {step} in {self.directory}: {error}; {disk_errors.advice(error)}"
+            )
         others = [s for s in self.steps() if s != step]
         return ValueError(
             f"cannot read the checkpoint of step {step} in {self.directory} (damaged?): {str(error)[:300]}; "

@@ -27,10 +27,21 @@ def advice(error: BaseException) -> str:
     >>> advice(OSError(errno.ENOSPC, "No space left on device"))
     'make room on that disk, or choose another folder'
     """
+    if passing(error):
+        return "try again when the network answers"
     code = error.errno if isinstance(error, OSError) else None
     if code is None and "no space left" in str(error).lower():  # what C++ libraries say
         code = errno.ENOSPC
     return _ADVICE.get(code or 0, _VANISHED if code == errno.ENOENT else _OTHER)
+
+
+def passing(error: BaseException) -> bool:
+    """Whether an error is one of the network that may be gone at the next attempt, and says nothing about the files.
+
+    >>> passing(TimeoutError("no answer")), passing(FileNotFoundError("no such file"))
+    (True, False)
+    """
+    return isinstance(error, TimeoutError | ConnectionError | BlockingIOError)
 
 
 @contextlib.contextmanager
@@ -78,4 +89,4 @@ def _of_disk(error: OSError, folder: str | os.PathLike[str]) -> bool:
     return any(f"{name}/".startswith(inside) for name in names)
 
 
-__all__ = ["advice", "told"]
+__all__ = ["advice", "passing", "told"]
