@@ -110,8 +110,9 @@ def create(
     if dense is not None:
         about = dataclasses.replace(about, model=dense_model.configuration(dense[0]))
         dense_model.check(fingerprint, dense[1])
-    new = not files.exists(directory / manifest.NAME)
-    # Of several that make one bank at once, the first writes the manifest, and the others see it.
+    # Of several that make one bank at once, the first writes the manifest, and the others see it. One that was killed
+    # after that has left its lock.
+    new = not files.exists(directory / manifest.NAME) or files.exists(directory / locks.NAME)
     with locks.held(directory, wait=_PATIENCE) if new else contextlib.nullcontext():
         if not files.exists(directory / manifest.NAME):
             _empty(directory)

@@ -290,6 +290,15 @@ def test_a_writer_leaves_the_work_of_another_alone(tmp_path):
     assert len(bank.entries(store)) == 3
 
 
+def test_the_lock_of_a_killed_maker_is_removed(tmp_path):
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / ".lock").write_text('{"host": "here", "pid": 1}')  # killed before its manifest
+    made(tmp_path / "bank")
+    (tmp_path / "bank" / ".lock").write_text('{"host": "here", "pid": 1}')  # killed after its manifest
+    bank.create(tmp_path / "bank", fingerprint=PRINT, settings=bank.open(tmp_path / "bank").settings, exist_ok=True)
+    assert not (tmp_path / "bank" / ".lock").exists()
+
+
 def test_a_reader_never_sees_half_an_entry(tmp_path):
     store = bank.create(tmp_path, fingerprint=PRINT, settings={})
     reader = bank.open(tmp_path)

@@ -14,6 +14,8 @@ import sys
 import time
 import traceback
 
+import jax
+
 from tests.campaign import flaky, jobs, watching
 
 _REFUSED = 3
@@ -88,6 +90,8 @@ def start(name, work, log, board, *, at=None, prepare=None, root=None):
         from mvp_jax.experiments import run
 
         run.run(config, work)
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
         code = 0
     except BaseException as error:
         code = _REFUSED if isinstance(error, ValueError) else 1  # in one line, as `main` shows it
