@@ -50,7 +50,10 @@ def differences(whole, killed):
 
 
 def _content(path, folder):
-    found = path.read_bytes().replace(str(folder).encode(), b"the folder of the run")  # reports say where it is
+    found = path.read_bytes()
+    if path.suffix == ".md":
+        found = found.replace(b"\\_", b"_")
+    found = found.replace(str(folder).encode(), b"the folder of the run")  # reports say where it is
     if path.suffix == ".csv":
         rows = csv.DictReader(io.StringIO(found.decode()))
         return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
