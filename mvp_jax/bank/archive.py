@@ -204,6 +204,8 @@ def _members(archive: zipfile.ZipFile, source: pathlib.Path, limit: int) -> dict
             reason = "a bank has no such file"
         elif name in members:
             reason = "the name occurs twice"
+        elif not 0 <= info.header_offset < source.stat().st_size:
+            reason = "it begins outside the archive"
         elif kind not in (0, stat.S_IFREG):
             reason = "it is a link or another thing that is not a plain file"
         elif info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:

@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mvp_jax.methods import registry
-from mvp_jax.storage import files, json_files, records
+from mvp_jax.storage import files, foreign_files, json_files, records
 
 _WHERE = ("compilation_cache", "devices", "distributed", "multihost")
 """Settings that say where a run works, not what it makes."""
@@ -209,7 +209,7 @@ def told(differ: list[tuple[str, str, str]], most: int = 6) -> str:
     >>> told([("steps", "(0, 10)", "(0, 20)")])
     'steps is (0, 10) there and (0, 20) here'
     """
-    shown = [f"{path} is {there} there and {here} here" for path, there, here in differ[:most]]
+    shown = [foreign_files.told(f"{path} is {there} there and {here} here", 300) for path, there, here in differ[:most]]
     return ", ".join(shown) + (f", and {len(differ) - most} more settings differ" if len(differ) > most else "")
 
 

@@ -184,7 +184,7 @@ def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
     try:
         with gzip.open(foreign_files.plain_file(path), "rt", encoding="utf-8") as file:
             lines = [file.readline(_LONGEST_LINE) for _ in range(count + 1)][1:]  # the first tells of the version
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a gzipped list of merges: {error}") from error
     merges = [tuple(line.split()) for line in lines]
     good = sum(len(merge) == 2 for merge in merges)
@@ -203,7 +203,7 @@ def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
             tokenizer_files.END,
         )
     except Exception as error:  # `tokenizers` raises nothing more special
-        raise ValueError(f"the merges in {path} do not build on each other: {error}") from error
+        raise ValueError(f"the merges in {path} do not build on each other: {foreign_files.told(error)}") from error
 
 
 def _finished(backend: Any, pad: Any) -> Tokenizer:
