@@ -1,11 +1,12 @@
 """What is pruned together, and how a sparsity is shared out: single weights, N:M runs, blocks, channels, coupled units.
 
 A pattern is a frozen value. It turns numbers in the parameters' shapes into one for each *entry* (a weight, a block, a
-channel, a unit), counts how many entries a sparsity leaves, selects them, and turns the kept entries into masks. What
-is written for one pattern (a schedule, a vote, a round of training) so holds for all.
+channel, a unit), counts how many entries a sparsity leaves, selects them, and turns the kept entries into masks. A
+schedule, a vote or a round of training is therefore written once for all patterns.
 
 A leaf that is not prunable is a Python `False` in `prunable` (as `trees.select` gives), a scalar `False` among the kept
-entries, and a scalar `True` in the masks. Kept entries so say themselves what is prunable, and may stand for it.
+entries, and a scalar `True` in the masks. The kept entries therefore show what is prunable, and may be passed as
+`prunable`.
 """
 
 import dataclasses

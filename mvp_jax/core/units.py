@@ -103,7 +103,7 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Units that live and die together, over all their slots.
+    """Units of one kind, each of which is kept or removed in all slots at once.
 
     Attributes:
         name: the path of the layer that produces the units.
@@ -216,7 +216,7 @@ def only_finite(scores: UnitScores, *, stacklevel: int = 1) -> dict[str, Array]:
     ...     only_finite({"fc": jnp.array([2.0, jnp.inf, 1.0])})["fc"].tolist()
     [2.0, nan, 1.0]
     >>> print(caught[0].message)
-    units whose score is not finite go before all others: 1 of 3 units of 'fc'
+    units whose score is not finite are removed before all others: 1 of 3 units of 'fc'
     """
     wide = {name: precision.widen(s) for name, s in scores.items()}
     if allocation.concrete(wide):
@@ -231,7 +231,7 @@ def only_finite(scores: UnitScores, *, stacklevel: int = 1) -> dict[str, Array]:
         if bad:
             some = ", ".join(f"{n} of {sizes[name]} units of {name!r}" for name, n in list(bad.items())[:5])
             more = f" and more in {len(bad) - 5} further groups" if len(bad) > 5 else ""
-            message = f"units whose score is not finite go before all others: {some}{more}"
+            message = f"units whose score is not finite are removed before all others: {some}{more}"
             warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
     return {name: jnp.where(jnp.isfinite(s), s, jnp.nan) for name, s in wide.items()}
 

@@ -26,6 +26,9 @@ from mvp_jax.methods import Line, Pruned, few_shot, registry
 from mvp_jax.methods.few_shot import mvp, select
 from mvp_jax.storage import files, records
 
+HELD_OUT = 0.2
+"""The share of a new task's examples that validates, and the share that tests: few examples need large shares."""
+
 _WHOLE_BANK = ("copy_random", "copy_farthest", "vote_farthest", "vote_universal")
 """Methods that look at entries that are not near; here only the nearest are read."""
 
@@ -140,7 +143,10 @@ def plan(
     entries = tuple(banks.entries(opened))
     if not entries:
         raise ValueError(f"the bank {opened.path} has no entries, so nobody can vote; add tasks by configs/bank.py")
-    found = data if isinstance(data, LabelledData) else labelled.read(data)
+    if isinstance(data, LabelledData):
+        found = data
+    else:
+        found = labelled.read(data, valid_share=HELD_OUT, test_share=HELD_OUT, seed=settings.seed)
     if found.regression:
         raise ValueError(f"{found.name} has numbers to estimate, but the entries of a bank tell classes apart")
     with bank_model.located(opened, checkpoint) as (folder, variables):
@@ -174,7 +180,8 @@ def prune_from_bank(
     Args:
         bank: the bank's folder or its address in a bucket, such as one that `configs/bank.py` made; it is only read.
         data: a few examples of the new task: a folder of pictures by class, a table of texts, and whatever else
-            `labelled.read` takes; or what that returned. A share is held out to validate and to test.
+            `labelled.read` takes; or what that returned. Where no such parts are given, a fifth of each class validates
+            and another fifth tests.
         out: the folder for `model/` (as `transformers` loads it, if the family is one of its), `slim/` (smaller, as
             `pretrained.load` loads it), and `report.html`, `.md` and `.json`.
         settings: how to prune; `None`: Meta-Vote Pruning of 5 entries and 100 steps.

@@ -145,7 +145,7 @@ def removal(goal: PruningGoal, model: Model, variables: Variables, x: Array, *, 
     )
     if not found.ratio:
         raise ValueError(
-            f"{goal.name}={goal.amount} is met without removing anything: {found.share:.0%} of the dense model's are "
-            "counted already, by rounding or by what else the machine does; ask for less"
+            f"{goal.name}={goal.amount} is met without removing anything: the whole model was measured at "
+            f"{found.share:.0%} of itself, because of rounding or other work on the machine; ask for less"
         )
     return Removal(pattern, found.ratio)

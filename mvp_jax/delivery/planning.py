@@ -1,7 +1,6 @@
 """The checked plan of pruning a checkpoint for a person's data, and the folder that it is carried out in."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import goals, inputs, pruning
 from mvp_jax.delivery.goals import PruningGoal
 from mvp_jax.delivery.tuning import DeliveryTraining
-from mvp_jax.pretrained import source_files
+from mvp_jax.pretrained import calls, source_files
 from mvp_jax.storage import files, json_files, records
 
 
@@ -101,10 +100,10 @@ def plan(
         ValueError: for anything wrong with the checkpoint, the data or the settings.
     """
     where = "" if isinstance(data, LabelledData) else str(data)
-    found = data if isinstance(data, LabelledData) else labelled.read(data)
+    found = data if isinstance(data, LabelledData) else labelled.read(data, seed=settings.seed)
     task = inputs.read(checkpoint, found, length=settings.length, size=settings.size, metric=settings.metric)
-    if "onnx" in settings.programs and importlib.util.find_spec("jax2onnx") is None:
-        raise ValueError("an ONNX program needs the package jax2onnx: pip install jax2onnx")
+    for program in settings.programs:
+        calls.check_packages(program)
     if task.source.is_dir():
         source_files.gather(task.source, task.model.config)  # refuses what could not be handed on in the end
     task = dataclasses.replace(task, notes=(*task.notes, *_seen_before(task)))

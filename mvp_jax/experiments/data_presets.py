@@ -108,6 +108,8 @@ def few_shot_glyphs(config: ConfigDict) -> None:
     config.tasks.valid = config.tasks.test = 24
     config.bank.tasks = 48
     config.bank.batch = 32
+    if config.pretrain.optimizer == "adamw":  # a transformer learns too little in the steps of a ResNet
+        config.bank.steps_per_round, config.bank.final_steps, config.bank.learning_rate = 150, 300, 3e-3
     config.targets.count, config.targets.seeds, config.targets.unseen_at_least = 10, 1, 5
     config.steps = (0, 10, 50)
 

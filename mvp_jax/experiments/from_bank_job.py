@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, config_dict
 
 from mvp_jax.data.datasets.labelled import LabelledData
 from mvp_jax.delivery import bank_pruning
-from mvp_jax.delivery.bank_pruning import BankPruned, BankPruningSettings
+from mvp_jax.delivery.bank_pruning import HELD_OUT, BankPruned, BankPruningSettings
 from mvp_jax.experiments import own_data
 from mvp_jax.parallel import processes
 from mvp_jax.storage import files, records
@@ -32,7 +32,7 @@ def config(bank: str, target: str) -> ConfigDict:
     made.bank.folder = bank
     made.bank.similarity = usual.similarity
 
-    own_data.settings(made, target, 0.2)
+    own_data.settings(made, target, HELD_OUT)
 
     made.vote = ConfigDict()
     made.vote.k = usual.k

@@ -1,4 +1,4 @@
-"""Makes a checked plan of a resolved config: anything that is wrong with a config is found here, before any work."""
+"""Makes a checked plan of a resolved config: what can be known to be wrong without any work is found here."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -43,8 +43,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
             run that was killed there is continued. Several processes have to be given the same one.
 
     Raises:
-        ValueError: if anything is wrong with the config, the data, the checkpoint, the bank or the folder, before work
-            starts; or if pre-training diverges.
+        ValueError: if anything is wrong with the config, the data, the checkpoint, the bank or the folder. What can be
+            known without training is checked first. Also if pre-training diverges.
     """
     join(config)
     with processes.guarded():

@@ -14,11 +14,23 @@ from mvp_jax.core.types import Array, PyTree, Variables
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained.comparison import examples
 
+# No extra of this package for ONNX: jax2onnx asks for an older orbax-checkpoint than this, and does without any.
+_ONNX = "onnx onnxruntime onnx-ir; pip install --no-deps jax2onnx"
+_NEEDED = {
+    "stablehlo": {"flatbuffers": "-e '.[export]'"},
+    "onnx": {"jax2onnx": _ONNX, "onnxruntime": _ONNX},
+}
 
-def need(module: str, packages: str) -> None:
-    """Raises `ValueError`, with the command that installs them, if packages are not installed."""
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"this needs {module}, which is not installed: pip install {packages}")
+
+def check_packages(program: str) -> None:
+    """Checks that what a program of a kind, `stablehlo` or `onnx`, is written with is installed.
+
+    Raises:
+        ValueError: if a package is missing, with the command that installs it.
+    """
+    for module, packages in _NEEDED[program].items():
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"this needs {module}, which is not installed: pip install {packages}")
 
 
 class Call(NamedTuple):

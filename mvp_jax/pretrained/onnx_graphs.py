@@ -50,9 +50,7 @@ def onnx(
             express the function, or the graph's outputs are not the model's to 1e-3 of the largest; nothing is written
             then.
     """
-    for name in ("jax2onnx", "onnxruntime"):
-        # No extra of this package: jax2onnx asks for an older orbax-checkpoint than this, and does without any.
-        calls.need(name, "onnx onnxruntime onnx-ir; pip install --no-deps jax2onnx")
+    calls.check_packages("onnx")
     import onnxruntime
 
     call = calls.prepared(model, variables, x, any_batch)

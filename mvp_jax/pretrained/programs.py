@@ -73,7 +73,7 @@ def program(
     >>> load_program(written.path)({"a": np.ones((5, 3), np.float32)})["y"].shape
     (5, 1)
     """
-    calls.need("flatbuffers", "-e '.[export]'")
+    calls.check_packages("stablehlo")
     call = calls.prepared(model, variables, x, any_batch)
     wanted = calls.computed(call)
     named = {path: _stored(path, leaf) for path, leaf in trees.flatten(call.variables).items()}

@@ -26,6 +26,10 @@ Prepare: TypeAlias = Callable[[Key, Batch], Batch]
 together before a step, such as mixing images and their labels."""
 
 
+_BATCHES = 2**31 - 1
+"""What is folded into a run's key for the order of its examples."""
+
+
 def batch_indices(key: Key, step: Array, examples: int, batch: int) -> Array:
     """Returns which examples a step sees: `int32[min(batch, examples)]`.
 
@@ -55,7 +59,15 @@ def next_batch(state: TrainState, examples: int, batch: int) -> Array:
     For data that do not fit on the device: read these examples on the host, and hand them over as batches (see `fit`
     and `population.advance`).
     """
-    return batch_indices(jax.random.fold_in(state.key, 2**31 - 1), state.step, examples, batch)
+    return batch_indices(jax.random.fold_in(state.key, _BATCHES), state.step, examples, batch)
+
+
+def _batch_of(batch: int, key: Key, step: Array, data: Batch, index: Array | None) -> Batch:
+    """The batch of the run with this key in this step, out of data that lies on the device."""
+    own = data["y"].shape[0] if index is None else index.shape[0]
+    chosen = batch_indices(jax.random.fold_in(key, _BATCHES), step, own, batch)
+    chosen = chosen if index is None else index[chosen]
+    return jax.tree.map(lambda leaf: leaf[chosen], data)
 
 
 def loops_on_host(model: Model, *trees: PyTree) -> bool:
@@ -135,10 +147,7 @@ class Recipe:
         self, state: TrainState, sums: Metrics, data: Batch, index: Array | None, total: Array
     ) -> tuple[TrainState, Metrics]:
         """Takes one step on a batch of the data that lies on the device, see `step_on`."""
-        own = data["y"].shape[0] if index is None else index.shape[0]
-        chosen = next_batch(state, own, self.batch)
-        chosen = chosen if index is None else index[chosen]
-        return self.step_on(state, sums, jax.tree.map(lambda leaf: leaf[chosen], data), total)
+        return self.step_on(state, sums, _batch_of(self.batch, state.key, state.step, data, index), total)
 
     def steps(
         self, state: TrainState, sums: Metrics, data: Batch, index: Array | None, count: Array, total: Array
@@ -154,8 +163,8 @@ class Recipe:
         return jax.lax.fori_loop(0, count, body, (state, sums))
 
 
+_pick_batch = jax.jit(_batch_of, static_argnums=0)
 _one_batch = jax.jit(Recipe.step_on, static_argnums=0)
-_one_step = jax.jit(Recipe.step, static_argnums=0)
 _many_steps = jax.jit(Recipe.steps, static_argnums=0)
 
 
@@ -224,7 +233,9 @@ def fit(
     data = {"x": data["x"], "y": data["y"]}
     if loops_on_host(recipe.model, state, data, index, total, steps):
         for _ in range(int(steps)):
-            state, sums = _one_step(recipe, state, sums, data, index, total)
+            # Two programs, so that the large one serves data of every length: a batch is always of one shape.
+            batch = _pick_batch(recipe.batch, state.key, state.step, data, index)
+            state, sums = _one_batch(recipe, state, sums, batch, total)
     else:
         state, sums = _many_steps(recipe, state, sums, data, index, jnp.asarray(steps, jnp.int32), total)
     return state._replace(settings=own), means(sums)

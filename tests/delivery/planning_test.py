@@ -36,6 +36,17 @@ def test_what_does_not_fit_is_told_before_any_training(change, words, bert, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("program", "missing"), [("onnx", "onnxruntime"), ("onnx", "jax2onnx"), ("stablehlo", "flatbuffers")]
+)
+def test_a_missing_package_is_told_before_any_training(program, missing, bert, tmp_path, monkeypatch):
+    """Each package alone: a program is written last, after all the training."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
+    data = labelled.read(reviews(tmp_path / "reviews.csv"))
+    with pytest.raises(ValueError, match=f"needs {missing}, which is not installed: pip install"):
+        checkpoint_pruning.plan(bert, data, DeliverySettings(programs=(program,)))
+
+
 def test_wrong_calls(bert, vit, photos, tmp_path):
     data = reviews(tmp_path / "reviews.csv")
     with pytest.raises(ValueError, match="give one of them"):

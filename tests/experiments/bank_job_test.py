@@ -136,6 +136,15 @@ def test_a_new_task_is_pruned_from_the_bank(grown, tmp_path):
     assert [float(r["accuracy"]) for r in again] == [float(r["accuracy"]) for r in rows]
 
 
+def test_a_fifth_validates_and_a_fifth_tests_from_python_too(grown, tmp_path):
+    pictures(tmp_path / "pets", {"cat": 3, "dog": 8}, each=20, side=20)
+    with bank_pruning.plan(grown[0], tmp_path / "pets", BankPruningSettings()) as made:
+        data = made.inputs.data
+        assert [len(part.y) for part in (data.train, data.valid, data.test)] == [24, 8, 8]
+    with bank_pruning.plan(grown[0], tmp_path / "pets", BankPruningSettings(seed=1)) as made:
+        assert not np.array_equal(made.inputs.data.test.x, data.test.x)  # another seed cuts other parts
+
+
 @pytest.mark.slow
 def test_texts_and_a_checkpoint_of_transformers(tmp_path):
     """A new bank of tables, from a checkpoint; what comes out is a folder for transformers with the tokeniser."""

@@ -157,7 +157,7 @@ def training(kind, seed=0):
 
 
 def compilations():
-    return fitting._one_step._cache_size() + fitting._many_steps._cache_size()
+    return fitting._one_batch._cache_size() + fitting._many_steps._cache_size()
 
 
 def test_loops_on_the_host_compute_what_compiled_loops_do():
@@ -199,6 +199,23 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_nothing_recompiles():
     assert distance(other.variables.params, in_float64(whole.variables.params)) > 1e-4
     fit(model, state._replace(masks=jax.tree.map(jnp.zeros_like, state.masks)), steps=1, learning_rate=0.5)
     assert compilations() == compiled
+
+
+def test_tasks_of_every_size_share_the_program_of_a_step_whose_loop_is_on_the_host():
+    model, state, _, _, data = training(RESNET)
+    assert train.loops_on_host(model, state.variables)
+    recipe = train.Recipe(model=model, tx=train.optimizer("sgd"), batch=6)
+    moved = []
+    before = None
+    for size in (12, 10, 7):
+        some = {name: leaf[:size] for name, leaf in data.items()}
+        after, _ = train.fit(recipe, state, some, 2, learning_rate=0.02)
+        index, _ = train.fit(recipe, state, data, 2, learning_rate=0.02, index=jnp.arange(size))
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after.variables, index.variables)))
+        moved.append(distance(after.variables.params, in_float64(state.variables.params)))
+        before = fitting._one_batch._cache_size() if before is None else before
+        assert fitting._one_batch._cache_size() == before
+    assert min(moved) > 1e-4
 
 
 def test_a_resumed_cosine_decay_goes_on_where_it_was():

@@ -57,6 +57,18 @@ def test_on_several_devices_too(shape, mapping_):
     check("resnet", 3, mesh=TWO(shape), mapping=mapping_)
 
 
+def test_the_order_of_the_members_changes_nothing():
+    model, tx, one, keys, own, data = members.problem("resnet", 3)
+    order = np.array([2, 0, 1])  # in chunks of two, other members go together than before
+    mine = jax.tree.map(lambda leaf: leaf[order], (own, data))
+    states = population.create(one, keys[order], mine[0])
+    states, metrics = population.fit(members.recipe(model, tx), states, mine[1], members.STEPS, mapping="map", chunk=2)
+    alone, each = jax.tree.map(lambda leaf: leaf[order], members.apart("resnet", 3))
+    assert distance((states.variables, states.opt_state), (alone.variables, alone.opt_state)) < 2e-5
+    assert distance(metrics, each) < 2e-5
+    assert distance(states.variables, members.apart("resnet", 3)[0].variables) > 1e-2
+
+
 def test_native_convolutions_are_looped_over_on_the_host():
     check("resnet", 3, "native", mapping="auto")
     model, tx, one, keys, own, data = members.problem("resnet", 3, "native")

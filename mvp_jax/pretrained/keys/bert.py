@@ -152,7 +152,7 @@ def _describe(kin: Kin, task: _Task, config: Any) -> dict[str, Any]:
     if uneven or d * config.heads[0] != config.dim or abs(config.attention_scale * d**0.5 - 1) > 1e-6:
         raise ValueError(
             f"the layers of {kin.name} are all alike, with dim / heads dimensions in each head and scores scaled by "
-            f"its root, so fewer heads or head dimensions cannot be said; this encoder has "
+            f"its root, so this format cannot express fewer heads or head dimensions; this encoder has "
             f"heads={config.heads}, qk_dim={config.qk_dim}, v_dim={config.v_dim} and mlp={config.mlp} at "
             f"dim={config.dim}"
         )

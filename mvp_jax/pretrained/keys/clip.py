@@ -138,15 +138,18 @@ def _described(config: clip.Tower, name: _Name) -> dict[str, Any]:
         expected = d if field.endswith("_dim") else sizes[0]
         if set(sizes) != {expected}:
             raise ValueError(
-                f"{field}={sizes} cannot be said there: all layers are alike and a head has dim / heads = {d} "
-                "dimensions; export the dense model, or save this one with `pretrained.save`"
+                f"this format cannot express {field}={sizes}: its layers have one size, and a head has dim / heads = "
+                f"{d} dimensions; export the dense model, or save this one with `pretrained.save`"
             )
     if d * config.heads[0] != config.dim:
-        raise ValueError(f"heads={config.heads[0]} must divide dim={config.dim} there; export the dense model")
+        raise ValueError(f"in this format heads={config.heads[0]} must divide dim={config.dim}; export the dense model")
     if abs(config.attention_scale * d**0.5 - 1) > 1e-6:
-        raise ValueError(f"attention_scale={config.attention_scale} is {d**-0.5} there; fold the rest into the queries")
+        raise ValueError(
+            f"attention_scale={config.attention_scale}, but this format takes {d**-0.5}; multiply the query "
+            "kernels by the quotient of the two"
+        )
     if config.dropout:
-        raise ValueError(f"dropout={config.dropout} has no word there; export the same model with dropout=0.0")
+        raise ValueError(f"this format cannot express dropout={config.dropout}; export the same model with dropout=0.0")
     return {
         "architectures": [f"CLIP{name.capitalize()}ModelWithProjection"],
         "model_type": f"clip_{name}_model",
@@ -173,7 +176,7 @@ def _describe_vision(config: clip.ClipVisionConfig) -> dict[str, Any]:
 def _describe_text(config: clip.ClipTextConfig) -> dict[str, Any]:
     if config.eos == _LEGACY_EOS:
         raise ValueError(
-            f"eos={_LEGACY_EOS} cannot be said there, where this id stands for the highest one; use eos=None if the "
+            f"this format cannot express eos={_LEGACY_EOS}, which stands for the highest id in it; use eos=None if the "
             "highest id ends every text"
         )
     return _described(config, "text") | {

@@ -81,7 +81,9 @@ def _dense(config: Any, *, any_heads: bool = False) -> vit.ViTConfig:
     if not isinstance(config, vit.ViTConfig):
         raise ValueError(f"a {type(config).__name__} is no vision transformer")
     if config.pool != "cls":
-        raise ValueError(f"pool={config.pool!r}, while theirs read the class token; no other format can say it")
+        raise ValueError(
+            f"pool={config.pool!r}, but models of this format read the class token, and no other format can express it"
+        )
     heads, n = config.heads[0], len(config.heads)
     d = config.qk_dim[0] if any_heads else config.dim // heads
     alike = (config.heads, config.qk_dim, config.v_dim) == ((heads,) * n, (d,) * n, (d,) * n)
