@@ -1,11 +1,13 @@
 """Hostile files: each is refused in one line that names it, soon, in little memory, and without anything executed."""
 
 import collections
+import pathlib
+import random
 import re
 
 import pytest
 
-from tests.hostile import corpus, watch
+from tests.hostile import corpus, fuzz, watch
 
 SECONDS = 1.0  # of the processor; a reader does no work before it refuses
 BYTES = 100 * 2**20
@@ -66,3 +68,33 @@ def test_the_corpus_holds_every_kind():
     kinds = collections.Counter(case.kind for case in corpus.CASES.values())
     assert min(kinds.values()) >= 1
     assert len(corpus.CASES) >= 60
+
+
+def test_random_damage_is_refused_or_harmless(watched, tmp_path):
+    """The first inputs of `tests.hostile.fuzz`, of which `.ci/extra fuzz` reads as many as an hour has."""
+    with fuzz.Fuzzer(tmp_path, watched) as fuzzer:
+        ends, findings = fuzz.run(fuzzer, 0, count=150)
+    assert findings == []
+    assert ends["refused"] > 50
+
+
+def test_an_input_follows_from_its_seed():
+    one, other = (fuzz.mutated(random.Random(5), bytes(range(100))) for _ in range(2))
+    assert one == other != bytes(range(100))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"error": "KeyError"}, "KeyError"),
+        ({"message": "no file"}, "not named"),
+        ({"message": "a.csv \x1b[2J"}, "steers a terminal"),
+        ({"seconds": 3.0}, "3.0 s"),
+        ({"events": ["os.system"]}, "os.system"),
+        ({"left": ["half"]}, "left half"),
+    ],
+)
+def test_a_finding_is_told(change, told):
+    sound = {"error": "ValueError", "message": "a.csv is empty", "seconds": 0.0, "bytes": 0, "events": [], "left": []}
+    assert fuzz.fault(sound, pathlib.Path("a.csv")) == ""
+    assert told in fuzz.fault(sound | change, pathlib.Path("a.csv"))
