@@ -25,7 +25,9 @@ with an empty folder and an empty compilation cache; 131 seconds of this are com
 accuracy of 73 % on its 64 classes. After 50 steps the test accuracies in % are: dense model 89.8, `mvp_select` 69.4,
 copy of the nearest entry 69.3, vote of the whole bank 67.2, `mvp` 65.1, vote of the farthest entries 61.7, Reptile
 50.5, and methods that use no bank 35.3 to 46.1. `data=digits` with all methods and 6 targets × 3 seeds takes about
-four and a half minutes, mostly for compilation, and so does `model=vit,data=digits`. For CIFAR-100, use
+four and a half minutes, mostly for compilation, and so does `model=vit,data=digits`. `model=vit` on the glyphs reaches
+67.5 % on its 64 classes; at `prune.ratio=0.5`, with three seeds and three rates for each method, it took 35 minutes of
+a shared core (dense 74.1, vote of the whole bank 46.7, `mvp` 43.2, copy of the nearest 39.3). For CIFAR-100, use
 `data=npz,model=resnet8_distiller` with `--config.data.path` and `--config.model.checkpoint`. This job takes one to two
 hours on two cores: 12 minutes of one core for the bank and 60 minutes for the comparison with the ResNet-8, and about
 three times as long with the ResNet-20. Every finished bank entry and every finished pair of method and target is kept.

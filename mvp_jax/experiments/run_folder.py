@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mvp_jax.methods import registry
-from mvp_jax.storage import files, leftovers, locks, records
+from mvp_jax.storage import files, foreign_files, json_files, leftovers, locks, records
 
 _WHERE = ("compilation_cache", "devices", "distributed", "multihost")
 """Settings that say where a run works, not what it makes."""
@@ -63,7 +63,8 @@ def check(work: Path, config: ConfigDict, *, longer: bool = True) -> None:
     if not files.exists(path):
         _check_empty(work)
         return
-    old, new = _both(records.read_json(path), config)
+    there = json_files.read_json(path)
+    old, new = _both(there, config)
     if "job" not in old:
         raise ValueError(
             f"workdir {str(work)!r} is not empty and holds no run (its config.json is of something else); choose an "
@@ -128,7 +129,7 @@ def claim(work: Path, config: ConfigDict) -> None:
     files.writable(work)
     path, text = work / "config.json", described(config)
     if files.exists(path):
-        old = records.read_json(path)
+        old = json_files.read_json(path)
         differ = differences(*_both(old, config))
         if differ:
             records.say(f"continuing a shorter run: {told(differ)}")
@@ -233,7 +234,7 @@ def told(differ: list[tuple[str, str, str]], most: int = 6) -> str:
     >>> told([("steps", "(0, 10)", "(0, 20)")])
     'steps is (0, 10) there and (0, 20) here'
     """
-    shown = [f"{path} is {there} there and {here} here" for path, there, here in differ[:most]]
+    shown = [foreign_files.told(f"{path} is {there} there and {here} here", 300) for path, there, here in differ[:most]]
     return ", ".join(shown) + (f", and {len(differ) - most} more settings differ" if len(differ) > most else "")
 
 
