@@ -59,7 +59,7 @@ def _write(app: Sphinx) -> None:
     docs = pathlib.Path(app.srcdir) / FOLDER
     files = {p.stem: p for p in docs.glob("*.ipynb")}
     order = [n for n in FIRST if n in files] + sorted(set(files) - set(FIRST))
-    lines = ["# Gallery", "", "Notebooks, one idea each. Each runs on a CPU in a minute or two.", ""]
+    lines = ["# Gallery", "", "Notebooks, one idea each. Each runs on a CPU in a few minutes.", ""]
     lines += ["::::{grid} 1 2 2 2", ":gutter: 3", ""]
     for name in order:
         title, text, picture = card(json.loads(files[name].read_text(encoding="utf-8")))

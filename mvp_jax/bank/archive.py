@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -22,7 +23,7 @@ from mvp_jax.bank import dense, directory, manifest, readme
 from mvp_jax.bank.directory import BankEntry
 from mvp_jax.bank.manifest import Bank
 from mvp_jax.pretrained import source_files
-from mvp_jax.storage import files
+from mvp_jax.storage import files, foreign_files
 
 SUMS = "SHA256SUMS"
 """The file in an archive that lists the sha256 of all others."""
@@ -152,7 +153,8 @@ def unpack(file: str | os.PathLike[str], folder: str | os.PathLike[str], *, limi
     with _opened(source) as archive:
         members = _members(archive, source, limit)
         sums = _sums(archive, source, members)
-        bank = manifest.parse(archive.read(manifest.NAME), target)
+        with foreign_files.named(source):
+            bank = manifest.parse(archive.read(manifest.NAME), target)
         needed = {f"{n.rpartition('/')[0]}/{name}" for n in members if "/" in n for name in _pair(n)}
         half = sorted(needed - set(members))
         if half:
@@ -165,7 +167,8 @@ def unpack(file: str | os.PathLike[str], folder: str | os.PathLike[str], *, limi
         with files.writing(target), files.replacing_folder(target, manifest.NAME) as fresh:
             for info in members.values():
                 _extract(archive, source, info, fresh, sums)
-            _agree(fresh, source, bank, sums)
+            with foreign_files.named(source):
+                _agree(fresh, source, bank, sums)
             if os.name == "posix":
                 os.sync()  # once for all the files, before the folder appears
     return directory.open(target)
@@ -181,10 +184,10 @@ def _pair(name: str) -> tuple[str, str]:
 @contextlib.contextmanager
 def _opened(source: pathlib.Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(source) as archive:
+        with zipfile.ZipFile(foreign_files.plain_file(source)) as archive:
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not a sound zip archive: {error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError, struct.error, RuntimeError) as error:
+        raise ValueError(f"{source} is not a sound zip archive: {foreign_files.told(error)}") from error
     except FileNotFoundError as error:
         raise ValueError(f"no file {source}; give an archive that `bank.pack` wrote") from error
     except OSError as error:
@@ -201,6 +204,8 @@ def _members(archive: zipfile.ZipFile, source: pathlib.Path, limit: int) -> dict
             reason = "a bank has no such file"
         elif name in members:
             reason = "the name occurs twice"
+        elif not 0 <= info.header_offset < source.stat().st_size:
+            reason = "it begins outside the archive"
         elif kind not in (0, stat.S_IFREG):
             reason = "it is a link or another thing that is not a plain file"
         elif info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:

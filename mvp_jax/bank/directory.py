@@ -11,23 +11,23 @@ whenever the writer is killed. In a bucket (`storage`) it is there when its `ent
 is cached: a reader sees new entries the next time it asks.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
 from mvp_jax.bank import dense as dense_model
-from mvp_jax.bank import manifest, readme
+from mvp_jax.bank import manifest, placing, readme
 from mvp_jax.bank.manifest import Bank, BankDescription
 from mvp_jax.core.types import PyTree, Variables
 from mvp_jax.models.api import Model
-from mvp_jax.storage import checkpoint, files
+from mvp_jax.storage import checkpoint, files, foreign_files, leftovers, locks
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -35,6 +35,7 @@ T = TypeVar("T")
 ARRAYS, MARKER = "arrays.safetensors", "entry.json"
 """The files of an entry; the second says, in a bucket, that the entry is complete."""
 
+_PATIENCE = 30.0  # seconds to wait for another process that writes the manifest
 _READERS = 32  # requests to a bucket at a time: each waits for the network, hardly any for this process
 
 
@@ -108,11 +109,15 @@ def create(
     if dense is not None:
         about = dataclasses.replace(about, model=dense_model.configuration(dense[0]))
         dense_model.check(fingerprint, dense[1])
-    if not files.exists(directory / manifest.NAME):
-        _empty(directory)
-        manifest.write(Bank(path=directory, fingerprint=fingerprint, settings=settings, about=about))
-    elif not exist_ok:
-        raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
+    # Of several that make one bank at once, the first writes the manifest, and the others see it. One that was killed
+    # after that has left its lock.
+    new = not files.exists(directory / manifest.NAME) or files.exists(directory / locks.NAME)
+    with locks.held(directory, wait=_PATIENCE) if new else contextlib.nullcontext():
+        if not files.exists(directory / manifest.NAME):
+            _empty(directory)
+            manifest.write(Bank(path=directory, fingerprint=fingerprint, settings=settings, about=about))
+        elif not exist_ok:
+            raise ValueError(f"{directory} is a bank already; pass exist_ok=True to continue it, or choose another")
     bank = open(directory, fingerprint=fingerprint, settings=settings, write=True)
     if bank.about == BankDescription() != about:
         bank = dataclasses.replace(bank, about=about)
@@ -129,8 +134,8 @@ def _empty(directory: pathlib.Path) -> None:
     files.writable(directory)
     # What a bank killed before its manifest was written leaves behind is its own, anything else is not.
     found = [] if files.is_remote(directory) else [p.name for p in directory.iterdir() if p.name[0] == "."]
-    found = [name for name in [*found, *files.listing(directory)] if not name.startswith(".tmp-")]
-    foreign = sorted(set(found) - {"entries"})
+    found = [name for name in [*found, *files.listing(directory)] if not leftovers.is_hidden(name)]
+    foreign = sorted(set(found) - {"entries", locks.NAME})
     if foreign or files.listing(directory / "entries"):
         raise ValueError(f"{directory} is neither empty ({foreign[:5] or 'entries'}) nor a bank; choose another folder")
 
@@ -170,7 +175,8 @@ def open(
             )
     if write:
         files.writable(directory / "entries")
-        files.sweep(directory / "entries")
+        leftovers.sweep(directory)
+        leftovers.sweep(directory / "entries")
     return bank
 
 
@@ -237,15 +243,17 @@ def add(bank: Bank, entry: BankEntry, arrays: Mapping[str, PyTree]) -> BankEntry
         with files.writing(bank.path):
             files.write_bytes(target / MARKER, json.dumps(content, indent=1).encode())
         return entry_at(target)
+
+    def write(hidden: pathlib.Path) -> None:
+        content["checksum"] = checkpoint.save_arrays(hidden / ARRAYS, arrays)
+        files.write_bytes(hidden / MARKER, json.dumps(content, indent=1).encode())
+
     with files.writing(bank.path):
-        hidden = files.hidden(target.parent)
-        try:
-            content["checksum"] = checkpoint.save_arrays(hidden / ARRAYS, arrays)
-            files.write_bytes(hidden / MARKER, json.dumps(content, indent=1).encode())
-            os.rename(hidden, target)  # refused, not merged, if another writer was first: its folder is not empty
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-        files.sync(target.parent)
+        if not placing.place(target, write):
+            raise ValueError(
+                f"task {entry.task!r} was added to the bank {bank.path} by another process in the meantime; its entry "
+                "is there and complete"
+            )
     return entry_at(target)
 
 
@@ -296,10 +304,10 @@ def load(entry: BankEntry, *, only: Sequence[str] | None = None, check: bool = T
     file = entry.path / ARRAYS
     try:
         if check:
-            with file.open("rb") as stream:
+            with foreign_files.plain_file(file).open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != entry.checksum:
-                raise ValueError(f"{file} has the checksum {found[:12]}, expected {entry.checksum[:12]}")
+                raise ValueError(f"{file} has the checksum {found[:12]}, expected {entry.checksum[:12]!r}")
         return checkpoint.load_arrays(file, only=only)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -324,6 +332,8 @@ def _folder(bank: Bank, task: str) -> pathlib.Path:
 def folders(bank: Bank) -> list[pathlib.Path]:
     """The folders of the entries that a bank has now."""
     folder = bank.path / "entries"
+    if not files.is_remote(folder) and folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a bank has a folder of entries there")
     found = [folder / name for name in files.listing(folder)]
     complete = together(lambda path: files.complete(path, MARKER), found, folder)
     return [path for path, there in zip(found, complete, strict=True) if there]
@@ -344,7 +354,8 @@ def entry_at(folder: pathlib.Path) -> BankEntry:
         ValueError: naming the folder, if `entry.json` is missing or damaged.
     """
     try:
-        content = json.loads((folder / MARKER).read_text())
+        _check_inside(folder)
+        content = foreign_files.parsed(foreign_files.text(folder / MARKER), MARKER)
         # Entries of earlier releases have no names of classes.
         content.setdefault("class_names", ())
         fields = {f.name: content[f.name] for f in dataclasses.fields(BankEntry) if f.name != "path"}
@@ -352,17 +363,38 @@ def entry_at(folder: pathlib.Path) -> BankEntry:
             "task": _text(fields["task"]),
             "classes": tuple(map(int, fields["classes"])),
             "class_names": tuple(map(_text, fields["class_names"])),
-            "ratio": float(fields["ratio"]),
-            "accuracy": float(fields["accuracy"]),
+            "ratio": _share(fields["ratio"]),
+            "accuracy": _share(fields["accuracy"]),
+            "fingerprint": _text(fields["fingerprint"]),
+            "checksum": _text(fields["checksum"]),
+            "cost": dict(fields["cost"]),
+            "extra": dict(fields["extra"]),
         }
         return BankEntry(**fields | checked | {"path": folder})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(
-            f"bank entry {folder}: entry.json is missing or damaged ({error!r}); delete that folder and build it again"
+            f"bank entry {folder}: entry.json is missing or damaged ({foreign_files.told(repr(error))}); delete that "
+            "folder and build it again"
         ) from error
+
+
+def _check_inside(folder: pathlib.Path) -> None:
+    """Raises `ValueError` if an entry, or a file of it, is a link out of the bank."""
+    if files.is_remote(folder):
+        return
+    home = folder.parent.resolve() / folder.name
+    for path in (folder, folder / MARKER, folder / ARRAYS):
+        if path.is_symlink() and not path.resolve().is_relative_to(home.parent):
+            raise ValueError(f"{path.name} is a link out of the bank; copy what it leads to")
+
+
+def _share(value: Any) -> float:
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{value!r:.40} is no share in [0, 1]")
+    return float(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r:.80} is no text")
     return value

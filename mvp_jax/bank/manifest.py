@@ -12,7 +12,7 @@ import numpy as np
 
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree
-from mvp_jax.storage import files
+from mvp_jax.storage import files, foreign_files
 
 NAME = "manifest.json"
 """The file in a bank's folder that makes it a bank."""
@@ -92,7 +92,7 @@ def parse(text: str | bytes, path: pathlib.Path, *, write: bool = False) -> Bank
         ValueError: if the text is not the manifest of a bank of this version, saying what it is.
     """
     try:
-        content = json.loads(text)
+        content = foreign_files.parsed(text, NAME)
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise ValueError(f"its manifest says {content['format']!r}, version {content['version']!r}")
         mark, settings, about = content["fingerprint"], content["settings"], content.get("about", {})
@@ -106,7 +106,9 @@ def parse(text: str | bytes, path: pathlib.Path, *, write: bool = False) -> Bank
         known["class_names"] = tuple(map(str, known.get("class_names", ())))
         return Bank(path=path, fingerprint=mark, settings=settings, write=write, about=BankDescription(**known))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a bank of version {_VERSION} (`bank.create` makes one): {error}") from error
+        raise ValueError(
+            f"{path} is not a bank of version {_VERSION} (`bank.create` makes one): {foreign_files.told(error)}"
+        ) from error
 
 
 def read(directory: pathlib.Path, *, write: bool = False) -> Bank:
@@ -120,8 +122,8 @@ def read(directory: pathlib.Path, *, write: bool = False) -> Bank:
         ValueError: if there is none.
     """
     try:
-        text = (directory / NAME).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = foreign_files.text(directory / NAME)
+    except ValueError as error:
         raise ValueError(
             f"{directory} is not a bank of version {_VERSION} (`bank.create` makes one): {error}"
         ) from error

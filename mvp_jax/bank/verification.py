@@ -44,7 +44,7 @@ def problems(bank: Bank) -> Iterator[str]:
         elif bank.about.model:
             model = models.build(models.from_json(bank.about.model))
     except (ValueError, TypeError) as error:
-        yield _line(f"the pre-trained model: {error}")
+        yield _line(f"{bank.path}: the pre-trained model: {error}")
     for folder in directory.folders(bank):
         try:
             entry = directory.entry_at(folder)

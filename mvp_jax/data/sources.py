@@ -15,6 +15,7 @@ import numpy as np
 from mvp_jax.data import archives
 from mvp_jax.data.loading import lazy
 from mvp_jax.data.loading.lazy import Lazy
+from mvp_jax.storage import foreign_files
 
 _MUCH = 2**29  # bytes; more uint8 images than this are normalised only when they are read
 _SAMPLE = 10_000  # how many images give mean and deviation, if they have to be decoded for it
@@ -166,7 +167,10 @@ def arrays(
 
     first = pair("train", train)
     if class_names is None:
-        class_names = [str(i) for i in range(int(first.y.max(initial=-1)) + 1)]
+        last = int(first.y.max(initial=-1))
+        if last >= 1_000_000:
+            raise ValueError(f"{name}: labels reach {last}; number the classes from 0, or name them")
+        class_names = [str(i) for i in range(last + 1)]
     return Source(
         name=name,
         train=first,
@@ -241,27 +245,24 @@ def npz(
     """
     path = pathlib.Path(path)
     names = class_names if isinstance(class_names, str) else None
-    needed = [*train, *(test or ())]
-    found = archives.read(path, needed, [k for k in (names, coarse_labels, coarse_names) if k])
-    source = arrays(
-        name or path.stem,
-        (found[train[0]], found[train[1]]),
-        None if test is None else (found[test[0]], found[test[1]]),
-        class_names=archives.texts(found[names]) if names and names in found else (None if names else class_names),
-    )
+    found = archives.read(path, [*train, *(test or ())], [k for k in (names, coarse_labels, coarse_names) if k])
+    with foreign_files.named(path):
+        called = archives.texts(found[names]) if names and names in found else None if names else class_names
+        pairs = [(found[x], found[y]) for x, y in (train, *([test] if test else []))]
+        source = arrays(name or path.stem, *pairs, class_names=called)
     if not coarse_labels or coarse_labels not in found:
         return source
     coarse = _labels(f"{source.name}, {coarse_labels}", found[coarse_labels])
     if coarse.shape != source.train.y.shape:
         raise ValueError(f"{source.name}: {len(coarse)} entries in {coarse_labels!r} for {len(source.train.y)} images")
-    pairs = sorted({(int(a), int(b)) for a, b in zip(source.train.y, coarse, strict=True)})
-    if [a for a, _ in pairs] != list(range(source.num_classes)):
+    classes = sorted({(int(a), int(b)) for a, b in zip(source.train.y, coarse, strict=True)})
+    if [a for a, _ in classes] != list(range(source.num_classes)):
         raise ValueError(
             f"{source.name}: {coarse_labels!r} does not give each class one superclass; pass coarse_labels=None"
         )
     return dataclasses.replace(
         source,
-        coarse=tuple(b for _, b in pairs),
+        coarse=tuple(b for _, b in classes),
         coarse_names=tuple(archives.texts(found[coarse_names])) if coarse_names and coarse_names in found else (),
     )
 

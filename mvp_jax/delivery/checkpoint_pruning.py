@@ -20,7 +20,10 @@ from mvp_jax.delivery.planning import DeliveryPlan, DeliverySettings, check_apar
 from mvp_jax.models.api import Model
 from mvp_jax.reports import model_report_text
 from mvp_jax.reports.model_report import ModelReport, SearchTrial, TrainingCurve
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, leftovers, locks, records
+
+_LOCK = ".lock-prune"
+"""The file of the lock; of another name than that of a job, which may have the folder itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,15 +117,25 @@ def run(made: DeliveryPlan, out: str | os.PathLike[str]) -> PrunedCheckpoint:
         out: the folder.
 
     Raises:
-        ValueError: if the folder holds the results of another plan, or a training diverges.
+        ValueError: if the folder holds the results of another plan or another run is at work in it, or a training
+            diverges.
     """
     root = files.path(out)
     check_apart(root, made)
-    made = claim(root, made)
-    files.sweep(root)  # what a killed run was writing
     if files.exists(root / "report.html"):  # it is written last
-        files.remove(root / "running")
+        made = claim(root, made)
+        for left in ("running", _LOCK):  # of a run that was killed at its very end
+            files.remove(root / left)
         return _read(root, made)
+    with locks.held(root, name=_LOCK) as alone:
+        made = claim(root, made)
+        if alone:
+            leftovers.sweep_all(root)  # what a killed run was writing
+        return _carried_out(root, made)
+
+
+def _carried_out(root: pathlib.Path, made: DeliveryPlan) -> PrunedCheckpoint:
+    """Trains, prunes, judges and writes what is not there yet."""
     keys = jax.random.split(jax.random.key(made.settings.seed))
     dense, curve = _dense(root, made, keys[0])
     task = _task(made, dense, keys[1])

@@ -19,7 +19,7 @@ from mvp_jax.delivery import inputs
 from mvp_jax.models import bert
 from mvp_jax.models.api import Model
 from mvp_jax.pretrained import export
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, leftovers, records
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STEPS = 150
@@ -56,7 +56,8 @@ def sample_checkpoint(
     if half < 2:
         raise ValueError(f"{data.name} has {len(data.class_names)} classes; a sample checkpoint needs at least 4")
     files.writable(folder.parent)
-    hidden = files.hidden(folder.parent)
+    leftovers.sweep(folder.parent)
+    hidden = leftovers.hidden(folder.parent)
     try:
         room = hidden / "sample"
         room.mkdir()

@@ -134,6 +134,8 @@ def fill(
                     accuracy=float(accuracy[j]),
                     cost=cost,
                 )
+                if banks.has(bank, task.name):
+                    continue  # another run has added it to a bank that both fill
                 banks.add(bank, entry, {"variables": own.slim, "units": own.units, "saliency": own.saliency})
                 if board is not None:
                     board.write(step=i, accuracy=accuracy[j])

@@ -16,7 +16,7 @@ from typing import Any
 
 from mvp_jax import reports
 from mvp_jax.methods import registry
-from mvp_jax.storage import records
+from mvp_jax.storage import foreign_files, records
 
 
 def rows_of_runs(runs: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -72,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ours", default="mvp", help="the method that the others are compared with")
     given = parser.parse_args(arguments)
     try:
-        sys.stdout.write(table(rows_of_runs(given.runs), given.ours))
+        with foreign_files.named(", ".join(given.runs)):
+            sys.stdout.write(table(rows_of_runs(given.runs), given.ours))
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {foreign_files.told(error)}\n")
         return 2
     return 0
 

@@ -238,12 +238,14 @@ def learn(plan: PretrainPlan, folder: Path) -> None:
                         "pretrain.learning_rate, or give pretrain.warmup or pretrain.clip"
                     )
                 done += count
-                judged = _judge(plan, recipe.model, state, valid, folder)
+                judged, variables = _judge(plan, recipe.model, state, valid)
                 seen = {"accuracy": metrics["accuracy"]} if settings.judged else {}
                 now = learning_rates.at(done - 1, settings.learning_rate, steps=settings.steps, warmup=settings.warmup)
-                # The line comes first: lines of later steps than the saved state are written again after a kill.
+                # The line comes first: lines of later steps than the saved state are written again after a kill. Then
+                # the model, as the last one says that nothing is left to do.
                 written.write(step=done, loss=metrics["loss"], rate=now, **seen, **judged)
                 written.flush()
+                _keep(plan, variables, done, judged["valid"], folder / "model")
                 saved.save(done, (state, stream.state() if stream else {}))
                 advanced(count, f"loss {float(metrics['loss']):.3f}, held out {judged['valid']:.1%}")
 
@@ -268,20 +270,22 @@ def _data(plan: PretrainPlan, pool: sources.Arrays, stream: streams.Stream | Non
 
 
 def _judge(
-    plan: PretrainPlan, trained: Model, state: train.TrainState, valid: sources.Arrays, folder: Path
-) -> dict[str, float]:
-    """Returns accuracy on validation images and, without labels, the spread of projections; saves the model if due."""
+    plan: PretrainPlan, trained: Model, state: train.TrainState, valid: sources.Arrays
+) -> tuple[dict[str, float], Variables]:
+    """Returns accuracy on validation images and, without labels, the spread of projections; and the classifier."""
     variables = classifier(plan, state.variables)
     judged = {"valid": accuracy(plan.model, variables, valid)}
     if plan.settings.method == "simsiam":
         few = sources.Arrays(valid.x[: plan.settings.examples], valid.y[: plan.settings.examples])
         judged["spread"] = float(simsiam.spread(jnp.asarray(predict(trained, state.variables, few)[0])))
-    at, kept = int(state.step), folder / "model"
-    best = plan.settings.keep == "best"
-    if at == plan.settings.steps if not best else judged["valid"] > _so_far(kept):
-        extra = {"method": plan.settings.method, "step": at, "valid": judged["valid"]}
+    return judged, variables
+
+
+def _keep(plan: PretrainPlan, variables: Variables, step: int, valid: float, kept: Path) -> None:
+    """Saves the model if it is due: the last one, or the best so far."""
+    if step == plan.settings.steps if plan.settings.keep != "best" else valid > _so_far(kept):
+        extra = {"method": plan.settings.method, "step": step, "valid": valid}
         pretrained.save(kept, plan.model, variables, extra=extra)
-    return judged
 
 
 def _so_far(kept: Path) -> float:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, foreign_files, records
 
 SEEDS_FROM = 1000
 """The first seed of the targets on which rates are chosen: none that a reported target has."""
@@ -206,7 +206,14 @@ def section(work: str | os.PathLike[str], names: Mapping[str, str], *, on_target
     path = files.path(work) / _FILE
     if not files.exists(path):
         return ""
-    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    with foreign_files.named(path):
+        return _section(list(csv.DictReader(io.StringIO(foreign_files.text(path), newline=""))), names, on_targets)
+
+
+def _section(rows: list[dict[str, str]], names: Mapping[str, str], on_targets: bool) -> str:
+    """The section of these rows of `rates.csv`."""
+    if not rows:
+        raise ValueError("it has no rows; delete it to have it made again")
     share, factors = list(rows[0])[1], sorted({float(r["factor"]) for r in rows})
     lines: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
@@ -214,7 +221,9 @@ def section(work: str | os.PathLike[str], names: Mapping[str, str], *, on_target
     head = ["method", share, *(f"× {f:g}" for f in factors), "learning rate", "note"]
     table = [head, [":--", *["--:"] * (len(head) - 2), ":--"]]
     for (method, amount), own in lines.items():
-        chosen = next(r for r in own if r["chosen"] == "1")
+        chosen = next((r for r in own if r["chosen"] == "1"), None)
+        if chosen is None:
+            raise ValueError(f"no row of {method!r:.80} is chosen; delete it to have it made again")
         at = {float(r["factor"]): f"{100 * float(r['accuracy']):.1f}" for r in own}
         cells = [f"**{at[f]}**" if f == float(chosen["factor"]) else at.get(f, "") for f in factors]
         besides = chosen["try_besides"]

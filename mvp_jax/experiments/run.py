@@ -3,6 +3,7 @@
 Each part writes what it made and reads it if it is there, so that a killed run goes on where it stopped.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from mvp_jax.experiments import (
 from mvp_jax.experiments.plans import FewShotPlan, SparsityPlan
 from mvp_jax.experiments.pretrain_job import PretrainPlan
 from mvp_jax.parallel import processes
-from mvp_jax.storage import files, records
+from mvp_jax.storage import disk_errors, files, records
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -43,11 +44,13 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[dict[str, A
             run that was killed there is continued. Several processes have to be given the same one.
 
     Raises:
-        ValueError: if anything is wrong with the config, the data, the checkpoint, the bank or the folder. What can be
-            known without training is checked first. Also if pre-training diverges.
+        ValueError: if anything is wrong with the config, the data, the checkpoint, the bank or the folder, or another
+            run is at work in the folder. What can be known without training is checked first. Also if pre-training
+            diverges, or if there is no room, no memory or no folder any more; then what is finished stays, and the same
+            call goes on later.
     """
     join(config)
-    with processes.guarded():
+    with processes.guarded(), disk_errors.told(workdir):
         work = files.path(workdir)
         if config.job == "sweep":
             run_folder.check_sweep(work)
@@ -72,11 +75,13 @@ def _job(config: ConfigDict, work: Path, made: Mapping[str, Path]) -> list[dict[
     """
     plan = planning.plan(config)
     again = files.exists(work / "config.json")
-    processes.only_first("claim", lambda: run_folder.claim(work, config))
-    processes.together("claimed", lambda: run_folder.claimed(work, config))
-    if processes.first() and made.get("pretrain", work) == work:  # points of a sweep that share it say it once
-        records.say("\n".join(outline.lines(plan, config, work, again=again)))
-    return JOBS[config.job](plan, work, made)
+    with contextlib.ExitStack() as lock:
+        # Process 0 has the lock for all, and sees that no other run writes here before it clears away.
+        processes.only_first("claim", lambda: lock.enter_context(run_folder.locked(work, config)))
+        processes.together("claimed", lambda: run_folder.claimed(work, config))
+        if processes.first() and made.get("pretrain", work) == work:  # points of a sweep that share it say it once
+            records.say("\n".join(outline.lines(plan, config, work, again=again)))
+        return JOBS[config.job](plan, work, made)
 
 
 def _sparsity(plan: SparsityPlan, work: Path, made: Mapping[str, Path]) -> list[dict[str, Any]]:

@@ -12,16 +12,17 @@ A pre-training cannot be made longer: its learning rate falls over all of its st
 from the first step.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mvp_jax.methods import registry
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, foreign_files, json_files, leftovers, locks, records
 
 _WHERE = ("compilation_cache", "devices", "distributed", "multihost")
 """Settings that say where a run works, not what it makes."""
@@ -62,7 +63,8 @@ def check(work: Path, config: ConfigDict, *, longer: bool = True) -> None:
     if not files.exists(path):
         _check_empty(work)
         return
-    old, new = _both(records.read_json(path), config)
+    there = json_files.read_json(path)
+    old, new = _both(there, config)
     if "job" not in old:
         raise ValueError(
             f"workdir {str(work)!r} is not empty and holds no run (its config.json is of something else); choose an "
@@ -127,7 +129,7 @@ def claim(work: Path, config: ConfigDict) -> None:
     files.writable(work)
     path, text = work / "config.json", described(config)
     if files.exists(path):
-        old = records.read_json(path)
+        old = json_files.read_json(path)
         differ = differences(*_both(old, config))
         if differ:
             records.say(f"continuing a shorter run: {told(differ)}")
@@ -135,6 +137,30 @@ def claim(work: Path, config: ConfigDict) -> None:
             _set_aside(work, old["steps"][-1])
     # Last: a run that is killed before is still the shorter one, whose missing rows are made again.
     records.write_text(path, text)
+
+
+@contextlib.contextmanager
+def locked(work: Path, config: ConfigDict) -> Iterator[None]:
+    """A context in which a folder is this run's and no other run's; what killed runs left in it is removed first.
+
+    Args:
+        work: the folder of the run.
+        config: the resolved config.
+
+    Raises:
+        ValueError: if another run is at work in the folder, `claim` refuses it, or at the end the folder has vanished.
+    """
+    check(work, config)  # before anything is written
+    with locks.held(work) as alone:
+        if alone:
+            leftovers.sweep_all(work)
+        claim(work, config)
+        yield
+        if not files.exists(work / "config.json"):
+            raise ValueError(
+                f"the folder {work} is not there any more: it was removed during the run, and what is in its place "
+                "now is not complete; delete it and start again"
+            )
 
 
 def claimed(work: Path, config: ConfigDict) -> None:
@@ -208,7 +234,7 @@ def told(differ: list[tuple[str, str, str]], most: int = 6) -> str:
     >>> told([("steps", "(0, 10)", "(0, 20)")])
     'steps is (0, 10) there and (0, 20) here'
     """
-    shown = [f"{path} is {there} there and {here} here" for path, there, here in differ[:most]]
+    shown = [foreign_files.told(f"{path} is {there} there and {here} here", 300) for path, there, here in differ[:most]]
     return ", ".join(shown) + (f", and {len(differ) - most} more settings differ" if len(differ) > most else "")
 
 
@@ -262,4 +288,4 @@ def _check_empty(work: Path, what: str = "run (there is no config.json") -> None
         )
 
 
-__all__ = ["check", "check_sweep", "claim", "claimed", "described", "differences", "flat", "told"]
+__all__ = ["check", "check_sweep", "claim", "claimed", "described", "differences", "flat", "locked", "told"]

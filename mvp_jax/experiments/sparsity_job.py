@@ -30,7 +30,7 @@ from mvp_jax.experiments.setup import batch_of
 from mvp_jax.methods import Pruned, registry, sparse
 from mvp_jax.models.api import replace_head
 from mvp_jax.parallel import processes
-from mvp_jax.storage import checkpoint, records, resume
+from mvp_jax.storage import checkpoint, files, records, resume
 from mvp_jax.train import evaluation, metrics, probe
 
 Case: TypeAlias = tuple[str, float, str, int]
@@ -110,8 +110,10 @@ def run(plan: SparsityPlan, variables: Variables, work: Path) -> list[dict[str, 
         for case in own:
             factor = factors.get(case[:2], 1.0)
             resume.json_or_make(row_file(work, case), functools.partial(_one, plan, made, case, flops, work, factor))
+            files.remove(work / "running" / row_file(work, case).stem)  # the case is finished
             advance(1, f"{case[0]} {case[1]:.0%}")
     processes.barrier("tried")
+    processes.only_first("rounds removed", lambda: files.remove(work / "running"))  # all cases are finished
     return [row for case in cases for row in records.read_json(row_file(work, case))["rows"]]
 
 
@@ -146,12 +148,13 @@ def choose_rates(plan: SparsityPlan, variables: Variables, work: Path) -> list[r
                 resume.json_or_make(
                     _rate_file(work, case, factor), functools.partial(_tried, plan, made, case, work, factor)
                 )
+                files.remove(_rate_rounds(work, case, factor))  # the case is finished
                 advance(1, f"{case[0]} {case[1]:.0%} x {factor:g}")
     processes.barrier("rates")
     choices = []
     for line in lines:
-        files = {f: [_rate_file(work, (*line, *at), f) for at in made] for f in search.factors}
-        tried = {f: [records.read_json(path) for path in those] for f, those in files.items()}
+        places = {f: [_rate_file(work, (*line, *at), f) for at in made] for f in search.factors}
+        tried = {f: [records.read_json(path) for path in those] for f, those in places.items()}
         rate = _settings(plan, next(iter(made.values()))[0], line).training.learning_rate
         choices.append(rates.choose(*line, tried, learning_rate=rate))
     shown = [c._replace(share=0.0) if c.method == "unpruned" else c for c in choices]
@@ -175,11 +178,13 @@ def _tried(
     names = [t.name for t in plan.setting.tuning]
     key = jax.random.fold_in(jax.random.key(plan.seed + 5), 1000 * names.index(target) + seed)
     template, data = made[target, seed]
-    got, _ = _pruned(
-        plan, template, case, key, work / "running" / f"rates-{factor:g}-{row_file(work, case).stem}", factor
-    )
+    got, _ = _pruned(plan, template, case, key, _rate_rounds(work, case, factor), factor)
     accuracy = evaluation.evaluate(plan.task_model, got.variables, batch_of(data.valid))["accuracy"]
     return {"target": target, "seed": seed, "accuracy": float(accuracy)}
+
+
+def _rate_rounds(work: Path, case: Case, factor: float) -> Path:
+    return work / "running" / f"rates-{factor:g}-{row_file(work, case).stem}"
 
 
 def _rate_file(work: Path, case: Case, factor: float) -> Path:

@@ -1,6 +1,5 @@
 """What the job `sparsity` writes besides its rows: tables, pictures, and how like and how dense masks are."""
 
-import io
 import itertools
 import json
 from pathlib import Path
@@ -12,18 +11,19 @@ import numpy as np
 from mvp_jax import reports
 from mvp_jax.core import masks
 from mvp_jax.core.types import Masks
+from mvp_jax.data import archives
 from mvp_jax.experiments import rates
 from mvp_jax.experiments.plans import SparsityPlan
 from mvp_jax.experiments.sparsity_job import mask_file, row_file
 from mvp_jax.methods import registry
-from mvp_jax.storage import event_files, records
+from mvp_jax.storage import event_files, files, foreign_files, records
 
 
 def _read_mask(path: Path) -> Masks:
     """Returns a flat mask for each path, filled with `False` up to a whole byte: the file does not hold the shapes."""
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-        packed = {name: file[name] for name in file.files}
-    return masks.unpack(packed, {name: jax.ShapeDtypeStruct((8 * len(b),), bool) for name, b in packed.items()})
+    with foreign_files.named(path), files.local(path) as here:
+        packed = archives.read(here)
+        return masks.unpack(packed, {name: jax.ShapeDtypeStruct((8 * len(b),), bool) for name, b in packed.items()})
 
 
 def alike(a: Masks, b: Masks) -> list[dict[str, Any]]:

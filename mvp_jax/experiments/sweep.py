@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from mvp_jax.experiments import command_line, sweep_report
 from mvp_jax.parallel import processes
-from mvp_jax.storage import files, records
+from mvp_jax.storage import files, json_files, records
 
 _LATER = {
     "pretrain": (
@@ -252,7 +252,10 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise ValueError(
             f"{folder} is no finished run: it lacks {' and '.join(lacking)}; run it first, or leave it out"
         )
-    return _flat(json.loads((folder / "config.json").read_text())), records.read_csv(folder / "results.csv")
+    rows = records.read_csv(folder / "results.csv")
+    if not rows:
+        raise ValueError(f"{folder / 'results.csv'} has no rows; run it again, or leave it out")
+    return _flat(json_files.read_json(folder / "config.json")), rows
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:

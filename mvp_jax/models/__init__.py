@@ -1,6 +1,9 @@
 """Model families: one file each, with a frozen configuration that holds every width, `build(config)` and `PRESETS`."""
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,14 +54,20 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any]) -> Any:
     """The configuration that `to_json` wrote.
 
+    Raises:
+        ValueError: if it is of no family here, has unknown or missing fields or values of another type, whole numbers
+            of 2^31 and more, or more than 1,000 layers.
+
     >>> config = resnet.resnet8(classes=7)
     >>> from_json(to_json(config)) == config
     True
     """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a configuration is {data!r:.80}; it must be an object with a family and its fields")
     fields = dict(data)
     family = fields.pop("family", None)
-    if family not in _FAMILIES:
-        raise ValueError(f"unknown family {family!r}; there are {sorted(_FAMILIES)}")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        raise ValueError(f"unknown family {family!r:.80}; there are {sorted(_FAMILIES)}")
     cls = _FAMILIES[family][0]
     known = {f.name for f in dataclasses.fields(cls)}
     needed = {
@@ -68,10 +77,55 @@ def from_json(data: Mapping[str, Any]) -> Any:
     }
     if set(fields) - known or needed - set(fields):
         raise ValueError(
-            f"not a {family} configuration: unknown {sorted(set(fields) - known)}, "
+            f"not a {family} configuration: unknown {sorted(set(fields) - known)!s:.200}, "
             f"missing {sorted(needed - set(fields))}"
         )
-    return cls(**{name: _tuples(value) for name, value in fields.items()})
+    made = {name: _tuples(value) for name, value in fields.items()}
+    if _layers(made.values()) > _MOST_LAYERS:
+        raise ValueError(f"a {family} of {_layers(made.values())} layers; at most {_MOST_LAYERS} are built from a file")
+    hints = typing.get_type_hints(cls)
+    wrong = [name for name, value in made.items() if not _fits(value, hints[name])]
+    if wrong:
+        raise ValueError(f"not a {family} configuration: {wrong[0]} is {made[wrong[0]]!r:.80}")
+    return cls(**made)
+
+
+_MOST_LAYERS = 1000
+
+
+def depth(config: Any) -> int:
+    """Returns how many layers or blocks a configuration has, each of which has arrays of its own.
+
+    >>> depth(vit.micro()), depth(resnet.resnet8())
+    (2, 3)
+    """
+    return _layers(vars(config).values())
+
+
+def _layers(values: Any) -> int:
+    """The length of the longest list of layers; those of stages count together."""
+    lists = [value for value in values if isinstance(value, tuple)]
+    return max((sum(len(v) if isinstance(v, tuple) else 1 for v in value) for value in lists), default=0)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of the type that a field of a configuration has."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind is typing.Literal:
+        return any(value is one or (isinstance(value, str) and value == one) for one in inner)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if inner[-1] is Ellipsis:
+            return all(_fits(one, inner[0]) for one in value)
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    if hint is float:
+        return (type(value) is int and abs(value) < 2**31) or (type(value) is float and math.isfinite(value))
+    if hint is int:
+        return type(value) is int and abs(value) < 2**31
+    return value is None if hint is type(None) else type(value) is hint
 
 
 def _tuples(value: Any) -> Any:
@@ -89,6 +143,7 @@ __all__ = [
     "build",
     "clip",
     "create",
+    "depth",
     "from_apply",
     "from_json",
     "from_module",

@@ -101,7 +101,7 @@ def detect(
     if not holding:
         kind = "" if described is None else f", whose model_type is {described.get('model_type')!r:.80},"
         raise ValueError(
-            f"no key table fits these weights{kind}: {sorted(names)[:5]} ({len(names)} in all); there are "
+            f"no key table fits these weights{kind}: {sorted(names)[:5]!s:.400} ({len(names)} in all); there are "
             f"{[form.name for form in FORMATS]}"
         )
     able = [form for form in holding if described is not None and _accepts(form, described)]

@@ -7,6 +7,7 @@ must be in a checkpoint is known before it is opened.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -309,7 +310,7 @@ def field(described: Mapping[str, Any], name: str, default: Any) -> Any:
     kind = type(default)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError(f"{name} in config.json is {value!r:.80}; it must be {_KINDS.get(kind, kind.__name__)}")
     return value
 

@@ -20,6 +20,7 @@ from mvp_jax.pretrained import formats, key_table, saving, sentence_files, tenso
 from mvp_jax.pretrained.key_table import Format
 from mvp_jax.pretrained.keys import bert, clip
 from mvp_jax.pretrained.tensor_files import TensorSource
+from mvp_jax.storage import foreign_files
 
 Sharding: TypeAlias = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 """Where arrays go: one sharding for all, or `(path, shape) -> sharding`."""
@@ -64,8 +65,13 @@ def load(
     if model is None:
         if opened.described is None:
             raise ValueError(f"{opened.name} has no config.json that says what model it is; pass `model`")
-        form, config = _described(opened, classes)
-        model = models.build(config)
+        with foreign_files.named(opened.name):
+            form, config = _described(opened, classes)
+            if models.depth(config) > len(opened.entries):
+                raise ValueError(
+                    f"config.json tells of {models.depth(config)} layers, and there are {len(opened.entries)} tensors"
+                )
+            model = models.build(config)
     if classes is None:
         return model, _assembled(opened, form, model, set(), sharding)
     target = model.with_classes(classes)
@@ -127,15 +133,18 @@ def from_config(
         ValueError: if there is no `config.json`, or one that no family here can express, or for unknown options.
     """
     if saving.is_saved(folder):
-        kind, config = str(folder), models.from_json(saving.describe(folder)["config"])
+        described = saving.describe(folder)
+        with foreign_files.named(folder):
+            kind, config = str(folder), models.from_json(described["config"])
     else:
         source = tensor_files.open(folder)
         if source.described is None:
             raise ValueError(f"{source.name} has no config.json that says what model it is")
-        form = formats.detect(source.entries, source.described)
-        if form in clip.FORMATS:
-            form = clip.TEXT if text else clip.VISION
-        kind, config = form.name, formats.configure(form, source.described)
+        with foreign_files.named(source.name):
+            form = formats.detect(source.entries, source.described)
+            if form in clip.FORMATS:
+                form = clip.TEXT if text else clip.VISION
+            kind, config = form.name, formats.configure(form, source.described)
     unknown = sorted(set(options or {}) - {f.name for f in dataclasses.fields(config)})
     if unknown:
         raise ValueError(f"{kind} has no {unknown}; its fields are {[f.name for f in dataclasses.fields(config)]}")

@@ -20,7 +20,7 @@ from mvp_jax import models
 from mvp_jax.core import trees
 from mvp_jax.core.types import Units, Variables
 from mvp_jax.pretrained import source_files, sparse_arrays
-from mvp_jax.storage import dtypes
+from mvp_jax.storage import dtypes, foreign_files, json_files
 from mvp_jax.storage import files as storage
 
 
@@ -166,14 +166,10 @@ def describe(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = storage.path(directory) / "model.json"
     try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable as a saved model: {error}") from error
-    if (
-        not isinstance(described, dict)
-        or described.get("format") not in (1, 2)
-        or not {"config", "sha256"} <= set(described)
-    ):
+        described = json_files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable as a saved model: {foreign_files.told(error)}") from error
+    if described.get("format") not in (1, 2) or not {"config", "sha256"} <= set(described):
         raise ValueError(f"{path} is not a model saved by this package (format 1 or 2)")
     return described
 
@@ -195,12 +191,19 @@ def reload(directory: str | os.PathLike[str]) -> tuple[models.Model, Variables]:
     content, tensors = _read(path)
     if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise ValueError(f"{path} is not the file that model.json was written with (its checksum differs)")
-    model = models.build(models.from_json(described["config"]))
+    with foreign_files.named(path.parent / "model.json"):
+        config = models.from_json(described["config"])
+        if models.depth(config) > len(tensors):
+            raise ValueError(
+                f"it tells of {models.depth(config)} layers, and there are {len(tensors)} arrays of weights"
+            )
+        model = models.build(config)
     expected = {p: list(shape) for p, shape in shapes(model).items()}
     apart = described.get("sparse", {})
     if not isinstance(apart, dict) or any(expected.get(p) != shape for p, shape in apart.items()):
         raise ValueError(f"{path.parent / 'model.json'} names sparse arrays that the model does not have")
-    tensors = sparse_arrays.decode(tensors, apart)
+    with foreign_files.named(path):
+        tensors = sparse_arrays.decode(tensors, apart)
     refuse(misfits(model, tensors), f"{path} does not fit its configuration")
     like = jax.eval_shape(model.init, jax.random.key(0))
     return model, trees.replace(like, {p: jnp.asarray(a) for p, a in tensors.items()})
@@ -225,15 +228,20 @@ def misfits(model: models.Model, leaves: Mapping[str, Any]) -> list[str]:
 def refuse(problems: Sequence[str], what: str) -> None:
     """Raises `ValueError` with the first of some problems, if there are any."""
     if problems:
-        shown = [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        shown = [
+            *(foreign_files.told(p, 300) for p in problems[:20]),
+            *([f"and {len(problems) - 20} more"] if len(problems) > 20 else []),
+        ]
         raise ValueError(f"{what}; {len(problems)} problems:\n  " + "\n  ".join(shown))
 
 
 def _read(path: pathlib.Path) -> tuple[bytes, dict[str, np.ndarray]]:
     try:
-        content = path.read_bytes()
+        content = foreign_files.plain_file(path).read_bytes()
         return content, dtypes.read(content)
     except FileNotFoundError:
         raise ValueError(f"no weights at {path}; give the path of a safetensors file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}; it may be truncated") from error
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file: {foreign_files.told(error)}; it may be truncated"
+        ) from error

@@ -9,7 +9,7 @@ import pathlib
 from typing import Any, Literal, NamedTuple
 
 from mvp_jax.models import bert
-from mvp_jax.storage import json_files
+from mvp_jax.storage import foreign_files, json_files
 
 _POOLING = "1_Pooling"
 _KNOWN: dict[str, Literal["first", "mean"]] = {"cls_token": "first", "mean_tokens": "mean"}
@@ -47,8 +47,8 @@ def read(folder: pathlib.Path) -> Pooling:
     kinds = [kind for kind, _ in steps]
     if kinds not in ([], ["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(
-            f"{folder / 'modules.json'} lists {kinds}; an encoder here is followed by Pooling and maybe Normalize "
-            "alone. `classes` gives the encoder a head instead"
+            f"{folder / 'modules.json'} lists {foreign_files.told(kinds, 300)}; an encoder here is "
+            "followed by Pooling and maybe Normalize alone. `classes` gives the encoder a head instead"
         )
     where = folder / dict(steps).get("Pooling", _POOLING) / "config.json"
     described = json_files.read_json(where, missing={})
@@ -71,11 +71,19 @@ def _steps(path: pathlib.Path) -> list[tuple[str, str]]:
     """The kind and the folder of each step; empty without a file."""
     if not path.exists():
         return []
+    listed = foreign_files.parsed(foreign_files.text(path), path)
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        return [(step["type"].rpartition(".")[2], step["path"]) for step in listed]
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no readable list of steps with `type` and `path`: {error}") from error
+        steps = [(step["type"].rpartition(".")[2], step["path"]) for step in listed]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no readable list of steps with `type` and `path`: {foreign_files.told(error)}"
+        ) from error
+    if not steps:
+        raise ValueError(f"{path} lists no steps; remove it, or download it again")
+    for _, where in steps:
+        if not isinstance(where, str) or where in (".", "..") or set("/\\\0") & set(where) or len(where) > 255:
+            raise ValueError(f"{path} names the folder {where!r:.80}; the files of a step lie in a folder beside it")
+    return steps
 
 
 def written(config: bert.BertConfig, given: dict[str, bytes]) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from mvp_jax.data.checkpoint_inputs import images
 from mvp_jax.pretrained import tensor_files
 from mvp_jax.storage import files as storage
-from mvp_jax.storage import json_files
+from mvp_jax.storage import foreign_files, json_files
 
 TOKENIZER = (
     "tokenizer.json",
@@ -103,6 +103,8 @@ def gather(source: str | os.PathLike[str], *configs: Any) -> SourceFiles:
     names += sorted(p.name for p in folder.iterdir() if _LEGAL.fullmatch(p.name) and p.suffix.lower() in _LEGAL_KINDS)
     copied = {name: content for name in dict.fromkeys(names) if (content := _content(folder, name)) is not None}
     for config in configs:
+        if hasattr(config, "vocab") and "tokenizer_config.json" in copied:
+            _parsed(folder, copied, "tokenizer_config.json")
         if hasattr(config, "vocab"):
             _check_vocabulary(folder, copied, config)
         elif hasattr(config, "patch"):
@@ -275,7 +277,8 @@ def _content(folder: pathlib.Path, name: str) -> bytes | None:
 
 def _check_vocabulary(folder: pathlib.Path, copied: Mapping[str, bytes], config: Any) -> None:
     """Raises if the tokeniser has ids without an embedding, or pads with another id than the model."""
-    ids = _ids(folder, copied)
+    with foreign_files.named(folder):
+        ids = _ids(folder, copied)
     if not ids:
         return
     last = max(ids.values())
@@ -336,10 +339,7 @@ def _ids(folder: pathlib.Path, copied: Mapping[str, bytes]) -> dict[str, int]:
 
 
 def _parsed(folder: pathlib.Path, copied: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(copied[name])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / name} is not readable JSON: {error}") from error
+    parsed = foreign_files.parsed(copied[name], folder / name)
     if not isinstance(parsed, dict):
         raise ValueError(f"{folder / name} is a JSON {type(parsed).__name__}, not an object")
     return parsed

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mvp_jax.storage import dtypes
+from mvp_jax.storage import dtypes, foreign_files
 
 _LONGEST_HEADER = 100_000_000  # bytes, as in the reference implementation
-_LONGEST_JSON = 100_000_000
 _FLOATS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -203,8 +202,8 @@ def _folder(folder: pathlib.Path) -> TensorSource:
 
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     """The file of that name, if it lies in the folder itself, or where a hub's cache keeps what it links to."""
-    if not name or name in (".", "..") or set("/\\\0") & set(name):
-        raise ValueError(f"{folder} names the file {name!r}; files of a checkpoint lie in its own folder")
+    if not name or name in (".", "..") or set("/\\\0") & set(name) or len(name) > 255:
+        raise ValueError(f"{folder} names the file {name!r:.80}; files of a checkpoint lie in its own folder")
     try:
         home, real = folder.resolve(), (folder / name).resolve()
     except RuntimeError as error:  # a link to itself
@@ -240,7 +239,13 @@ def _shards(folder: pathlib.Path, index: str) -> dict[str, TensorEntry]:
     return entries
 
 
+def _shown(name: str) -> str:
+    """The name of a tensor as a message has it: a file may give any text as one."""
+    return foreign_files.told(name, 80)
+
+
 def _entries(path: pathlib.Path) -> dict[str, TensorEntry]:
+    foreign_files.plain_file(path)
     return _pickled(path) if path.suffix in _PICKLES else _safetensors(path)
 
 
@@ -248,23 +253,27 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} is given twice")
+            raise ValueError(f"{name!r:.80} is given twice")
         found[name] = value
     return found
 
 
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _parse(content: bytes, what: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not readable JSON: {error}") from error
+        raise ValueError(f"{what} is not readable JSON: {foreign_files.told(error, 300)}") from error
     if not isinstance(parsed, dict):
         raise ValueError(f"{what} is a JSON {type(parsed).__name__}, not an object")
     return parsed
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    if path.stat().st_size > _LONGEST_JSON:
+    if path.stat().st_size > foreign_files.LONGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a configuration is far shorter")
     return _parse(path.read_bytes(), str(path))
 
@@ -289,22 +298,25 @@ def _safetensors(path: pathlib.Path) -> dict[str, TensorEntry]:
     for name, entry in sorted(header.items(), key=lambda item: _offsets(path, *item)):
         dtype, shape, (begin, stop) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _SIZES:
-            raise ValueError(f"{path}: {name} is stored as {dtype!r:.40}; known are {sorted(_SIZES)}")
+            raise ValueError(f"{path}: {_shown(name)} is stored as {dtype!r:.40}; known are {sorted(_SIZES)}")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
-            raise ValueError(f"{path}: {name} has the shape {shape!r:.80}, which is no list of up to 32 sizes")
+            raise ValueError(f"{path}: {_shown(name)} has the shape {shape!r:.80}, which is no list of up to 32 sizes")
         if math.prod(shape) * _SIZES[dtype] != stop - begin:
-            raise ValueError(f"{path}: {name} of {dtype}{shape} does not fill its {stop - begin} bytes")
+            raise ValueError(
+                f"{path}: {_shown(name)} of {dtype}{shape!s:.80} does not fill its bytes {begin!s:.40} to {stop!s:.40}"
+            )
         if begin != end:
             raise ValueError(
-                f"{path}: {name} begins at byte {begin}, where {end} is next: tensors overlap or leave gaps"
+                f"{path}: {_shown(name)} begins at byte {begin!s:.40}, where {end} is next: tensors overlap "
+                "or leave gaps"
             )
         end = stop
         read = functools.partial(_array, path, name, dtype, tuple(shape), start + begin)
         entries[name] = TensorEntry(tuple(shape), dtype, read)
     if start + end != size:
         raise ValueError(
-            f"{path} is not a complete safetensors file: {size} bytes, its header tells of {start + end}; it may be "
-            "truncated"
+            f"{path} is not a complete safetensors file: {size} bytes, its header tells of {start + end!s:.40}; it may "
+            "be truncated"
         )
     return entries
 
@@ -312,10 +324,10 @@ def _safetensors(path: pathlib.Path) -> dict[str, TensorEntry]:
 def _offsets(path: pathlib.Path, name: str, entry: Any) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
-        raise ValueError(f"{path}: {name} has no pair of `data_offsets` in the header: {entry!r:.80}")
+        raise ValueError(f"{path}: {_shown(name)} has no pair of `data_offsets` in the header: {entry!r:.80}")
     begin, stop = offsets
     if not 0 <= begin <= stop:
-        raise ValueError(f"{path}: {name} lies from byte {begin} to {stop}, out of bounds")
+        raise ValueError(f"{path}: {_shown(name)} lies from byte {begin!s:.40} to {stop!s:.40}, out of bounds")
     return begin, stop
 
 

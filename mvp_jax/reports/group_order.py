@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mvp_jax.storage import records
+from mvp_jax.storage import foreign_files, records
 
 ABOVE = ("mvp", "mvp_select")
 """The methods that are to stand above: Meta-Vote Pruning, with a start that is voted or chosen."""
@@ -68,7 +68,7 @@ def misplaced(means: Mapping[str, float], above: Sequence[str] = ABOVE, below: S
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the means and what is not in order, and returns the exit status: 1 if something is not.
+    """Prints the means and what is not in order, and returns the exit status: 1 if something is not, 2 after an error.
 
     Args:
         arguments: of the command line; `None`: those of the process.
@@ -79,8 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--below", default=",".join(BELOW), help="methods that should be below, with commas")
     given = parser.parse_args(arguments)
     above, below = given.above.split(","), given.below.split(",")
-    means = last_means(records.read_csv(given.results))
-    wrong = misplaced(means, above, below)
+    try:
+        with foreign_files.named(given.results):
+            means = last_means(records.read_csv(given.results))
+            wrong = misplaced(means, above, below)
+    except ValueError as error:
+        sys.stderr.write(f"error: {foreign_files.told(error)}\n")
+        return 2
     lines = [f"{100 * mean:6.1f} %  {name}" for name, mean in means.items() if name in (*above, *below)]
     verdict = wrong or [f"{', '.join(n for n in above if n in means)}: above all others, as they should be"]
     sys.stdout.write("\n".join(["mean test accuracy after the last fine-tuning step", *lines, *verdict]) + "\n")

@@ -20,7 +20,7 @@ import safetensors.numpy
 from mvp_jax.core import trees
 from mvp_jax.core.types import PyTree, Variables
 from mvp_jax.parallel import processes
-from mvp_jax.storage import dtypes, files, stores
+from mvp_jax.storage import disk_errors, dtypes, fault_points, files, foreign_files, stores
 
 
 class Checkpoints:
@@ -66,7 +66,8 @@ class Checkpoints:
             return
         # Where one process cannot write, the others would wait for it in Orbax for minutes.
         processes.together("checkpoints", lambda: files.writable(self.directory))
-        self._store = _orbax(self.directory, keep)
+        with foreign_files.named(self.directory):
+            self._store = _orbax(self.directory, keep)
         processes.same("states", f"checkpoints of {self.steps()}", "use a folder that all processes see")
 
     def __enter__(self) -> "Checkpoints":
@@ -83,7 +84,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the states that are there, ascending."""
-        return sorted(int(c.step) for c in self._store.checkpoints)
+        with foreign_files.named(self.directory):
+            return sorted(int(c.step) for c in self._store.checkpoints)
 
     def latest(self) -> int | None:
         """The step of the newest state; `None` if there is none."""
@@ -99,8 +101,9 @@ class Checkpoints:
             ValueError: if there is no such step, it is damaged, or it is not of stacked members.
         """
         saved = self._described(self._step(step))
-        shapes = [json.loads(text[text.index("[") :]) for text in saved.values() if "[" in text]
-        sizes = {shape[0] if shape else 0 for shape in shapes}
+        with foreign_files.named(self.directory):
+            shapes = [json.loads(text[text.index("[") :]) for text in saved.values() if "[" in text]
+            sizes = {int(shape[0]) if shape else 0 for shape in shapes}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(
                 f"the state in {self.directory} is not one of stacked members: its axes are {sorted(sizes)}"
@@ -119,8 +122,10 @@ class Checkpoints:
         if not self._alone:
             # Orbax starts with a device collective, in which nobody hears of a failure, and gloo waits 30 s at most.
             processes.barrier("saving")
+        fault_points.reached("state next", self.directory)
         with files.writing(self.directory):
             self._store.save(step, state, force=True, custom_metadata={"leaves": _describe(state)})
+        fault_points.reached("state saved", self.directory)
 
     def restore(self, like: PyTree, *, step: int | None = None) -> PyTree:
         """Reads a state back.
@@ -165,9 +170,9 @@ class Checkpoints:
 
     def _described(self, step: int) -> dict[str, str]:
         saved = self._metadata(step).get("leaves")
-        if not saved:
-            raise self._damaged(step, ValueError("its metadata is missing"))
-        return dict(saved)
+        if not isinstance(saved, dict) or not saved or not all(isinstance(text, str) for text in saved.values()):
+            raise self._damaged(step, ValueError("its metadata is missing or of another form"))
+        return saved
 
     def _metadata(self, step: int) -> dict[str, Any]:
         try:
@@ -178,10 +183,14 @@ class Checkpoints:
     def _damaged(self, step: int, error: BaseException) -> ValueError:
         while error.__cause__ or error.__context__:  # Orbax says what was wrong only at the bottom
             error = error.__cause__ or error.__context__ or error
+        if disk_errors.passing(error):
+            return ValueError(
+                f"cannot read the checkpoint of step {step} in {self.directory}: {error}; {disk_errors.advice(error)}"
+            )
         others = [s for s in self.steps() if s != step]
         return ValueError(
-            f"cannot read the checkpoint of step {step} in {self.directory} (damaged?): {str(error)[:300]}; "
-            f"delete its folder and restore another, there are {others}"
+            f"cannot read the checkpoint of step {step} in {self.directory} (damaged?): "
+            f"{foreign_files.told(error, 300)}; delete its folder and restore another, there are {others}"
         )
 
 
@@ -256,8 +265,9 @@ def load_arrays(path: str | os.PathLike[str], *, only: Sequence[str] | None = No
         ValueError: if the file is missing, damaged, or has no such name.
     """
     try:
-        with files.local(path) as here, safetensors.safe_open(here, framework="numpy") as content:
-            layout = json.loads((content.metadata() or {})["layout"])
+        file = foreign_files.plain_file(path)
+        with files.local(file) as here, safetensors.safe_open(here, framework="numpy") as content:
+            layout = _layout(path, content)
             wanted = layout["names"] if only is None else list(only)
             unknown = sorted(set(wanted) - set(layout["names"]))
             if unknown:
@@ -265,19 +275,33 @@ def load_arrays(path: str | os.PathLike[str], *, only: Sequence[str] | None = No
             flat = {k: content.get_tensor(k) for k in content.keys() if _parts(k)[0] in wanted}  # noqa: SIM118
     except KeyError as error:
         raise ValueError(f"{path} was not written by `save_arrays`: its metadata lacks {error}") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"cannot read {path} (missing, or cut short?): {error}") from error
+    except (OSError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"cannot read {path} (missing, or cut short?): {foreign_files.told(error)}") from error
     out: dict[str, Any] = {}
-    for key in (k for k in layout["empty"] if _parts(k)[0] in wanted):
-        _place(out, key, {})
-    for key, leaf in flat.items():
-        _place(out, key, dtypes.from_bits(leaf, layout["dtypes"].get(key, "")))
-    for key in (k for k in reversed(layout["variables"]) if _parts(k)[0] in wanted):  # the inner before the outer
-        node: Any = out
-        for part in _parts(key):
-            node = node[part]
-        _place(out, key, Variables(**node))
-    return {name: out[name] for name in wanted}
+    with foreign_files.named(path):
+        for key in (k for k in layout["empty"] if _parts(k)[0] in wanted):
+            _place(out, key, {})
+        for key, leaf in flat.items():
+            _place(out, key, dtypes.from_bits(leaf, layout["dtypes"].get(key, "")))
+        for key in (k for k in reversed(layout["variables"]) if _parts(k)[0] in wanted):  # the inner before the outer
+            node: Any = out
+            for part in _parts(key):
+                node = node[part]
+            _place(out, key, Variables(**node))
+        return {name: out[name] for name in wanted}
+
+
+def _layout(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
+    """What the metadata of a file says of its arrays, checked."""
+    found = foreign_files.parsed((content.metadata() or {})["layout"], f"the layout in {path}")
+    lists = ("names", "variables", "empty")
+    sound = isinstance(found, dict) and all(isinstance(found[name], list) for name in lists)
+    texts = [key for name in lists for key in found[name]] if sound else []
+    if not sound or not isinstance(found["dtypes"], dict) or not all(isinstance(key, str) for key in texts):
+        raise ValueError(f"{path} was not written by `save_arrays`: its layout is of another form")
+    if not all(isinstance(name, str) for name in found["dtypes"].values()):
+        raise ValueError(f"{path} was not written by `save_arrays`: a dtype in its layout is no text")
+    return found
 
 
 def _pack(tree: Any, path: str, flat: dict[str, np.ndarray], layout: dict[str, Any]) -> None:
@@ -308,6 +332,8 @@ def _place(out: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = _parts(path)
     for key in parents:
         out = out.setdefault(key, {})
+    if not isinstance(out, dict):
+        raise ValueError(f"{foreign_files.told(path, 80)!r} lies inside an array")
     out[last] = value
 
 

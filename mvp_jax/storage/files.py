@@ -10,11 +10,11 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import tempfile
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from mvp_jax.storage import disk_errors, exchange, fault_points, leftovers
 
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 """The package that reads addresses of each scheme."""
@@ -85,7 +85,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 def _unwritable(folder: str | os.PathLike[str], error: Exception) -> ValueError:
     text = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"cannot write to {folder}: {text}; choose a folder that can be written")
+    return ValueError(f"cannot write to {folder}: {text}; {disk_errors.advice(error)}")
 
 
 def writable(folder: str | os.PathLike[str]) -> None:
@@ -115,13 +115,22 @@ def write_bytes(file: str | os.PathLike[str], content: bytes) -> None:
         file.write_bytes(content)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    hidden = file.with_name(f".tmp-{file.name}-{os.getpid()}")
+    leftovers.sweep(file.parent)
+    hidden = file.with_name(leftovers.hidden_name(file.name))
+    half = len(content) // 2
     try:
         with hidden.open("wb") as stream:
-            stream.write(content)
+            fault_points.reached("bytes opened", file)
+            stream.write(memoryview(content)[:half])
             stream.flush()
+            fault_points.reached("bytes half", file)
+            stream.write(memoryview(content)[half:])
+            stream.flush()
+            fault_points.reached("bytes written", file)
             os.fsync(stream.fileno())
+        fault_points.reached("bytes synced", file)
         os.replace(hidden, file)
+        fault_points.reached("bytes moved", file)
     finally:
         hidden.unlink(missing_ok=True)
     sync(file.parent)
@@ -148,12 +157,15 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     file = path(file)
     with _aside(file) as temporary:
         yield temporary
+        fault_points.reached("file written", file)
         if is_remote(file):
             file.write_bytes(temporary.read_bytes())
             return
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
+        fault_points.reached("file synced", file)
         os.replace(temporary, file)
+        fault_points.reached("file moved", file)
         sync(file.parent)
 
 
@@ -186,12 +198,14 @@ def replacing_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[pa
         if not (temporary / marker).is_file():
             raise ValueError(f"{folder} was made without {marker!r}, the file that says that it is complete; write it")
         if is_remote(folder):
-            if exists(folder / marker):
-                (folder / marker).unlink()  # first, so that nobody reads old and new together
+            _unmark(folder, marker)
             for name in listing(folder):
                 remove(folder / name)
             upload(temporary, folder, marker)
             return
+        for inside in sorted(temporary.rglob("*")):  # the files, and the names in folders
+            sync(inside)
+        sync(temporary)
         _publish(temporary, folder)
 
 
@@ -203,25 +217,42 @@ def _aside(where: pathlib.Path) -> Iterator[pathlib.Path]:
             yield pathlib.Path(here) / where.name
         return
     where.parent.mkdir(parents=True, exist_ok=True)
-    sweep(where.parent)
-    folder = hidden(where.parent)
+    leftovers.sweep(where.parent)
+    folder = leftovers.hidden(where.parent)
     try:
         yield folder / where.name
+        fault_points.reached("hidden left", where)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(fresh: pathlib.Path, folder: pathlib.Path) -> None:
-    """Renames a complete folder of this machine to where readers look for it."""
-    if folder.is_dir() and any(folder.iterdir()):
-        # A folder cannot be renamed over a full one; the old one steps aside first.
-        old = hidden(folder.parent)
-        os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old)
+    """Renames a complete folder of this machine to where readers look for it; an old one is removed afterwards."""
+    fault_points.reached("folder written", folder)
+    old = None
+    if folder.is_dir() and any(folder.iterdir()):  # a folder cannot be renamed over a full one
+        if not exchange.exchange(fresh, folder):
+            old = leftovers.aside(folder)
+            os.replace(folder, old)
+            try:
+                fault_points.reached("folder aside", folder)
+                os.replace(fresh, folder)
+            except BaseException:
+                os.replace(old, folder)
+                raise
     else:
         os.replace(fresh, folder)
+    fault_points.reached("folder moved", folder)
     sync(folder.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _unmark(folder: pathlib.Path, marker: str) -> None:
+    """Removes the marker of a folder in a bucket first, so that nobody reads old and new together."""
+    if exists(folder / marker):
+        (folder / marker).unlink()
+        fault_points.reached("marker removed", folder)
 
 
 def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], marker: str) -> pathlib.Path:
@@ -239,13 +270,13 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes], mar
     folder = path(folder)
     with writing(folder):
         if is_remote(folder):
-            if exists(folder / marker):
-                (folder / marker).unlink()  # first, so that nobody reads old and new together
+            _unmark(folder, marker)
             for name in listing(folder):
                 if name not in files:
                     remove(folder / name)
             for name in sorted(files, key=lambda n: n == marker):
                 (folder / name).write_bytes(files[name])
+                fault_points.reached("marker written" if name == marker else "object written", folder / name)
             return folder
         with _aside(folder) as fresh:
             for name, content in files.items():
@@ -290,41 +321,14 @@ def remove(where: str | os.PathLike[str]) -> None:
         where.unlink(missing_ok=True)
 
 
-def hidden(folder: pathlib.Path) -> pathlib.Path:
-    """Makes a hidden folder in `folder`, on this machine, to be renamed; `sweep` removes it if this process died."""
-    fresh = pathlib.Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}~", dir=folder))
-    fresh.chmod(0o755)  # mkdtemp's are for the owner alone
-    return fresh
-
-
-def sweep(folder: pathlib.Path) -> None:
-    """Removes the folders that `hidden` made in `folder` for processes of this machine that no longer run."""
-    for left in () if is_remote(folder) else folder.glob(f"{_mine()}*"):
-        pid = left.name.removeprefix(_mine()).partition("~")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _mine() -> str:
-    return f".tmp-{urllib.parse.quote(socket.gethostname(), safe='')}~"
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere signal 0 is no question but an end
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
-
-
 def upload(source: pathlib.Path, folder: pathlib.Path, marker: str) -> None:
     """Copies a folder of this machine with all that is in it to a bucket, the marker last (an empty one if absent)."""
     last = source / marker
     for file in sorted(p for p in source.rglob("*") if p.is_file() and p != last):
         (folder / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
+        fault_points.reached("object written", folder / file.name)
     (folder / marker).write_bytes(last.read_bytes() if last.is_file() else b"")
+    fault_points.reached("marker written", folder)
 
 
 def download(folder: pathlib.Path, target: pathlib.Path) -> None:
@@ -350,10 +354,10 @@ def local(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield copy
 
 
-def sync(folder: pathlib.Path) -> None:
-    """Returns when renames in a folder of this machine would survive a power cut."""
+def sync(where: pathlib.Path) -> None:
+    """Returns when a file of this machine, or the renames in a folder, would survive a power cut."""
     if os.name == "posix":  # elsewhere folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(where, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -371,7 +375,6 @@ __all__ = [
     "complete",
     "download",
     "exists",
-    "hidden",
     "is_remote",
     "listing",
     "local",
@@ -379,7 +382,6 @@ __all__ = [
     "remove",
     "replacing",
     "replacing_folder",
-    "sweep",
     "sync",
     "upload",
     "writable",

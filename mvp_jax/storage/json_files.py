@@ -1,10 +1,9 @@
 """JSON files that other programs wrote: read as an object, or refused in one line that says which file is at fault."""
 
-import json
 import os
 from typing import Any
 
-from mvp_jax.storage import files
+from mvp_jax.storage import files, foreign_files
 
 
 def read_json(path: str | os.PathLike[str], *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -25,13 +24,14 @@ def read_json(path: str | os.PathLike[str], *, missing: dict[str, Any] | None = 
     """
     file = files.path(path)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if missing is None:
-            raise ValueError(f"no file {file}") from error
-        return missing
-    except (OSError, ValueError, RecursionError) as error:
+        content = foreign_files.text(file, missing=None if missing is None else "")
+    except ValueError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise ValueError(f"{file} is not readable JSON: {error}") from error
+    if not content and missing is not None and not files.exists(file):
+        return missing
+    found = foreign_files.parsed(content, file)
     if not isinstance(found, dict):
         raise ValueError(f"{file} is a JSON {type(found).__name__}, not an object")
     return found

@@ -18,7 +18,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from mvp_jax.storage import event_files, files
+from mvp_jax.storage import event_files, files, foreign_files
 
 Row = Mapping[str, Any]
 """One result: `target`, `seed`, `method`, `ratio` or `sparsity`, `steps`, `split`, `accuracy` and, if known, its cost.
@@ -56,12 +56,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file, as `write_json` writes it.
 
     Raises:
-        ValueError: naming the file, if it is not JSON.
+        ValueError: naming the file, if it is missing or not JSON.
     """
     try:
-        return json.loads(files.path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}; delete it to have it made again") from error
+        return foreign_files.parsed(foreign_files.text(path), path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to have it made again") from error
 
 
 class MetricsWriter:
@@ -97,7 +97,11 @@ class MetricsWriter:
         self._board = board
         text = ""
         if files.exists(self.path):
-            kept = [line for line in read_metrics(self.path) if after is None or line["step"] <= after]
+            lines = read_metrics(self.path)
+            strange = [i for i, line in enumerate(lines, 1) if type(line.get("step")) is not int]
+            if after is not None and strange:
+                raise ValueError(f"line {strange[0]} of {self.path} has no step; remove it, or start a new file")
+            kept = [line for line in lines if after is None or line["step"] <= after]
             text = "".join(_line(line) for line in kept)
             if text != self.path.read_text(encoding="utf-8"):
                 write_text(self.path, text)
@@ -149,15 +153,19 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a file of metrics as dicts, in order, without a last line that was cut short.
 
     Raises:
-        ValueError: naming the line, if a line other than the last is no JSON.
+        ValueError: naming the line, if a line other than the last is no JSON object; naming the file, if it cannot be
+            read.
     """
-    lines = files.path(path).read_text(encoding="utf-8").split("\n")
+    with foreign_files.named(path):
+        lines = foreign_files.plain_file(path).read_text(encoding="utf-8").split("\n")
     found = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} of {path} is no JSON: {error}; remove it, or start a new file") from error
+            found.append(foreign_files.parsed(line, f"line {number} of {path}"))
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it, or start a new file") from error
+        if not isinstance(found[-1], dict):
+            raise ValueError(f"line {number} of {path} is no JSON object; remove it, or start a new file")
     return found
 
 
@@ -206,14 +214,33 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a table of results, numbers as numbers and empty cells as `None`.
 
     Raises:
-        ValueError: if the file lacks a column.
+        ValueError: naming the file, if it cannot be read, lacks a column, or has a row with another number of cells or
+            with text where a number belongs.
     """
-    reader = csv.DictReader(io.StringIO(files.path(path).read_bytes().decode(), newline=""))
-    there = reader.fieldnames or ()
+    with foreign_files.named(path):
+        rows = list(csv.reader(io.StringIO(foreign_files.text(path), newline="")))
+    there = rows[0] if rows else []
     lacking = [f for f in FIELDS if f not in there and not (f == "ratio" and "sparsity" in there)]
     if lacking:
         raise ValueError(f"{path} lacks the columns {lacking}; is it a table of results?")
-    return [{k: v if k in _WORDS else _number(v) for k, v in row.items()} for row in reader]
+    if len(set(there)) < len(there):
+        raise ValueError(f"{path} has a column twice among {foreign_files.told(there, 300)}; is it a table of results?")
+    numbers = [k for k in ("seed", "ratio", "sparsity", "steps", "accuracy") if k in there]
+    found = []
+    for line, cells in enumerate(rows[1:], 2):
+        if not cells:
+            continue
+        row = {k: v if k in _WORDS else _number(v) for k, v in zip(there, cells, strict=False)}
+        wrong = [k for k in numbers if not _finite(row.get(k))]
+        if len(cells) != len(there) or wrong:
+            reason = f"no number as {wrong}" if wrong else f"{len(cells)} cells, not {len(there)}"
+            raise ValueError(f"{path}, row {line}: {reason}; is it a table of results?")
+        found.append(row)
+    return found
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e300 < value < 1e300  # a whole number may be more than a float
 
 
 def _number(text: str) -> Any:

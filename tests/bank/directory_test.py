@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mvp_jax import bank
 from mvp_jax.core import trees
 from mvp_jax.core.types import Variables
-from mvp_jax.storage import files
+from mvp_jax.storage import leftovers
 
 PRINT = "0" * 64
 SETTINGS = {"method": "ifp", "rounds": 3, "tuning": {"rate": 0.02, "steps": 60}}
@@ -280,7 +280,7 @@ def test_a_writer_leaves_the_work_of_another_alone(tmp_path):
     (tmp_path / "entries").mkdir()
     (tmp_path / ".tmp-manifest.json-1").write_text("{")  # killed before its manifest: begun again
     store = made(tmp_path)
-    hidden = tmp_path / "entries" / f"{files._mine()}{os.getpid()}~x"
+    hidden = tmp_path / "entries" / f"{leftovers._mine()}{os.getpid()}~x"
     hidden.mkdir()
     elsewhere = tmp_path / "entries" / ".tmp-another-host~1~x"
     elsewhere.mkdir()
@@ -288,6 +288,15 @@ def test_a_writer_leaves_the_work_of_another_alone(tmp_path):
     assert hidden.exists()
     assert elsewhere.exists()
     assert len(bank.entries(store)) == 3
+
+
+def test_the_lock_of_a_killed_maker_is_removed(tmp_path):
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / ".lock").write_text('{"host": "here", "pid": 1}')  # killed before its manifest
+    made(tmp_path / "bank")
+    (tmp_path / "bank" / ".lock").write_text('{"host": "here", "pid": 1}')  # killed after its manifest
+    bank.create(tmp_path / "bank", fingerprint=PRINT, settings=bank.open(tmp_path / "bank").settings, exist_ok=True)
+    assert not (tmp_path / "bank" / ".lock").exists()
 
 
 def test_a_reader_never_sees_half_an_entry(tmp_path):
@@ -324,7 +333,7 @@ def test_of_two_writers_of_one_task_the_first_stays(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
-    with pytest.raises(ValueError, match="cannot write"):
+    with pytest.raises(ValueError, match=r"'b' was added to the bank .* by another process"):
         bank.add(store, entry_of("b"), arrays_of(2))
     assert_same(bank.load(bank.entries(store)[1]), arrays_of(1))
     assert sorted(os.listdir(tmp_path / "entries")) == ["a", "b"]

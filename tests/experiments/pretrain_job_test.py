@@ -118,10 +118,10 @@ def test_streamed_and_shared_out_it_learns_too_and_goes_on(tmp_path, monkeypatch
     assert losses[1] < losses[0]
     judge = pretrain_job._judge
 
-    def killed(plan, trained, state, valid, folder):
+    def killed(plan, trained, state, valid):
         if int(state.step) == 20:
             raise KeyboardInterrupt
-        return judge(plan, trained, state, valid, folder)
+        return judge(plan, trained, state, valid)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_job, "_judge", killed)

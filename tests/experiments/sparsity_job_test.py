@@ -15,7 +15,7 @@ from mvp_jax.core import patterns, trees
 from mvp_jax.experiments import planning, presets, run, sparsity_job, sparsity_report
 from mvp_jax.methods import registry, sparse
 from mvp_jax.methods.sparse import gradual_soup, lines
-from mvp_jax.storage import records
+from mvp_jax.storage import checkpoint, records
 from tests import mlp
 from tests.methods.sparse import contract_test as contract
 
@@ -169,14 +169,19 @@ def test_what_is_done_is_not_done_again(job, monkeypatch):
     assert json.loads(lost.read_text())["kept"] == before["kept"]
 
 
-def test_texts_run_too_and_rounds_are_kept(tmp_path):
+def test_texts_run_too_and_rounds_are_kept_until_the_end(tmp_path, monkeypatch):
+    save, kept = checkpoint.Checkpoints.save, []
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "save", lambda self, *given: (kept.append(self.directory), save(self, *given))
+    )
     c = config("data=docstrings,runlocal", isp_config)
     c.model.options.update({"dim": 16, "heads": 2, "layers": 1})
     c.targets.seeds, c.sparsities, c.masks_alone, c.keep_rounds = 1, (0.5,), False, True
     c.methods, c.ours, c.reference = ("magnitude",), "magnitude", "magnitude"
     rows = run.run(c, tmp_path / "run")
     assert {r["method"] for r in rows} == {"magnitude"}
-    assert (tmp_path / "run" / "running" / "magnitude-0.5-target-0000-0").is_dir()
+    assert tmp_path / "run" / "running" / "magnitude-0.5-target-0000-0" in kept
+    assert not (tmp_path / "run" / "running").exists()
 
 
 def test_further_metrics_stand_beside_accuracy(tmp_path, monkeypatch):

@@ -252,3 +252,16 @@ def test_a_failed_write_keeps_the_file_before(tmp_path, monkeypatch):
         checkpoint.save_arrays(file, {"a": 2})
     assert checkpoint.load_arrays(file)["a"] == 1
     assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ["x"]
+
+
+def test_a_bucket_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, {"a": np.arange(3)})
+
+        def silent(*_):
+            raise TimeoutError("the bucket did not answer in time")
+
+        monkeypatch.setattr(saved._store, "load", silent)
+        with pytest.raises(ValueError, match="did not answer in time; try again when the network answers") as error:
+            saved.restore({"a": np.zeros(3, int)})
+        assert "delete" not in str(error.value)

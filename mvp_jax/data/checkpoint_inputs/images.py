@@ -5,6 +5,8 @@ that work on Pillow.
 """
 
 import dataclasses
+import itertools
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mvp_jax.storage import json_files
+from mvp_jax.storage import foreign_files, json_files
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The names of the resizing filters whose codes 0 to 5 Pillow and checkpoints use."""
 
+_HUGE = 1e30  # float32 holds it, and what it is multiplied by
 _MOST = 100_000_000  # pixels of a resized picture; a strip one pixel wide would become far larger
 _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -65,6 +68,14 @@ class Processor:
         if type(self.resample) is not int or not 0 <= self.resample < len(FILTERS):
             known = ", ".join(f"{i} {name}" for i, name in enumerate(FILTERS))
             raise ValueError(f"resample={self.resample!r} is no filter; known are {known}")
+        if max(map(math.prod, pairs), default=0) > _MOST or (isinstance(self.size, int) and self.size > _MOST):
+            raise ValueError(f"size={self.size!r:.60}, crop={self.crop!r:.60}; give at most {_MOST:,} pixels")
+        given = [v if isinstance(v, tuple) else (v,) for v in (self.scale, self.mean, self.std)]
+        numbers = [n for n in itertools.chain(*given) if n is not None]
+        if not all(isinstance(n, int | float | np.number) and abs(n) < _HUGE for n in numbers):
+            raise ValueError(
+                f"scale={self.scale!r:.40}, mean={self.mean!r:.80}, std={self.std!r:.80}; give finite numbers"
+            )
         mean, std = (None if v is None else np.shape(v) for v in (self.mean, self.std))
         if mean != std or np.ndim(self.mean or 0) > 1 or not np.all(np.asarray(1 if std is None else self.std) > 0):
             raise ValueError(
@@ -186,8 +197,8 @@ def processor(source: str | os.PathLike[str]) -> Processor:
     where, fields = _fields(pathlib.Path(source))
     try:
         return _processor(fields)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{where}: {foreign_files.told(error)}") from error
 
 
 def _fields(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mvp_jax.storage import json_files
+from mvp_jax.storage import foreign_files, json_files
 
 _PAIRS = ("vocab.json", "merges.txt")
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -48,6 +48,9 @@ def builder(folder: pathlib.Path) -> tuple[Callable[[pathlib.Path, dict[str, Any
     Raises:
         ValueError: for files that are missing, of another kind, or no JSON.
     """
+    for name in ("tokenizer.json", "vocab.txt", *_PAIRS):
+        if (folder / name).exists():
+            foreign_files.plain_file(folder / name, foreign_files.LONGEST)
     settings, described = _settings(folder), json_files.read_json(folder / "config.json", missing={})
     if (folder / "tokenizer.json").exists():
         return _saved, settings

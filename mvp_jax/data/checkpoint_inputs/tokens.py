@@ -6,7 +6,6 @@ understood by `tokenizer_files`; the work is done by `tokenizers`, an extra (`pi
 
 import dataclasses
 import gzip
-import itertools
 import os
 import pathlib
 import zlib
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from mvp_jax.data.checkpoint_inputs import tokenizer_files
-from mvp_jax.storage import json_files
+from mvp_jax.storage import foreign_files, json_files
 
 _CHUNK = 2048  # texts; what `tokenizers` returns is some hundred bytes a token, ids are four
+_LONGEST_LINE = 1000  # characters of a line of merges
 _PADS = ("[PAD]", "<pad>", tokenizer_files.END)  # by convention, where no file says it
 
 
@@ -145,7 +145,8 @@ def tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     try:
         made = _finished(build(folder, settings), settings.get("pad_token"))
     except Exception as error:  # `tokenizers` raises nothing more special
-        raise ValueError(f"the tokeniser in {folder} is refused: {error}") from error
+        reason = foreign_files.told(error) or type(error).__name__
+        raise ValueError(f"the tokeniser in {folder} is refused: {reason}") from error
     own, largest = described.get("text_config"), max(made.vocab.values())
     size = (own if isinstance(own, dict) else described).get("vocab_size")
     if isinstance(size, int) and largest >= size:
@@ -181,9 +182,9 @@ def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
     if count < 0:
         raise ValueError(f"size={size} must hold {len(alphabet)} bytes twice and two marks; CLIP's is 49408")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = list(itertools.islice(file, 1, count + 1))  # the first line tells of the version
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        with gzip.open(foreign_files.plain_file(path), "rt", encoding="utf-8") as file:
+            lines = [file.readline(_LONGEST_LINE) for _ in range(count + 1)][1:]  # the first tells of the version
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a gzipped list of merges: {error}") from error
     merges = [tuple(line.split()) for line in lines]
     good = sum(len(merge) == 2 for merge in merges)
@@ -202,7 +203,7 @@ def clip_bpe(path: str | os.PathLike[str], *, size: int = 49_408) -> Tokenizer:
             tokenizer_files.END,
         )
     except Exception as error:  # `tokenizers` raises nothing more special
-        raise ValueError(f"the merges in {path} do not build on each other: {error}") from error
+        raise ValueError(f"the merges in {path} do not build on each other: {foreign_files.told(error)}") from error
 
 
 def _finished(backend: Any, pad: Any) -> Tokenizer:

@@ -10,8 +10,9 @@ import numpy as np
 
 from mvp_jax.data import sources
 from mvp_jax.data.datasets import catalog
-from mvp_jax.data.loading import lazy
+from mvp_jax.data.loading import decoding, lazy
 from mvp_jax.data.sources import Source
+from mvp_jax.storage import foreign_files
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """The endings of files that are taken for pictures, in lower or upper case."""
@@ -28,7 +29,7 @@ class _Files:
     labels: tuple[int, ...]
 
     def __call__(self, i: int) -> bytes:
-        return self.paths[i].read_bytes()
+        return foreign_files.plain_file(self.paths[i]).read_bytes()
 
     def called(self, i: int) -> str:
         return str(self.paths[i])
@@ -254,9 +255,9 @@ def _together(a: _Files, b: _Files) -> _Files:
 def _rows(table: pathlib.Path, delimiter: str, least: int, header: bool = False) -> list[list[str]]:
     """Reads the rows of a table, with or without its header line."""
     try:
-        with table.open(newline="", encoding="utf-8") as stream:
+        with foreign_files.plain_file(table).open(newline="", encoding="utf-8") as stream:
             found = [row for row in csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE) if row]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"cannot read {table}, which says what the pictures are: {error}") from error
     wrong = [i for i, row in enumerate(found) if len(row) < least]
     if len(found) <= header or wrong:
@@ -288,15 +289,13 @@ def _source(
 
 def _common(*splits: _Files | None) -> tuple[int, int]:
     """Returns the one size `(height, width)` of all pictures, read from the headers of their files."""
-    from PIL import Image
-
     first: tuple[tuple[int, int], pathlib.Path] | None = None
     for path in (path for files in splits if files for path in files.paths):
         try:
-            with Image.open(path) as image:
+            with decoding.opened(path) as image:
                 found = (image.height, image.width)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: is not a picture that can be read: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         first = first or (found, path)
         if found != first[0]:
             raise ValueError(

@@ -18,6 +18,7 @@ import numpy as np
 from mvp_jax.data import sources
 from mvp_jax.data.checkpoint_inputs import encoded
 from mvp_jax.data.checkpoint_inputs.tokens import Tokenizer
+from mvp_jax.storage import foreign_files
 
 _HOME = "~/tensorflow_datasets"
 _CHUNK = 4096  # records that are read together
@@ -317,7 +318,9 @@ def _table(
     if not path.is_file():
         raise ValueError(f"no file {path}; {known.name} has the splits {', '.join(known.splits)}, give all of them")
     try:
-        content = path.read_bytes().decode("utf-8-sig")
+        content = foreign_files.plain_file(path).read_bytes().decode("utf-8-sig")
+        if "\0" in content:
+            raise ValueError(f"{path} holds a NUL byte; it is damaged, download it again")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; see that it may be read") from error
     except UnicodeDecodeError as error:

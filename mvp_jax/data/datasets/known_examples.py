@@ -9,6 +9,7 @@ from mvp_jax.data import archives, sources
 from mvp_jax.data.datasets import catalog, glue, prepared, tables, targets, text
 from mvp_jax.data.datasets.examples import GivenParts, Pool, image_keys
 from mvp_jax.data.loading.lazy import Lazy
+from mvp_jax.storage import foreign_files
 
 _KEYS: tuple[dict[str, tuple[str, str]], ...] = (
     {
@@ -83,6 +84,11 @@ def archive(path: pathlib.Path, name: str, test: pathlib.Path | None = None) -> 
     Raises:
         ValueError: for files, keys or contents that do not fit.
     """
+    with foreign_files.named(path):
+        return _archive(path, name, test)
+
+
+def _archive(path: pathlib.Path, name: str, test: pathlib.Path | None) -> GivenParts:
     found, class_names = _images(path)
     files = dict.fromkeys(found, path)
     if "train" not in found:

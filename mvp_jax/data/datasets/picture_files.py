@@ -12,7 +12,8 @@ from mvp_jax.data.datasets import folders, tables
 from mvp_jax.data.datasets.examples import GivenParts, Pool
 from mvp_jax.data.datasets.table_examples import PARTS
 from mvp_jax.data.datasets.targets import shown
-from mvp_jax.data.loading import lazy
+from mvp_jax.data.loading import decoding, lazy
+from mvp_jax.storage import foreign_files
 
 FULLY_CHECKED = 5_000
 """Fewer pictures than this, of less than a gigabyte together, are all decoded once before any work."""
@@ -57,7 +58,7 @@ class PictureFiles(Sequence[np.ndarray]):
             return PictureFiles(self.paths[which])
         path = self.paths[which]
         try:
-            return lazy.decode(path.read_bytes(), upright=True)
+            return decoding.decode(foreign_files.plain_file(path).read_bytes(), upright=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -189,10 +190,10 @@ def _keys(paths: list[pathlib.Path]) -> tuple[list[Hashable], str]:
     def look(i: int) -> None:
         try:
             if full:
-                picture = lazy.decode(paths[i].read_bytes(), upright=True)
+                picture = decoding.decode(foreign_files.plain_file(paths[i]).read_bytes(), upright=True)
                 keys[i] = (picture.shape, lazy.digest(picture))
             else:
-                lazy.check_head(paths[i])
+                decoding.check_head(paths[i])
                 if common[sizes[i]] > 1:  # files of different lengths differ
                     keys[i] = lazy.digest(paths[i].read_bytes())
         except (OSError, ValueError) as error:

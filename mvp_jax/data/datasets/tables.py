@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mvp_jax.storage import foreign_files
+
 DELIMITED = (".csv", ".tsv")
 """The endings of files whose rows are lines of parted cells."""
 
@@ -117,7 +119,7 @@ def read(path: pathlib.Path) -> Table:
 def _content(path: pathlib.Path) -> str:
     """Returns the text of a file, without the mark at its beginning that some programs write."""
     try:
-        raw = path.read_bytes()
+        raw = foreign_files.plain_file(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; see that it may be read") from error
     if not raw.strip():
@@ -168,7 +170,9 @@ def _delimited(path: pathlib.Path, content: str) -> Table:
     names = [name or f"column {i}" for i, name in enumerate(header, 1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{path}: several columns are called {twice}; its first line is {header}; give each its name")
+        raise ValueError(
+            f"{path}: several columns are called {twice!s:.200}; its first line is {header!s:.200}; give each its name"
+        )
     wrong = [i for i, row in enumerate(rows) if len(row) != len(names)]
     if wrong:
         several = numbered("line", [lines[i] for i in wrong])
@@ -186,7 +190,7 @@ def _delimited(path: pathlib.Path, content: str) -> Table:
     if fault:
         raise ValueError(f"{path}, {fault}")
     if len(rows) == 1:
-        raise ValueError(f"{path} has a first line {header} and no rows under it; add a row for each example")
+        raise ValueError(f"{path} has a first line {header!s:.300} and no rows under it; add a row for each example")
     return Table(
         path=path, columns=dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True)), rows=lines[1:]
     )
@@ -270,7 +274,7 @@ def _objects(path: pathlib.Path, content: str) -> Table:
         raise ValueError(f"{path} has no rows; give a JSON object for each example")
     stripped = [name.strip() for name in names]
     if len(set(stripped)) < len(names):
-        raise ValueError(f"{path}: keys of one name in {names}, but for blanks; give each column one name")
+        raise ValueError(f"{path}: keys of one name in {names!s:.300}, but for blanks; give each column one name")
     columns = {s: [_cell(row.get(name)) for row in parsed] for name, s in zip(names, stripped, strict=True)}
     return Table(path=path, columns=columns, rows=numbers, unit=unit)
 

@@ -5,21 +5,17 @@ records; a picture is read, decoded and resized at the moment it is asked for.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import os
-import struct
-import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import PIL.Image
+from mvp_jax.data.loading import decoding
 
 _AT_ONCE = 1024  # pictures handed to the threads together
 _LEVELS = np.dtype(np.uint8)
@@ -150,7 +146,7 @@ class Lazy:
         Raises:
             ValueError: if it is no picture, or has more than 8 bits a level.
         """
-        return decode(content, self.channels)
+        return decoding.decode(content, self.channels)
 
     def digests(self) -> list[bytes]:
         """Returns N digests of the files' contents, or of the pixels where `read` gives these; nothing is decoded.
@@ -233,7 +229,7 @@ def pictures(
         return found
     try:
         first = read(0)
-        shape = (decode(first, channels) if isinstance(first, bytes) else channelled(first, channels)).shape
+        shape = (decoding.decode(first, channels) if isinstance(first, bytes) else channelled(first, channels)).shape
     except (ValueError, OSError) as error:
         raise ValueError(f"{called(0)}: {error}") from error
     return dataclasses.replace(found, image_shape=shape)
@@ -264,69 +260,6 @@ def digest(content: "bytes | np.ndarray") -> bytes:
     """Returns 16 bytes that stand for a file's content, or for the exact pixels of an image (BLAKE2b)."""
     whole = content if isinstance(content, bytes) else content.tobytes()
     return hashlib.blake2b(whole, digest_size=16).digest()
-
-
-def decode(content: bytes, channels: int = 3, *, upright: bool = False) -> np.ndarray:
-    """Decodes a picture, `uint8[h, w, channels]`; what is transparent is put over white.
-
-    Args:
-        content: a file's content, in any format that Pillow reads.
-        channels: 3 for RGB, 1 for grey.
-        upright: whether the picture is turned as the EXIF orientation of the file says.
-
-    Raises:
-        ValueError: if it is no picture, or has more than 8 bits a level.
-
-    >>> decode(b"no picture")
-    Traceback (most recent call last):
-    ValueError: is not a picture that can be read (damaged or cut short?): cannot identify image file ...
-    """
-    from PIL import Image, ImageOps
-
-    with _readable(), Image.open(io.BytesIO(content)) as opened:
-        _check_levels(opened)
-        image = ImageOps.exif_transpose(opened) if upright else opened
-        return np.asarray(_mode(image, "RGB" if channels == 3 else "L")).reshape(*image.size[::-1], channels)
-
-
-def check_head(path: "str | os.PathLike[str]") -> None:
-    """Reads the head of a picture's file, which is fast and finds what is no picture, but not what is cut short.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: if it is no picture, or has more than 8 bits a level.
-    """
-    from PIL import Image
-
-    with _readable(), Image.open(path) as image:
-        _check_levels(image)
-
-
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    from PIL import Image
-
-    try:
-        yield
-    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"is not a picture that can be read (damaged or cut short?): {error}") from error
-
-
-def _check_levels(image: "PIL.Image.Image") -> None:
-    # Pillow cuts off what is above 255 of the modes with more bits.
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise ValueError(f"has more than 8 bits a level (mode {image.mode}); write it with 8 first")
-
-
-def _mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
-    from PIL import Image
-
-    if "A" in image.getbands() or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
 
 
 def channelled(x: np.ndarray, channels: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mvp_jax.data import sources, tasks
 from mvp_jax.data.checkpoint_inputs import images
-from mvp_jax.data.loading import lazy
+from mvp_jax.data.loading import decoding, lazy
 from mvp_jax.data.sources import Arrays
 from mvp_jax.data.tasks import Task
 from mvp_jax.experiments import setup
@@ -109,21 +109,21 @@ def test_files_for_crops_made_elsewhere():
     x = pixels(1, (9, 14, 3))[0]
     z = lazy.pictures(lambda i: encoded(x), 2, size=4)
     np.testing.assert_array_equal(z.decode(z.encoded(1)), x)
-    np.testing.assert_array_equal(lazy.decode(lazy.rows(x[None]).encoded(0)), x)
+    np.testing.assert_array_equal(decoding.decode(lazy.rows(x[None]).encoded(0)), x)
     half = z.map(lambda b: b / np.float32(2), np.float32).map(lambda b: b - 1)
     np.testing.assert_allclose(half.finish(np.full((2, 4, 4, 3), 8, np.uint8)), 3)
 
 
 def test_colours():
     grey = pixels(1, (4, 4, 1))[0]
-    assert (lazy.decode(encoded(grey)) == grey).all()  # repeated
-    assert (lazy.decode(encoded(grey), 1) == grey).all()
+    assert (decoding.decode(encoded(grey)) == grey).all()  # repeated
+    assert (decoding.decode(encoded(grey), 1) == grey).all()
     stream = io.BytesIO()
     Image.fromarray(np.concatenate([pixels(1, (2, 2, 3))[0], np.zeros((2, 2, 1), np.uint8)], -1)).save(stream, "PNG")
-    assert (lazy.decode(stream.getvalue()) == 255).all()  # transparent, over white
+    assert (decoding.decode(stream.getvalue()) == 255).all()  # transparent, over white
     assert lazy.channelled(np.full((1, 1, 3), 9, np.uint8), 1).tolist() == [[[9]]]
     with pytest.raises(ValueError, match="more than 8 bits"):
-        lazy.decode(encoded(np.zeros((2, 2), np.uint16)[..., None]))
+        decoding.decode(encoded(np.zeros((2, 2), np.uint16)[..., None]))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
