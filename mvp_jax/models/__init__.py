@@ -97,7 +97,7 @@ def depth(config: Any) -> int:
     """Returns how many layers or blocks a configuration has, each of which has arrays of its own.
 
     >>> depth(vit.micro()), depth(resnet.resnet8())
-    (2, 3)
+    (3, 3)
     """
     return _layers(vars(config).values())
 

@@ -153,11 +153,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a file of metrics as dicts, in order, without a last line that was cut short.
 
     Raises:
-        ValueError: naming the line, if a line other than the last is no JSON object; naming the file, if it cannot be
-            read.
+        ValueError: naming the line, if a line other than the last is no JSON object; naming the file, if it is no plain
+            file or no text in UTF-8.
+        OSError: if it cannot be read.
     """
+    content = foreign_files.plain_file(path).read_bytes()  # an error of the disk stays one
     with foreign_files.named(path):
-        lines = foreign_files.plain_file(path).read_text(encoding="utf-8").split("\n")
+        lines = content.decode("utf-8").split("\n")
     found = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
         try:

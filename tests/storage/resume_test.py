@@ -55,7 +55,7 @@ def test_a_json_value_is_what_the_file_says(place):  # noqa: F811
     assert resume.json_or_make(place / "rows.json", lambda: rows) == want
     assert resume.json_or_make(place / "rows.json", pytest.fail) == want
     files.write_bytes(place / "rows.json", b'[{"accu')
-    with pytest.raises(ValueError, match=r"rows\.json is no JSON: .*; delete it"):
+    with pytest.raises(ValueError, match=r"rows\.json is not readable JSON: .*; delete it"):
         resume.json_or_make(place / "rows.json", pytest.fail)
 
 
